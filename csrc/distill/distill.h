@@ -1,0 +1,166 @@
+// The problem, as one struct: what the operators were asked, in plain pointers that every backend understands.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cmath>
+#include <cstdint>
+#include <optional>
+#include <tuple>
+
+namespace udskd {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// What the forward pass keeps of each row [rows, kColumns], in the arithmetic's dtype. Logits are shifted by their row's maximum,
+// and kSum* are sums of exponentials of the shifted logits: at the temperature, the peer temperature, or 1.
+enum Column : int {
+  kMaxT, kMaxA, kMaxB,
+  kSumT, kSumA, kSumB, kSumPeerA, kSumPeerB, kSumOneA, kSumOneB,
+  kTargetMass,               // sum of the target distribution: 1 for a label
+  kCeA, kCeB,                // cross-entropies
+  kKlTA, kKlTB,              // KL(teacher || student), without T^2 and weight
+  kKlBA, kKlAB,              // KL(peer || student), without T^2
+  kWeight, kEntropy,         // the teacher's certainty as a weight, and its entropy
+  kShare,                    // the row's share of the loss: 1/n (mean), 1 (sum, none), 0 when ignored
+  kColumns
+};
+
+enum Uncertainty : int64_t { kEntropyWeight, kMaxProb, kMargin, kNone, kGiven };
+enum Reduction : int64_t { kMean, kSum, kUnreduced };
+constexpr int kComponents = 6;  // ce_a, ce_b, kd_a, kd_b, peer_a, peer_b
+
+// Rows of [rows, classes]; the classes are adjacent, the rows any stride apart.
+struct Matrix {
+  const void* data = nullptr;
+  int64_t stride = 0;
+  ScalarType dtype = ScalarType::Float;
+  constexpr explicit operator bool() const { return data != nullptr; }
+};
+
+// A coefficient of the loss: one number for all rows, or one from memory for each row (stride 0 repeats a single one).
+struct Coefficient {
+  double value = 0;
+  const void* data = nullptr;
+  int64_t stride = 0;
+  constexpr bool on() const { return data != nullptr || value != 0; }
+};
+
+struct Problem {
+  int64_t rows = 0, classes = 0;
+  bool wide = false;  // arithmetic in double
+  Matrix teacher, a, b, target;
+  const int64_t* labels = nullptr;
+  Coefficient ce, kd, peer, certainty;
+  double temperature = 1, peer_temperature = 1, uncertainty_temperature = 1, label_smoothing = 0;
+  int64_t uncertainty = kEntropyWeight, ignore_index = -100, reduction = kMean;
+  bool trust_uncertain = false, normalize_weights = false, detach_peer = true;
+
+  constexpr bool has_ce() const { return (labels || target) && ce.on(); }
+  constexpr bool has_kd() const { return teacher && kd.on(); }
+  constexpr bool has_peer() const { return b && peer.on(); }
+};
+
+// What both operators take, in the order of their schemas.
+struct Arguments {
+  std::optional<Tensor> teacher;
+  Tensor a;
+  std::optional<Tensor> b, target, ce, kd, peer, certainty;
+};
+
+inline bool is_wide(const std::optional<Tensor>& x) { return x && x->scalar_type() == ScalarType::Double; }
+
+// The tensor with its classes adjacent in memory; a copy only if they are not.
+inline void make_rows(std::optional<Tensor>& x) {
+  if (x && x->size(1) > 1 && x->stride(1) != 1) x = torch::stable::contiguous(*x);
+}
+
+// Makes the layout readable, in place, so that the tensors stay alive while the problem points into them.
+inline void make_readable(Arguments& args) {
+  std::optional<Tensor> a = args.a;
+  make_rows(a);
+  args.a = *a;
+  make_rows(args.teacher);
+  make_rows(args.b);
+  if (args.target && args.target->dim() == 2) make_rows(args.target);
+  if (args.target && args.target->dim() == 1) args.target = torch::stable::contiguous(*args.target);
+}
+
+inline Matrix matrix(const std::optional<Tensor>& x, const Problem& p, const char* name) {
+  if (!x) return {};
+  STD_TORCH_CHECK(x->dim() == 2 && x->size(0) == p.rows && x->size(1) == p.classes, name, " must be [", p.rows, ", ", p.classes, "]");
+  return {x->const_data_ptr(), x->stride(0), x->scalar_type()};
+}
+
+inline Coefficient coefficient(double value, const std::optional<Tensor>& x, const Problem& p, const char* name) {
+  if (!x) return {value, nullptr, 0};
+  STD_TORCH_CHECK(x->dim() == 0 || (x->dim() == 1 && x->size(0) == p.rows), name, " must be one number or [", p.rows, "]");
+  STD_TORCH_CHECK(x->scalar_type() == (p.wide ? ScalarType::Double : ScalarType::Float), name, " must have the arithmetic's dtype");
+  return {value, x->const_data_ptr(), x->dim() == 0 ? 0 : x->stride(0)};
+}
+
+// The tensors' part of the problem; the numbers are filled in by the operators. Call make_readable first.
+inline Problem read(const Arguments& args, double ce, double kd, double peer) {
+  STD_TORCH_CHECK(args.a.dim() == 2, "student_a must be [rows, classes]");
+  Problem p;
+  p.rows = args.a.size(0), p.classes = args.a.size(1);
+  p.wide = is_wide(args.a) || is_wide(args.teacher) || is_wide(args.b);
+  p.teacher = matrix(args.teacher, p, "teacher"), p.a = matrix(args.a, p, "student_a"), p.b = matrix(args.b, p, "student_b");
+  if (args.target && args.target->dim() == 2) {
+    p.target = matrix(args.target, p, "target");
+  } else if (args.target) {
+    STD_TORCH_CHECK(args.target->size(0) == p.rows && args.target->scalar_type() == ScalarType::Long, "labels must be int64 [", p.rows, "]");
+    p.labels = args.target->const_data_ptr<int64_t>();
+  }
+  p.ce = coefficient(ce, args.ce, p, "ce_weight"), p.kd = coefficient(kd, args.kd, p, "kd_weight");
+  p.peer = coefficient(peer, args.peer, p, "peer_weight"), p.certainty = coefficient(1, args.certainty, p, "uncertainty");
+  return p;
+}
+
+struct Outputs {
+  Tensor loss, components, weight, entropy, rows;
+};
+
+inline ScalarType arithmetic(const Problem& p) { return p.wide ? ScalarType::Double : ScalarType::Float; }
+
+inline Tensor empty_like(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype) {
+  return torch::stable::new_empty(like, sizes, dtype);
+}
+
+inline Outputs allocate(const Problem& p, const Tensor& like) {
+  const ScalarType dtype = arithmetic(p);
+  const bool each = p.reduction == kUnreduced;
+  return {each ? empty_like(like, {p.rows}, dtype) : empty_like(like, {}, dtype),
+          each ? empty_like(like, {kComponents, p.rows}, dtype) : empty_like(like, {kComponents}, dtype),
+          empty_like(like, {p.rows}, dtype), empty_like(like, {p.rows}, dtype), empty_like(like, {p.rows, kColumns}, dtype)};
+}
+
+// The gradients asked for, in each input's dtype; an empty tensor stands for each that was not.
+struct Gradients {
+  Tensor teacher, a, b, coefficients;  // coefficients: [rows, 3] for ce, kd and peer
+};
+
+inline Gradients allocate_gradients(const Problem& p, const Arguments& args, bool teacher, bool a, bool b, bool coefficients) {
+  auto like = [&](const std::optional<Tensor>& x, bool wanted) {
+    return wanted && x ? empty_like(*x, {p.rows, p.classes}, x->scalar_type()) : empty_like(args.a, {0}, arithmetic(p));
+  };
+  return {like(args.teacher, teacher), like(args.a, a), like(args.b, b),
+          coefficients ? empty_like(args.a, {p.rows, 3}, arithmetic(p)) : empty_like(args.a, {0}, arithmetic(p))};
+}
+
+// The backward pass in plain pointers; null for each gradient that was not asked for.
+struct Backward {
+  const void *saved, *grad_loss;
+  int64_t grad_stride;
+  void *teacher, *a, *b, *coefficients;
+};
+
+inline Backward backward_job(const Tensor& grad_loss, const Tensor& saved, Gradients& to) {
+  auto pointer = [](Tensor& x) { return x.dim() == 2 ? x.mutable_data_ptr() : nullptr; };
+  return {saved.const_data_ptr(), grad_loss.const_data_ptr(), grad_loss.dim() == 0 ? 0 : grad_loss.stride(0),
+          pointer(to.teacher), pointer(to.a), pointer(to.b), pointer(to.coefficients)};
+}
+
+}  // namespace udskd

@@ -1,0 +1,10 @@
+"""Shared by all tests: hypothesis without deadlines (the machine may be busy), the same examples every time, one thread unless a test asks for more."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import settings
+
+settings.register_profile("udskd", deadline=None, derandomize=True, max_examples=100)
+settings.load_profile("udskd")
+torch.set_num_threads(1)

@@ -1,0 +1,97 @@
+"""The loss as a good PyTorch user would write it: the oracle in float64, the yardstick for errors, and the baseline of the benchmarks.
+
+Independent of udskd/ on purpose. It covers finite logits; what happens at -inf and NaN is tested case by case.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Output(NamedTuple):
+    loss: Tensor
+    ce_a: Tensor
+    ce_b: Tensor
+    kd_a: Tensor
+    kd_b: Tensor
+    peer_a: Tensor
+    peer_b: Tensor
+    weight: Tensor
+    entropy: Tensor
+
+
+def row_kl(student: Tensor, target: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(target^T || student^T) of each row."""
+    log_p, log_q = F.log_softmax(target / temperature, -1), F.log_softmax(student / temperature, -1)
+    return temperature**2 * F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
+
+
+def teacher_weight(teacher: Tensor, kind: str | Tensor, trust: str, temperature: float) -> tuple[Tensor, Tensor]:
+    p = F.softmax(teacher / temperature, -1)
+    entropy = torch.special.entr(p).sum(-1)
+    if isinstance(kind, Tensor):
+        return kind.to(entropy), entropy
+    if kind == "none":
+        return torch.ones_like(entropy), entropy
+    first, second = p.topk(2, -1).values.unbind(-1)
+    sure = {"entropy": 1 - entropy / math.log(p.shape[-1]), "max_prob": first, "margin": first - second}[kind]
+    return (sure if trust == "confident" else 1 - sure), entropy
+
+
+def on(coefficient: float | Tensor) -> bool:
+    return isinstance(coefficient, Tensor) or coefficient != 0
+
+
+def dual_student_loss(
+    teacher: Tensor | None,
+    student_a: Tensor,
+    student_b: Tensor | None = None,
+    target: Tensor | None = None,
+    *,
+    temperature: float = 4.0,
+    peer_temperature: float | None = None,
+    ce_weight: float | Tensor = 1.0,
+    kd_weight: float | Tensor = 0.9,
+    peer_weight: float | Tensor = 0.5,
+    uncertainty: str | Tensor = "entropy",
+    trust: str = "confident",
+    normalize_weights: bool = False,
+    uncertainty_temperature: float = 1.0,
+    detach_peer: bool = True,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> Output:
+    peer_temperature = peer_temperature or temperature
+    zero = student_a.new_zeros(student_a.shape[0])
+    live = torch.ones_like(zero, dtype=torch.bool)
+    if target is not None and not target.is_floating_point():
+        live = target != ignore_index
+    ce_a = ce_b = kd_a = kd_b = peer_a = peer_b = zero
+    if target is not None and on(ce_weight):
+        ce_a = F.cross_entropy(student_a, target, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="none")
+        if student_b is not None:
+            ce_b = F.cross_entropy(student_b, target, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="none")
+    weight, entropy = torch.ones_like(zero), zero
+    if teacher is not None:
+        with torch.no_grad():
+            weight, entropy = teacher_weight(teacher, uncertainty, trust, uncertainty_temperature)
+            if normalize_weights:
+                weight = weight / weight[live].mean()
+        if on(kd_weight):
+            kd_a = weight * row_kl(student_a, teacher, temperature)
+        if student_b is not None and on(kd_weight):
+            kd_b = weight * row_kl(student_b, teacher, temperature)
+    if student_b is not None and on(peer_weight):
+        from_a, from_b = (student_a.detach(), student_b.detach()) if detach_peer else (student_a, student_b)
+        peer_a, peer_b = row_kl(student_a, from_b, peer_temperature), row_kl(student_b, from_a, peer_temperature)
+    rows = ce_weight * (ce_a + ce_b) + kd_weight * (kd_a + kd_b) + peer_weight * (peer_a + peer_b)
+    terms = [torch.where(live, x, 0.0) for x in (rows, ce_a, ce_b, kd_a, kd_b, peer_a, peer_b)]
+    if reduction != "none":
+        terms = [x.sum() / (live.sum() if reduction == "mean" else 1) for x in terms]
+    return Output(*terms, torch.where(live, weight, 0.0), torch.where(live, entropy, 0.0))

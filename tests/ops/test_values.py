@@ -1,0 +1,160 @@
+"""The loss, what it is made of, and its gradients, against the float64 oracle of eager.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import udskd
+from tests.ops import eager
+from tests.ops.problems import DTYPES, OPTIONS, Problem, backends, device_of, make
+
+Values = tuple[list[Tensor], list[Tensor]]
+
+
+def evaluate(loss: Any, problem: Problem, upstream: Tensor, **options: Any) -> Values:
+    """Everything returned, and the gradients of the logits under a random upstream gradient."""
+    out = loss(*problem.inputs, **options)
+    if not out.loss.requires_grad:  # nothing was asked for: eager PyTorch returns a constant
+        return list(out), [torch.zeros_like(x) for x in problem.logits]
+    gradients = torch.autograd.grad(out.loss, problem.logits, upstream.to(out.loss), allow_unused=True)
+    zeros = [torch.zeros_like(x) if g is None else g for x, g in zip(problem.logits, gradients, strict=True)]
+    return [x.detach() for x in out], zeros
+
+
+def upstream_for(problem: Problem, options: dict[str, Any]) -> Tensor:
+    shape = (len(problem.student_a),) if options.get("reduction") == "none" else ()
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2
+
+
+def error(ours: Tensor, exact: Tensor) -> float:
+    return (ours.double().cpu() - exact.cpu()).abs().max().item() if exact.numel() else 0.0
+
+
+def slack(ours: Tensor, exact: Tensor) -> float:
+    """What a lucky rounding of PyTorch's may not cost us: two units in the last place, or in float64 (where the oracle rounds, too) 1e-12."""
+    largest = exact.abs().max().item() if exact.numel() else 0.0
+    return 1e-12 * (1 + largest) if ours.dtype == torch.float64 else 2 * torch.finfo(ours.dtype).eps * largest + torch.finfo(ours.dtype).tiny
+
+
+def assert_as_exact_as_eager(backend: str, problem: Problem, dtype: torch.dtype, **options: Any) -> None:
+    """flash-attention's rule: our error is at most twice PyTorch's own, both against float64 of the same rounded inputs."""
+    rounded = problem.like(dtype, device_of(backend))
+    exact_problem = rounded.like(torch.float64, "cpu")
+    upstream = upstream_for(problem, options)
+    exact = evaluate(eager.dual_student_loss, exact_problem, upstream, **options)
+    ours = evaluate(udskd.dual_student_loss, rounded, upstream.to(device_of(backend)), backend=backend, **options)
+    theirs = evaluate(eager.dual_student_loss, rounded.like(dtype, "cpu"), upstream, **options)
+    arithmetic = torch.float64 if dtype == torch.float64 else torch.float32
+    for k, (x, t, e) in enumerate(zip(ours[0] + ours[1], theirs[0] + theirs[1], exact[0] + exact[1], strict=True)):
+        is_gradient = k >= len(ours[0])
+        assert x.dtype == (dtype if is_gradient else arithmetic)
+        assert x.shape == e.shape
+        assert error(x, e) <= 2 * error(t, e) + slack(x, e), (k, error(x, e), error(t, e))
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("backend", backends())
+def test_every_option_agrees_with_the_oracle_in_float64(backend: str, options: dict[str, Any]) -> None:
+    assert_as_exact_as_eager(backend, make(9, 13), torch.float64, **options)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("backend", backends())
+def test_error_is_at_most_twice_that_of_pytorch(backend: str, dtype: torch.dtype, options: dict[str, Any]) -> None:
+    assert_as_exact_as_eager(backend, make(33, 100, seed=3), dtype, **options)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 15, 16, 17, 31, 33, 100, 1000, 1001, 4097, 21841])
+@pytest.mark.parametrize("backend", backends("cpu", "cuda"))
+def test_every_number_of_classes(backend: str, classes: int) -> None:
+    assert_as_exact_as_eager(backend, make(3, classes, seed=classes), torch.float32)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 257])
+@pytest.mark.parametrize("backend", backends())
+def test_every_number_of_rows(backend: str, rows: int) -> None:
+    assert_as_exact_as_eager(backend, make(rows, 21, seed=rows), torch.float32)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("normalized", [False, True])
+@pytest.mark.parametrize("backend", backends())
+def test_ignored_rows_count_for_nothing(backend: str, reduction: str, normalized: bool) -> None:
+    assert_as_exact_as_eager(backend, make(12, 10, ignored=5), torch.float64, reduction=reduction, normalize_weights=normalized)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", backends())
+def test_target_as_probabilities(backend: str, dtype: torch.dtype, smoothing: float) -> None:
+    assert_as_exact_as_eager(backend, make(8, 11, target="soft"), dtype, label_smoothing=smoothing)
+
+
+@pytest.mark.parametrize("missing", [{"teacher": False}, {"two": False}, {"target": None}, {"teacher": False, "two": False}, {"two": False, "target": None}])
+@pytest.mark.parametrize("backend", backends())
+def test_without_teacher_peer_or_target(backend: str, missing: dict[str, Any]) -> None:
+    assert_as_exact_as_eager(backend, make(6, 9, **missing), torch.float64)
+
+
+@pytest.mark.parametrize("teacher_dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("student_dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", backends())
+def test_the_teacher_may_have_another_dtype(backend: str, teacher_dtype: torch.dtype, student_dtype: torch.dtype) -> None:
+    problem, device = make(5, 12).like(student_dtype, device_of(backend)), device_of(backend)
+    assert problem.teacher is not None
+    teacher = problem.teacher.detach().to(teacher_dtype).requires_grad_()
+    out = udskd.dual_student_loss(teacher, *problem.inputs[1:], backend=backend)
+    exact_problem = problem.like(torch.float64)
+    exact = eager.dual_student_loss(teacher.detach().double().to(device), *exact_problem.inputs[1:])
+    wide = torch.float64 in (teacher_dtype, student_dtype)
+    assert out.loss.dtype == (torch.float64 if wide else torch.float32)
+    torch.testing.assert_close(out.loss.double(), exact.loss, rtol=1e-12 if wide else 2e-6, atol=0)
+    gradients = torch.autograd.grad(out.loss, [teacher, problem.student_a])
+    assert [g.dtype for g in gradients] == [teacher_dtype, student_dtype]
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_given_weights_are_taken_as_they_are(backend: str) -> None:
+    weight = torch.tensor([0.0, 0.5, 2.0, 7.0], dtype=torch.float64)
+    for trust in ("confident", "uncertain"):
+        problem = make(4, 6).like(device=device_of(backend))
+        out = udskd.dual_student_loss(*problem.inputs, uncertainty=weight.to(device_of(backend)), trust=trust, backend=backend)  # type: ignore[arg-type]
+        assert torch.equal(out.weight.cpu(), weight)
+        assert_as_exact_as_eager(backend, make(4, 6), torch.float64, uncertainty=weight.to(device_of(backend)), trust=trust)
+
+
+@pytest.mark.parametrize("backend", backends())
+@given(
+    rows=st.integers(1, 9),
+    classes=st.integers(2, 70),
+    seed=st.integers(0, 2**16),
+    scale=st.sampled_from([0.01, 1.0, 10.0, 60.0]),
+    temperature=st.sampled_from([0.5, 1.0, 2.0, 3.0, 4.0, 7.3, 20.0]),
+    peer_temperature=st.sampled_from([None, 1.0, 5.0]),
+    uncertainty=st.sampled_from(["entropy", "max_prob", "margin", "none"]),
+    trust=st.sampled_from(["confident", "uncertain"]),
+    uncertainty_temperature=st.sampled_from([1.0, 3.0]),
+    normalize_weights=st.booleans(),
+    detach_peer=st.booleans(),
+    label_smoothing=st.sampled_from([0.0, 0.1, 0.9]),
+    reduction=st.sampled_from(["mean", "sum", "none"]),
+    target=st.sampled_from([None, "hard", "soft"]),
+    teacher=st.booleans(),
+    two=st.booleans(),
+)
+def test_any_combination_agrees_in_float64(
+    backend: str, rows: int, classes: int, seed: int, scale: float, target: str | None, teacher: bool, two: bool, **options: Any
+) -> None:
+    problem = make(rows, classes, seed=seed, scale=scale, target=target, teacher=teacher, two=two)
+    if options["normalize_weights"] and teacher:  # a batch whose weights are all but 0 has no meaningful mean
+        assert problem.teacher is not None
+        weight, _ = eager.teacher_weight(problem.teacher, options["uncertainty"], options["trust"], options["uncertainty_temperature"])
+        options["normalize_weights"] = bool(weight.mean() > 1e-6)
+    assert_as_exact_as_eager(backend, problem, torch.float64, **options)

@@ -1,0 +1,18 @@
+"""`python -m udskd`: what this build holds, for a bug report or a puzzled look."""
+
+from udskd._library import build_info
+
+
+def main() -> None:
+    info = build_info()
+    archs = ", ".join(info["cuda_archs"]) + (f", PTX of {info['cuda_ptx']}" if info["cuda_ptx"] else "")
+    print(f"udskd   {info['version']}")
+    print(f"PyTorch {info['torch']}")
+    print(f"CUDA    {'kernels for ' + archs if info['cuda_compiled'] else 'no kernels in this build'}")
+    print(f"SIMD    {', '.join(info['simd_levels']) or 'none'}; in use: {info['simd'] or 'none'} (UDSKD_SIMD chooses)")
+    for name, reason in info["backends"].items():
+        print(f"backend {name:<10}{'available' if reason is None else 'unavailable: ' + reason}")
+
+
+if __name__ == "__main__":
+    main()

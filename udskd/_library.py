@@ -1,0 +1,62 @@
+"""Loads the compiled library, if there is one, and remembers why not: `import udskd` works either way."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+
+native: dict[str, Any] = {}
+"""What the compiled library says of itself; empty without one."""
+
+problem: str | None = None
+"""Why there is no compiled library, or None."""
+
+try:
+    from udskd import _C
+
+    native = _C.build_info()
+except ImportError as error:
+    problem = f"the compiled library cannot be loaded ({error})"
+    warnings.warn(f"udskd: {problem}; the slower reference backend is used. Rebuild with: pip install --no-build-isolation .", stacklevel=3)
+else:
+    if native["simd_problem"]:
+        warnings.warn(f"udskd: {native['simd_problem']}", stacklevel=3)
+
+
+def unavailable(backend: str) -> str | None:
+    """Why a backend ("cuda", "cpu", "reference") cannot run here, or None if it can."""
+    if backend == "reference":
+        return None
+    if problem is not None:
+        return problem
+    if backend == "cuda" and not native["cuda_archs"]:
+        return "this build has no CUDA kernels (no nvcc when it was compiled)"
+    if backend == "cuda" and not torch.cuda.is_available():
+        return "PyTorch sees no CUDA device"
+    return None
+
+
+def build_info() -> dict[str, Any]:
+    """What this build holds.
+
+    Returns:
+        version, torch (the PyTorch in use), compiled (bool), simd (the level in use, or None), simd_levels (compiled ones), cuda_compiled (bool),
+        cuda_archs (such as ["7.5", "9.0"]), cuda_ptx (the architecture whose PTX newer devices compile, or None),
+        backends ({name: None if it can run here, else why not}).
+    """
+    from udskd._version import __version__
+
+    archs = native.get("cuda_archs", [])
+    return {
+        "version": __version__,
+        "torch": torch.__version__,
+        "compiled": problem is None,
+        "simd": native.get("simd"),
+        "simd_levels": list(native.get("simd_levels", [])),
+        "cuda_compiled": bool(archs),
+        "cuda_archs": [arch.removesuffix("+PTX") for arch in archs],
+        "cuda_ptx": next((arch.removesuffix("+PTX") for arch in archs if arch.endswith("+PTX")), None),
+        "backends": {name: unavailable(name) for name in ("cuda", "cpu", "reference")},
+    }

@@ -1,0 +1,84 @@
+"""Bad input to the loss: one sentence naming the argument, what came and what was expected (design: ValueError, TypeError, IndexError)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def logits(name: str, x: object, like: Tensor | None = None) -> None:
+    """Logits [..., C] with C >= 2; the shape and device of student_a where that is given."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor of logits, got {type(x).__name__}")
+    if x.dtype not in FLOATING:
+        raise TypeError(f"{name} must be float64, float32, float16 or bfloat16 logits, got {x.dtype}")
+    if x.dim() < 2 or x.shape[-1] < 2:
+        raise ValueError(f"{name} must be logits [..., C] of at least two dimensions and two classes, got shape {list(x.shape)}")
+    if like is None:
+        return
+    if x.shape != like.shape:
+        raise ValueError(f"{name} and student_a must have the same shape, got {list(x.shape)} and {list(like.shape)}")
+    same_device(name, x, like)
+
+
+def same_device(name: str, x: Tensor, like: Tensor) -> None:
+    if x.device != like.device:
+        raise ValueError(f"{name} and student_a must be on one device, got {x.device} and {like.device}")
+
+
+def target(x: object, like: Tensor) -> None:
+    """int64 labels [...] or floating class probabilities [..., C]."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"target must be a tensor, got {type(x).__name__}")
+    if x.dtype in FLOATING:
+        expected: Sequence[int] = like.shape
+    elif x.dtype == torch.int64:
+        expected = like.shape[:-1]
+    else:
+        raise TypeError(f"target must be int64 labels or floating class probabilities, got {x.dtype}")
+    if x.shape != torch.Size(expected):
+        kind = "labels" if x.dtype == torch.int64 else "probabilities"
+        raise ValueError(f"target as {kind} must have shape {list(expected)} for logits {list(like.shape)}, got {list(x.shape)}")
+    same_device("target", x, like)
+
+
+def per_row(name: str, x: Tensor, like: Tensor, *, scalar: bool) -> None:
+    """A floating tensor with one number for each row, or (where allowed) one for all."""
+    if x.dtype not in FLOATING:
+        raise TypeError(f"{name} must be a floating tensor, got {x.dtype}")
+    rows = math.prod(like.shape[:-1])
+    if not (x.shape == like.shape[:-1] or tuple(x.shape) == (rows,) or (scalar and x.dim() == 0)):
+        allowed = f"[] or [{rows}]" if scalar else f"[{rows}]"
+        raise ValueError(f"{name} must have shape {allowed} for logits {list(like.shape)}, got {list(x.shape)}")
+    same_device(name, x, like)
+
+
+def coefficient(name: str, x: object) -> None:
+    if isinstance(x, bool) or not isinstance(x, (int, float)):
+        raise TypeError(f"{name} must be a number or a tensor, got {type(x).__name__}")
+    if not math.isfinite(x) or x < 0:
+        raise ValueError(f"{name} must be finite and not negative, got {x}")
+
+
+def temperature(name: str, x: object) -> None:
+    if isinstance(x, bool) or not isinstance(x, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(x).__name__}")
+    if not math.isfinite(x) or x <= 0:
+        raise ValueError(f"{name} must be finite and greater than 0, got {x}")
+
+
+def smoothing(x: object) -> None:
+    if isinstance(x, bool) or not isinstance(x, (int, float)):
+        raise TypeError(f"label_smoothing must be a number, got {type(x).__name__}")
+    if not 0 <= x < 1:
+        raise ValueError(f"label_smoothing must be in [0, 1), got {x}")
+
+
+def choice(name: str, x: object, known: Sequence[str]) -> None:
+    if not isinstance(x, str) or x not in known:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {x!r}")

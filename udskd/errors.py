@@ -1,0 +1,21 @@
+"""Mistakes that the user can mend. The message is one sentence: what is wrong, where, and what to do."""
+
+
+class UdskdError(Exception):
+    """Base of every error that the command line prints as one sentence instead of a traceback."""
+
+
+class ConfigError(UdskdError):
+    """A recipe or an option is wrong: unknown key, wrong type, value out of range."""
+
+
+class DataError(UdskdError):
+    """The images are wrong: missing split, empty class, unreadable file, classes that differ."""
+
+
+class CheckpointError(UdskdError):
+    """A checkpoint cannot be read, written, or does not belong to this run."""
+
+
+class Interrupted(UdskdError):
+    """The user asked to stop; what is complete has been saved and the message says how to continue."""
