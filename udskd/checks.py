@@ -61,14 +61,14 @@ def per_row(name: str, x: Tensor, like: Tensor, *, scalar: bool) -> None:
 def coefficient(name: str, x: object) -> None:
     if isinstance(x, bool) or not isinstance(x, (int, float)):
         raise TypeError(f"{name} must be a number or a tensor, got {type(x).__name__}")
-    if not math.isfinite(x) or x < 0:
+    if not 0 <= x < math.inf:  # also refuses NaN; torch.compile cannot trace math.isfinite
         raise ValueError(f"{name} must be finite and not negative, got {x}")
 
 
 def temperature(name: str, x: object) -> None:
     if isinstance(x, bool) or not isinstance(x, (int, float)):
         raise TypeError(f"{name} must be a number, got {type(x).__name__}")
-    if not math.isfinite(x) or x <= 0:
+    if not 0 < x < math.inf:
         raise ValueError(f"{name} must be finite and greater than 0, got {x}")
 
 

@@ -1,0 +1,137 @@
+"""Bad input: the right exception, one sentence that names the argument, what came and what was expected."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+import udskd
+from tests.ops.problems import backends, device_of, make
+
+T, A, B = (torch.randn(4, 6) for _ in range(3))
+Y = torch.tensor([0, 1, 2, 3])
+GOOD: dict[str, Any] = {"teacher": T, "student_a": A, "student_b": B, "target": Y}
+
+
+def call(**changes: Any) -> udskd.DualStudentLossOutput:
+    given = GOOD | changes
+    return udskd.dual_student_loss(**given)
+
+
+def test_the_good_arguments_are_good() -> None:
+    assert call().loss.isfinite()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"student_a": torch.randn(6)}, ["student_a", "[6]"]),
+        ({"student_a": torch.randn(4, 1)}, ["student_a", "two classes", "[4, 1]"]),
+        ({"student_a": torch.randn(())}, ["student_a", "[]"]),
+        ({"student_b": torch.randn(4, 7)}, ["student_b", "student_a", "[4, 7]", "[4, 6]"]),
+        ({"teacher": torch.randn(5, 6)}, ["teacher", "student_a", "[5, 6]", "[4, 6]"]),
+        ({"teacher": torch.randn(2, 2, 6)}, ["teacher", "[2, 2, 6]"]),
+        ({"target": torch.zeros(5, dtype=torch.long)}, ["target", "[4]", "[5]"]),
+        ({"target": torch.zeros(4, 6, dtype=torch.long)}, ["target", "[4]", "[4, 6]"]),
+        ({"target": torch.rand(4)}, ["target", "[4, 6]", "[4]"]),
+        ({"target": torch.rand(4, 5)}, ["target", "[4, 6]", "[4, 5]"]),
+        ({"kd_weight": torch.rand(3)}, ["kd_weight", "[4]", "[3]"]),
+        ({"ce_weight": torch.rand(4, 6)}, ["ce_weight", "[4, 6]"]),
+        ({"uncertainty": torch.rand(6)}, ["uncertainty", "[4]", "[6]"]),
+        ({"uncertainty": torch.tensor(1.0)}, ["uncertainty", "[4]", "[]"]),
+        ({"temperature": 0}, ["temperature", "0"]),
+        ({"temperature": -1.0}, ["temperature", "-1.0"]),
+        ({"temperature": math.nan}, ["temperature", "nan"]),
+        ({"peer_temperature": math.inf}, ["peer_temperature", "inf"]),
+        ({"uncertainty_temperature": 0.0}, ["uncertainty_temperature", "0.0"]),
+        ({"ce_weight": -0.1}, ["ce_weight", "-0.1"]),
+        ({"kd_weight": math.inf}, ["kd_weight", "inf"]),
+        ({"peer_weight": math.nan}, ["peer_weight", "nan"]),
+        ({"label_smoothing": 1.0}, ["label_smoothing", "[0, 1)", "1.0"]),
+        ({"label_smoothing": -0.1}, ["label_smoothing", "-0.1"]),
+        ({"uncertainty": "entropie"}, ["uncertainty", "'entropie'", "'entropy'", "'max_prob'", "'margin'", "'none'"]),
+        ({"trust": "nobody"}, ["trust", "'nobody'", "'confident'", "'uncertain'"]),
+        ({"reduction": "batchmean"}, ["reduction", "'batchmean'", "'mean'", "'sum'", "'none'"]),
+        ({"backend": "triton"}, ["backend", "'triton'", "'auto'", "'cuda'", "'cpu'", "'reference'"]),
+        ({"teacher": torch.randn(4, 6, device="meta")}, ["teacher", "student_a", "meta", "cpu"]),
+        ({"target": Y.to("meta")}, ["target", "meta", "cpu"]),
+        ({"kd_weight": torch.tensor(1.0, device="meta")}, ["kd_weight", "meta", "cpu"]),
+    ],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
+)
+def test_wrong_values(changes: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(ValueError) as caught:
+        call(**changes)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"student_a": A.long()}, ["student_a", "int64", "float32"]),
+        ({"teacher": T.bool()}, ["teacher", "bool"]),
+        ({"teacher": T.to(torch.complex64)}, ["teacher", "complex64"]),
+        ({"student_b": B.double()}, ["student_b", "float32", "float64"]),
+        ({"student_a": [[1.0, 2.0]]}, ["student_a", "list"]),
+        ({"student_a": None}, ["student_a", "NoneType"]),
+        ({"target": Y.int()}, ["target", "int64", "int32"]),
+        ({"target": Y.bool()}, ["target", "bool"]),
+        ({"target": [0, 1, 2, 3]}, ["target", "list"]),
+        ({"temperature": "4"}, ["temperature", "str"]),
+        ({"kd_weight": None}, ["kd_weight", "NoneType"]),
+        ({"kd_weight": torch.tensor(1)}, ["kd_weight", "int64"]),
+        ({"uncertainty": torch.ones(4, dtype=torch.long)}, ["uncertainty", "int64"]),
+        ({"label_smoothing": "0"}, ["label_smoothing", "str"]),
+    ],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
+)
+def test_wrong_types(changes: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(TypeError) as caught:
+        call(**changes)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("label", [6, -1, 10**12, -101])
+@pytest.mark.parametrize("backend", backends("reference", "cpu"))
+def test_a_label_that_is_no_class_is_named_on_the_cpu(backend: str, label: int) -> None:
+    with pytest.raises(IndexError, match=rf"^target: row 2 has label {label}, expected 0 to 5 or ignore_index -100$"):
+        call(target=torch.tensor([0, 1, label, label]), backend=backend)
+
+
+@pytest.mark.parametrize("backend", backends("reference", "cpu"))
+def test_ignore_index_may_be_any_number(backend: str) -> None:
+    labels = torch.tensor([0, 255, 2, 3])
+    ignored = call(target=labels, ignore_index=255, backend=backend)
+    rest = [x[[0, 2, 3]] for x in (T, A, B, labels)]
+    torch.testing.assert_close(ignored.loss, udskd.dual_student_loss(*rest, backend=backend).loss)
+
+
+@pytest.mark.parametrize("backend", backends("cuda"))
+def test_a_label_that_is_no_class_makes_its_row_nan_on_a_gpu(backend: str) -> None:
+    made = make(4, 6, dtype=torch.float32).like(device=device_of(backend))
+    labels = torch.tensor([0, 1, 6, -3], device="cuda")
+    out = udskd.dual_student_loss(*made.inputs[:3], labels, reduction="none", backend=backend)
+    assert out.loss.isnan().tolist() == [False, False, True, True]
+    gradient = torch.autograd.grad(out.loss.sum(), made.student_a)[0]
+    assert gradient.isnan().all(1).tolist() == [False, False, True, True]
+
+
+def test_an_unavailable_backend_says_why() -> None:
+    if torch.cuda.is_available():
+        with pytest.raises(ValueError, match="needs tensors on 'cuda'"):
+            call(backend="cuda")
+    else:
+        with pytest.raises(ValueError, match="'cuda' is unavailable: "):
+            call(backend="cuda")
+
+
+def test_unknown_options_are_refused() -> None:
+    with pytest.raises(TypeError, match="temprature"):
+        call(temprature=2.0)

@@ -1,0 +1,89 @@
+"""Importing the package, with and without its compiled library, and what it says of itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import udskd
+from udskd import _library
+
+ROOT = Path(__file__).parents[1]
+
+
+def python(code: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *flags, "-c", code], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("code", ["import udskd", "import torch, udskd", "import udskd, torch"])
+def test_import_is_silent_in_any_order(code: str) -> None:
+    done = python(code, "-W", "error")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+
+
+def test_import_needs_neither_torchvision_nor_the_command_lines_packages() -> None:
+    code = "import sys, udskd; print([m for m in ('torchvision', 'tyro', 'rich', 'matplotlib', 'safetensors') if m in sys.modules])"
+    assert python(code).stdout.strip() == "[]"
+
+
+WITHOUT_LIBRARY = """
+import sys, warnings
+sys.modules["udskd._C"] = None  # as if it had not been compiled
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    import udskd
+"""
+
+
+def test_without_the_library_there_is_one_warning_and_the_reference_backend() -> None:
+    code = WITHOUT_LIBRARY + (
+        "import torch\n"
+        "out = udskd.dual_student_loss(torch.randn(2, 3), torch.randn(2, 3), None, torch.tensor([0, 1]))\n"
+        "print(len(seen), out.loss.isfinite().item(), udskd.build_info()['compiled'], udskd.build_info()['backends']['reference'])"
+    )
+    done = python(code)
+    assert done.stdout.split() == ["1", "True", "False", "None"], done.stderr
+
+
+def test_without_the_library_its_backends_say_why() -> None:
+    code = WITHOUT_LIBRARY + (
+        "import torch\n"
+        "try: udskd.dual_student_loss(None, torch.randn(2, 3), backend='cpu')\n"
+        "except ValueError as error: print(error)"
+    )
+    assert "backend 'cpu' is unavailable: the compiled library cannot be loaded" in python(code).stdout
+
+
+def test_build_info_holds_what_is_promised() -> None:
+    info = udskd.build_info()
+    assert info["version"] == udskd.__version__
+    assert info["simd"] in info["simd_levels"]
+    assert info["simd_levels"][0] == "baseline"
+    assert info["cuda_compiled"] == bool(info["cuda_archs"])
+    assert all(arch.replace(".", "").isdigit() for arch in info["cuda_archs"])
+    assert set(info["backends"]) == {"cuda", "cpu", "reference"}
+
+
+def test_the_report_names_versions_levels_and_reasons() -> None:
+    done = subprocess.run([sys.executable, "-m", "udskd"], cwd=ROOT, capture_output=True, text=True)
+    info = udskd.build_info()
+    assert done.returncode == 0
+    for word in (info["version"], info["torch"], f"in use: {info['simd']}", *info["cuda_archs"]):
+        assert word in done.stdout
+    for name, reason in info["backends"].items():
+        assert f"backend {name}" in done.stdout
+        assert reason is None or reason in done.stdout
+
+
+def test_no_build_is_for_the_machine_that_built_it() -> None:
+    """The list of architectures comes from nvcc, not from a visible GPU; where CUDA was compiled, PTX for newer devices is inside."""
+    info = udskd.build_info()
+    assert not info["cuda_compiled"] or info["cuda_ptx"] == info["cuda_archs"][-1]
+
+
+def test_the_reference_backend_is_always_available() -> None:
+    assert _library.unavailable("reference") is None
