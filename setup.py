@@ -1,7 +1,9 @@
-"""Builds udskd._C: a pybind11 module that also registers PyTorch operators through the stable ABI, with CUDA kernels when nvcc is found.
+"""Builds udskd._C: a pybind11 module that also registers PyTorch operators through the stable ABI, with CUDA kernels
+when nvcc is found.
 
 UDSKD_CUDA=auto|0|1     build the CUDA kernels: if nvcc is found / never / or fail       (default: auto)
-TORCH_CUDA_ARCH_LIST    GPU architectures, e.g. "8.0;9.0+PTX"                            (default: all that nvcc knows from sm_75 to sm_120)
+TORCH_CUDA_ARCH_LIST    GPU architectures, e.g. "8.0;9.0+PTX"                            (default: all that nvcc knows
+from sm_75 to sm_120)
 UDSKD_DEBUG=1           -O0 -g
 UDSKD_NATIVE=0          compile nothing: the reference backend alone, or a library that was built in place before
 """
@@ -23,7 +25,8 @@ try:
     from torch.utils import cpp_extension
 except ModuleNotFoundError as missing:
     sys.exit(
-        f"\nudskd compiles against the PyTorch you have, which pip's isolated build cannot see ({missing}). Run these two lines:\n\n"
+        f"\nudskd compiles against the PyTorch you have, which pip's isolated build cannot see ({missing}). "
+        "Run these two lines:\n\n"
         "    pip install 'torch>=2.11' 'torchvision>=0.26' ninja 'pybind11>=3' 'setuptools>=77' wheel\n"
         "    pip install --no-build-isolation .\n"
     )
@@ -48,7 +51,9 @@ def find_cuda() -> str | None:
         if home and Path(home, "bin/nvcc").exists():
             return home
     if want == "1":
-        sys.exit(f"UDSKD_CUDA=1, but no nvcc: install the CUDA toolkit or set CUDA_HOME, or\n    pip install {PIP_NVCC}")
+        sys.exit(
+            f"UDSKD_CUDA=1, but no nvcc: install the CUDA toolkit or set CUDA_HOME, or\n    pip install {PIP_NVCC}"
+        )
     print("udskd: no nvcc found, building the CPU kernels only", file=sys.stderr)
     return None
 
@@ -72,13 +77,26 @@ def default_archs(home: str) -> str:
 
 def extension() -> Extension:
     cuda = find_cuda()
-    sources = [CSRC / "module.cpp", CSRC / "ops.cpp", *(CSRC / "backend").glob("*.cpp"), *(CSRC / "distill").glob("*.cpp")]
+    sources = [
+        CSRC / "module.cpp",
+        CSRC / "ops.cpp",
+        *(CSRC / "backend").glob("*.cpp"),
+        *(CSRC / "distill").glob("*.cpp"),
+    ]
     warnings = ["-Wall", "-Wextra", "-Werror"]
-    # No value changes by these two: they only promise that nobody reads floating-point traps and errno, so that selections vectorise.
+    # No value changes by these two: they only promise that nobody reads floating-point traps and errno, so that
+    # selections vectorise.
     vectorise = ["-fno-trapping-math", "-fno-math-errno"]
     cxx = [TARGET, "-fvisibility=hidden", *warnings, *vectorise, *(["-O0", "-g"] if DEBUG else ["-O3", "-g0"])]
-    nvcc = [TARGET, "-Xcompiler=-fvisibility=hidden", "--Werror=all-warnings", "--threads=0", *(["-G"] if DEBUG else ["-O3"])]
-    # pybind11's own headers come first: PyTorch bundles a copy that the stable ABI refuses. -isystem keeps -Werror for our own code.
+    nvcc = [
+        TARGET,
+        "-Xcompiler=-fvisibility=hidden",
+        "--Werror=all-warnings",
+        "--threads=0",
+        *(["-G"] if DEBUG else ["-O3"]),
+    ]
+    # pybind11's own headers come first: PyTorch bundles a copy that the stable ABI refuses. -isystem keeps -Werror for
+    # our own code.
     system = [flag for path in [pybind11.get_include(), *cpp_extension.include_paths()] for flag in ("-isystem", path)]
     library_dirs, libraries = cpp_extension.library_paths(), ["c10", "torch_cpu"]
     if cuda:

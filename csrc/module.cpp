@@ -1,4 +1,5 @@
-// The Python module udskd._C: what this build holds. Kept free of PyTorch headers; the operators register themselves when it is loaded.
+// The Python module udskd._C: what this build holds. Kept free of PyTorch headers; the operators register themselves
+// when it is loaded.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -1,18 +1,26 @@
-// Every operator's schema on one screen. Kernels are registered by the backends (distill/), derivatives in Python (udskd/ops.py).
+// Every operator's schema on one screen. Kernels are registered by the backends (distill/), derivatives in Python
+// (udskd/ops.py).
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(udskd, m) {
-  // Logits [rows, classes]; target: int64 [rows] or a distribution [rows, classes]. A coefficient is a float unless its tensor (one number or
-  // [rows], in the arithmetic's dtype) is given. uncertainty: 0 entropy, 1 max_prob, 2 margin, 3 none; reduction: 0 mean, 1 sum, 2 none.
+  // Logits [rows, classes]; target: int64 [rows] or a distribution [rows, classes]. A coefficient is a float unless its
+  // tensor (one number or [rows], in the arithmetic's dtype) is given. uncertainty: 0 entropy, 1 max_prob, 2 margin, 3
+  // none; reduction: 0 mean, 1 sum, 2 none.
   m.def(
-      "dual_student_loss(Tensor? teacher, Tensor student_a, Tensor? student_b, Tensor? target, Tensor? ce_weights, Tensor? kd_weights, "
-      "Tensor? peer_weights, Tensor? certainty, float ce_weight, float kd_weight, float peer_weight, float temperature, "
-      "float peer_temperature, float uncertainty_temperature, float label_smoothing, int uncertainty, bool trust_uncertain, "
+      "dual_student_loss(Tensor? teacher, Tensor student_a, Tensor? student_b, Tensor? target, Tensor? ce_weights, "
+      "Tensor? kd_weights, "
+      "Tensor? peer_weights, Tensor? certainty, float ce_weight, float kd_weight, float peer_weight, float "
+      "temperature, "
+      "float peer_temperature, float uncertainty_temperature, float label_smoothing, int uncertainty, bool "
+      "trust_uncertain, "
       "bool normalize_weights, bool detach_peer, int ignore_index, int reduction) "
       "-> (Tensor loss, Tensor components, Tensor weight, Tensor entropy, Tensor rows)");
   m.def(
-      "dual_student_loss_backward(Tensor grad_loss, Tensor rows, Tensor? teacher, Tensor student_a, Tensor? student_b, Tensor? target, "
-      "Tensor? ce_weights, Tensor? kd_weights, Tensor? peer_weights, float ce_weight, float kd_weight, float peer_weight, "
-      "float temperature, float peer_temperature, float label_smoothing, bool detach_peer, bool grad_teacher, bool grad_a, bool grad_b, "
+      "dual_student_loss_backward(Tensor grad_loss, Tensor rows, Tensor? teacher, Tensor student_a, Tensor? student_b, "
+      "Tensor? target, "
+      "Tensor? ce_weights, Tensor? kd_weights, Tensor? peer_weights, float ce_weight, float kd_weight, float "
+      "peer_weight, "
+      "float temperature, float peer_temperature, float label_smoothing, bool detach_peer, bool grad_teacher, bool "
+      "grad_a, bool grad_b, "
       "bool grad_weights) -> (Tensor teacher, Tensor student_a, Tensor student_b, Tensor weights)");
 }

@@ -1,4 +1,5 @@
-"""Shared by all tests: hypothesis without deadlines (the machine may be busy), the same examples every time, one thread unless a test asks for more."""
+"""Shared by all tests: hypothesis without deadlines (the machine may be busy), the same examples every time, one thread
+unless a test asks for more."""
 
 from __future__ import annotations
 

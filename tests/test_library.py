@@ -26,7 +26,8 @@ def test_import_is_silent_in_any_order(code: str) -> None:
 
 
 def test_import_needs_neither_torchvision_nor_the_command_lines_packages() -> None:
-    code = "import sys, udskd; print([m for m in ('torchvision', 'tyro', 'rich', 'matplotlib', 'safetensors') if m in sys.modules])"
+    heavy = ("torchvision", "tyro", "rich", "matplotlib", "safetensors")
+    code = f"import sys, udskd; print([m for m in {heavy} if m in sys.modules])"
     assert python(code).stdout.strip() == "[]"
 
 
@@ -43,7 +44,8 @@ def test_without_the_library_there_is_one_warning_and_the_reference_backend() ->
     code = WITHOUT_LIBRARY + (
         "import torch\n"
         "out = udskd.dual_student_loss(torch.randn(2, 3), torch.randn(2, 3), None, torch.tensor([0, 1]))\n"
-        "print(len(seen), out.loss.isfinite().item(), udskd.build_info()['compiled'], udskd.build_info()['backends']['reference'])"
+        "info = udskd.build_info()\n"
+        "print(len(seen), out.loss.isfinite().item(), info['compiled'], info['backends']['reference'])"
     )
     done = python(code)
     assert done.stdout.split() == ["1", "True", "False", "None"], done.stderr
@@ -80,7 +82,8 @@ def test_the_report_names_versions_levels_and_reasons() -> None:
 
 
 def test_no_build_is_for_the_machine_that_built_it() -> None:
-    """The list of architectures comes from nvcc, not from a visible GPU; where CUDA was compiled, PTX for newer devices is inside."""
+    """The list of architectures comes from nvcc, not from a visible GPU; where CUDA was compiled, PTX for newer devices
+    is inside."""
     info = udskd.build_info()
     assert not info["cuda_compiled"] or info["cuda_ptx"] == info["cuda_archs"][-1]
 

@@ -45,7 +45,10 @@ def test_the_papers_weight() -> None:
     assert certainty(logits_of(*p)).item() == pytest.approx(1 - h / math.log(3))
 
 
-@given(st.lists(st.floats(-80, 80, width=32), min_size=2, max_size=40), st.sampled_from(["entropy", "max_prob", "margin", "none"]))
+@given(
+    st.lists(st.floats(-80, 80, width=32), min_size=2, max_size=40),
+    st.sampled_from(["entropy", "max_prob", "margin", "none"]),
+)
 def test_weights_stay_between_zero_and_one(values: list[float], kind: str) -> None:
     weight = certainty(torch.tensor([values], dtype=torch.float32), kind)  # type: ignore[arg-type]
     assert 0 <= weight.item() <= 1

@@ -1,4 +1,5 @@
-"""Uncertainty-aware dual-student knowledge distillation, fused. The loss: udskd.dual_student_loss; the trainer: `udskd train`."""
+"""Uncertainty-aware dual-student knowledge distillation, fused. The loss: udskd.dual_student_loss; the trainer: `udskd
+train`."""
 
 from udskd._library import build_info
 from udskd._version import __version__

@@ -14,12 +14,15 @@ problem: str | None = None
 """Why there is no compiled library, or None."""
 
 try:
-    from udskd import _C
+    from udskd import _C  # type: ignore[attr-defined]
 
     native = _C.build_info()
 except ImportError as error:
     problem = f"the compiled library cannot be loaded ({error})"
-    warnings.warn(f"udskd: {problem}; the slower reference backend is used. Rebuild with: pip install --no-build-isolation .", stacklevel=3)
+    warnings.warn(
+        f"udskd: {problem}; the slower reference backend is used. Rebuild with: pip install --no-build-isolation .",
+        stacklevel=3,
+    )
 else:
     if native["simd_problem"]:
         warnings.warn(f"udskd: {native['simd_problem']}", stacklevel=3)
@@ -42,7 +45,8 @@ def build_info() -> dict[str, Any]:
     """What this build holds.
 
     Returns:
-        version, torch (the PyTorch in use), compiled (bool), simd (the level in use, or None), simd_levels (compiled ones), cuda_compiled (bool),
+        version, torch (the PyTorch in use), compiled (bool), simd (the level in use, or None), simd_levels (compiled
+        ones), cuda_compiled (bool),
         cuda_archs (such as ["7.5", "9.0"]), cuda_ptx (the architecture whose PTX newer devices compile, or None),
         backends ({name: None if it can run here, else why not}).
     """

@@ -1,9 +1,11 @@
-"""Bad input to the loss: one sentence naming the argument, what came and what was expected (design: ValueError, TypeError, IndexError)."""
+"""Bad input to the loss: one sentence naming the argument, what came and what was expected (design: ValueError,
+TypeError, IndexError)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +20,9 @@ def logits(name: str, x: object, like: Tensor | None = None) -> None:
     if x.dtype not in FLOATING:
         raise TypeError(f"{name} must be float64, float32, float16 or bfloat16 logits, got {x.dtype}")
     if x.dim() < 2 or x.shape[-1] < 2:
-        raise ValueError(f"{name} must be logits [..., C] of at least two dimensions and two classes, got shape {list(x.shape)}")
+        raise ValueError(
+            f"{name} must be logits [..., C] of at least two dimensions and two classes, got shape {list(x.shape)}"
+        )
     if like is None:
         return
     if x.shape != like.shape:
@@ -43,7 +47,9 @@ def target(x: object, like: Tensor) -> None:
         raise TypeError(f"target must be int64 labels or floating class probabilities, got {x.dtype}")
     if x.shape != torch.Size(expected):
         kind = "labels" if x.dtype == torch.int64 else "probabilities"
-        raise ValueError(f"target as {kind} must have shape {list(expected)} for logits {list(like.shape)}, got {list(x.shape)}")
+        raise ValueError(
+            f"target as {kind} must have shape {list(expected)} for logits {list(like.shape)}, got {list(x.shape)}"
+        )
     same_device("target", x, like)
 
 
@@ -82,3 +88,47 @@ def smoothing(x: object) -> None:
 def choice(name: str, x: object, known: Sequence[str]) -> None:
     if not isinstance(x, str) or x not in known:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {x!r}")
+
+
+def labels(x: Tensor, classes: int, ignore_index: int) -> None:
+    """IndexError naming the first label that is neither a class nor ignore_index. Looks at the values."""
+    if x.is_floating_point():
+        return
+    bad = ((x < 0) | (x >= classes)) & (x != ignore_index)
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        expected = f"expected 0 to {classes - 1} or ignore_index {ignore_index}"
+        raise IndexError(f"target: row {row} has label {int(x[row])}, {expected}")
+
+
+def inputs(teacher: object, student_a: object, student_b: object, target_: object) -> None:
+    """The four tensors of the loss."""
+    logits("student_a", student_a)
+    assert isinstance(student_a, Tensor)
+    if student_b is not None:
+        logits("student_b", student_b, student_a)
+        assert isinstance(student_b, Tensor)
+        if student_b.dtype != student_a.dtype:
+            raise TypeError(f"student_b must have student_a's dtype {student_a.dtype}, got {student_b.dtype}")
+    if teacher is not None:
+        logits("teacher", teacher, student_a)
+    if target_ is not None:
+        target(target_, student_a)
+
+
+def options(like: Tensor, given: dict[str, Any]) -> None:
+    """The options of the loss, by name, for logits such as student_a."""
+    for name in ("temperature", "peer_temperature", "uncertainty_temperature"):
+        temperature(name, given[name])
+    for name in ("ce_weight", "kd_weight", "peer_weight"):
+        if isinstance(given[name], Tensor):
+            per_row(name, given[name], like, scalar=True)
+        else:
+            coefficient(name, given[name])
+    if isinstance(given["uncertainty"], Tensor):
+        per_row("uncertainty", given["uncertainty"], like, scalar=False)
+    else:
+        choice("uncertainty", given["uncertainty"], ("entropy", "max_prob", "margin", "none"))
+    choice("trust", given["trust"], ("confident", "uncertain"))
+    smoothing(given["label_smoothing"])
+    choice("reduction", given["reduction"], ("mean", "sum", "none"))

@@ -41,7 +41,8 @@ class TeacherConfig:
     stem: Stem = "auto"
     """First layers: "imagenet" (stride 4), "half" (stride 2), "small" (stride 1); "auto" is small below 96 px."""
     checkpoint: str | None = None
-    """Weights of a trained teacher (teacher.safetensors of another run, or a torchvision state dict); else it is trained."""
+    """Weights of a trained teacher (teacher.safetensors of another run, or a torchvision state dict); else it is
+    trained."""
     epochs: int | None = None
     """Epochs of the teacher's own training; training.epochs by default."""
     lr: float | None = None
@@ -109,7 +110,8 @@ class TrainingConfig:
     clip_grad_norm: float = 0.0
     """Largest gradient norm, for each network separately; 0 does not clip."""
     ema_decay: float = 0.0
-    """Decay of the exponential moving average of the weights; 0 keeps none. With an average, it is what is evaluated and saved."""
+    """Decay of the exponential moving average of the weights; 0 keeps none. With an average, it is what is evaluated
+    and saved."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the networks: auto is bf16 autocast on CUDA and fp32 on the CPU."""
     channels_last: bool = True

@@ -1,7 +1,8 @@
 """The compiled operator as PyTorch sees it: fake kernels for compile and export, and the derivative.
 
-The schemas are in csrc/ops.cpp. The forward operator returns, after the loss and what is logged, the statistics of each row from which the
-backward operator computes the gradients; nothing of the logits' size is kept. Only the loss is differentiable.
+The schemas are in csrc/ops.cpp. The forward operator returns, after the loss and what is logged, the statistics of each
+row from which the backward operator computes the gradients; nothing of the logits' size is kept. Only the loss is
+differentiable.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from torch import Tensor
 
 COMPONENTS = ("ce_a", "ce_b", "kd_a", "kd_b", "peer_a", "peer_b")
 _COLUMNS = 20  # of the row statistics: csrc/distill/distill.h, enum Column
-_NAMES = (
-    "teacher student_a student_b target ce_weights kd_weights peer_weights certainty ce_weight kd_weight peer_weight temperature "
-    "peer_temperature uncertainty_temperature label_smoothing uncertainty trust_uncertain normalize_weights detach_peer ignore_index reduction"
-).split()
-_SAVED = ("teacher", "student_a", "student_b", "target", "ce_weights", "kd_weights", "peer_weights")
-_NUMBERS = ("ce_weight", "kd_weight", "peer_weight", "temperature", "peer_temperature", "label_smoothing", "detach_peer")
+_TENSORS = ("teacher", "student_a", "student_b", "target", "ce_weights", "kd_weights", "peer_weights", "certainty")
+_NUMBERS = ("ce_weight", "kd_weight", "peer_weight", "temperature", "peer_temperature", "label_smoothing")
+_NAMES = (  # the forward operator's arguments, in the order of its schema
+    *_TENSORS,
+    *("ce_weight", "kd_weight", "peer_weight", "temperature", "peer_temperature", "uncertainty_temperature"),
+    *("label_smoothing", "uncertainty", "trust_uncertain", "normalize_weights", "detach_peer", "ignore_index"),
+    "reduction",
+)
 REDUCTIONS = ("mean", "sum", "none")
 UNCERTAINTIES = ("entropy", "max_prob", "margin", "none")
 
@@ -28,7 +31,9 @@ def arithmetic(*tensors: Tensor | None) -> torch.dtype:
     return torch.float64 if any(x is not None and x.dtype == torch.float64 for x in tensors) else torch.float32
 
 
-def _forward_fake(teacher: Tensor | None, student_a: Tensor, student_b: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+def _forward_fake(
+    teacher: Tensor | None, student_a: Tensor, student_b: Tensor | None, *rest: Any
+) -> tuple[Tensor, ...]:
     rows, dtype = student_a.shape[0], arithmetic(teacher, student_a, student_b)
     each = REDUCTIONS[rest[-1]] == "none"
     shapes = ((rows,), (6, rows)) if each else ((), (6,))
@@ -45,8 +50,8 @@ def _backward_fake(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     named = dict(zip(_NAMES, inputs, strict=True))
-    ctx.save_for_backward(output[4], *(named[name] for name in _SAVED))
-    ctx.numbers = tuple(named[name] for name in _NUMBERS)
+    ctx.save_for_backward(output[4], *(named[name] for name in _TENSORS[:-1]))
+    ctx.numbers = tuple(named[name] for name in (*_NUMBERS, "detach_peer"))
     ctx.mark_non_differentiable(*output[1:])
 
 
@@ -55,7 +60,9 @@ def _backward(ctx: Any, grad_loss: Tensor, *unused: Any) -> tuple[Tensor | None,
     needs = dict(zip(_NAMES, ctx.needs_input_grad, strict=True))
     coefficients = ("ce_weights", "kd_weights", "peer_weights")
     wanted = (needs["teacher"], needs["student_a"], needs["student_b"], any(needs[name] for name in coefficients))
-    *gradients, per_row = torch.ops.udskd.dual_student_loss_backward.default(grad_loss.to(rows.dtype), rows, *tensors, *ctx.numbers, *wanted)
+    *gradients, per_row = torch.ops.udskd.dual_student_loss_backward.default(
+        grad_loss.to(rows.dtype), rows, *tensors, *ctx.numbers, *wanted
+    )
     out = dict.fromkeys(_NAMES)
     for name, gradient in zip(("teacher", "student_a", "student_b"), gradients, strict=True):
         out[name] = gradient if needs[name] else None
@@ -67,7 +74,8 @@ def _backward(ctx: Any, grad_loss: Tensor, *unused: Any) -> tuple[Tensor | None,
 
 def _no_second_derivative(ctx: Any, *grads: Any) -> None:
     raise NotImplementedError(
-        "udskd.dual_student_loss has first derivatives only; for second derivatives use backend='reference', which PyTorch differentiates as often as needed"
+        "udskd.dual_student_loss has first derivatives only; for second derivatives use backend='reference', "
+        "which PyTorch differentiates as often as needed"
     )
 
 

@@ -1,4 +1,5 @@
-"""The loss in plain PyTorch: any device, any dtype, differentiable by autograd as often as you like. The compiled backends are tested against it."""
+"""The loss in plain PyTorch: any device, any dtype, differentiable by autograd as often as you like. The compiled
+backends are tested against it."""
 
 from __future__ import annotations
 
@@ -11,13 +12,15 @@ Terms = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) of log-probabilities [B, C] -> [B]; classes without mass in p contribute 0, +inf where only q has none."""
+    """KL(p || q) of log-probabilities [B, C] -> [B]; classes without mass in p contribute 0, +inf where only q has
+    none."""
     p = log_p.exp()
     return (p * torch.where(p == 0, 0.0, log_p - log_q)).sum(-1)
 
 
 def cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float) -> Tensor:
-    """Cross-entropy [B] of logits [B, C] with labels [B] or distributions [B, C]; a label outside [0, C) makes its row NaN."""
+    """Cross-entropy [B] of logits [B, C] with labels [B] or distributions [B, C]; a label outside [0, C) makes its row
+    NaN."""
     log_p = torch.log_softmax(logits, -1)
     classes = logits.shape[-1]
     if target.is_floating_point():
@@ -50,11 +53,19 @@ def dual_student_loss(
     ignore_index: int,
     reduction: str,
 ) -> Terms:
-    """The loss of checked, flattened arguments: (loss, components [6] or [6, B], weight [B], entropy [B]), see udskd.dual_student_loss."""
+    """The loss of checked, flattened arguments: (loss, components [6] or [6, B], weight [B], entropy [B]), see
+    udskd.dual_student_loss."""
     dtype = torch.float64 if torch.float64 in _dtypes(teacher, student_a, student_b) else torch.float32
     hard = target is not None and not target.is_floating_point()
-    live = (target != ignore_index) if hard and target is not None else student_a.new_ones(len(student_a), dtype=torch.bool)
-    t, a, b = (None if x is None else torch.where(live.unsqueeze(-1), x.to(dtype), 0.0) for x in (teacher, student_a, student_b))
+    live = (
+        (target != ignore_index)
+        if hard and target is not None
+        else student_a.new_ones(len(student_a), dtype=torch.bool)
+    )
+    t, a, b = (
+        None if x is None else torch.where(live.unsqueeze(-1), x.to(dtype), 0.0)
+        for x in (teacher, student_a, student_b)
+    )
     assert a is not None
     if hard and target is not None:
         target = torch.where(live, target, 0)
@@ -74,7 +85,9 @@ def dual_student_loss(
         peer_a, peer_b = (peer_temperature**2 * k for k in (kl_divergence(from_b, log_a), kl_divergence(from_a, log_b)))
 
     components = torch.where(live, torch.stack([ce_a, ce_b, kd_a, kd_b, peer_a, peer_b]), 0.0)
-    rows = sum((x[:, :0].sum(-1) for x in (t, a, b) if x is not None), zero)  # zeros that reach every input, so that each has a gradient
+    rows = sum(
+        (x[:, :0].sum(-1) for x in (t, a, b) if x is not None), zero
+    )  # zeros that reach every input, so that each has a gradient
     for coefficient, first, second in ((ce_weight, 0, 1), (kd_weight, 2, 3), (peer_weight, 4, 5)):
         if _on(coefficient):
             rows = rows + coefficient * (components[first] + components[second])
@@ -99,7 +112,13 @@ def _kl_to(log_t: Tensor, student: Tensor, temperature: float) -> Tensor:
 
 @torch.no_grad()
 def _weights(
-    teacher: Tensor | None, like: Tensor, live: Tensor, kind: str | Tensor, trust: str, normalized: bool, temperature: float
+    teacher: Tensor | None,
+    like: Tensor,
+    live: Tensor,
+    kind: str | Tensor,
+    trust: str,
+    normalized: bool,
+    temperature: float,
 ) -> tuple[Tensor, Tensor]:
     """Each row's weight and teacher entropy [B]; both 0 in ignored rows."""
     if teacher is None:

@@ -22,7 +22,8 @@ def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
 def certainty(logits: Tensor, kind: Uncertainty = "entropy", temperature: float = 1.0) -> Tensor:
     """How sure softmax(logits / temperature) is, [..., C] -> [...] in [0, 1].
 
-    "entropy": 1 - H / log C [paper: UDSKD]. "max_prob": the largest probability. "margin": the largest less the second. "none": 1.
+    "entropy": 1 - H / log C [paper: UDSKD]. "max_prob": the largest probability. "margin": the largest less the second.
+    "none": 1.
     """
     if kind == "none":
         return torch.ones_like(logits[..., 0])

@@ -16,15 +16,18 @@ class OnDevice {
  public:
   explicit OnDevice(const torch::stable::Tensor& x) : device_(x.get_device_index()), guard_(device_) {
     void* stream = nullptr;
-    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream && aoti_torch_get_current_cuda_stream(device_, &stream) == AOTI_TORCH_SUCCESS,
+    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream &&
+                        aoti_torch_get_current_cuda_stream(device_, &stream) == AOTI_TORCH_SUCCESS,
                     "cannot get the current stream of CUDA device ", device_);
     stream_ = static_cast<cudaStream_t>(stream);
   }
   cudaStream_t stream() const { return stream_; }
   void check(const char* kernel, int64_t rows, int64_t classes) const {
     const cudaError_t error = cudaGetLastError();
-    STD_TORCH_CHECK(error == cudaSuccess, kernel, " on [", rows, ", ", classes, "], CUDA device ", device_, ": ", cudaGetErrorString(error),
-                    error == cudaErrorNoKernelImageForDevice ? "; `python -m udskd` lists the architectures of this build" : "");
+    STD_TORCH_CHECK(
+        error == cudaSuccess, kernel, " on [", rows, ", ", classes, "], CUDA device ", device_, ": ",
+        cudaGetErrorString(error),
+        error == cudaErrorNoKernelImageForDevice ? "; `python -m udskd` lists the architectures of this build" : "");
   }
 
  private:

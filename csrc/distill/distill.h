@@ -14,19 +14,20 @@ namespace udskd {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// What the forward pass keeps of each row [rows, kColumns], in the arithmetic's dtype. Logits are shifted by their row's maximum,
-// and kSum* are sums of exponentials of the shifted logits: at the temperature, the peer temperature, or 1.
+// What the forward pass keeps of each row [rows, kColumns], in the arithmetic's dtype.
+// clang-format off
 enum Column : int {
-  kMaxT, kMaxA, kMaxB,
-  kSumT, kSumA, kSumB, kSumPeerA, kSumPeerB, kSumOneA, kSumOneB,
-  kTargetMass,               // sum of the target distribution: 1 for a label
-  kCeA, kCeB,                // cross-entropies
-  kKlTA, kKlTB,              // KL(teacher || student), without T^2 and weight
-  kKlBA, kKlAB,              // KL(peer || student), without T^2
-  kWeight, kEntropy,         // the teacher's certainty as a weight, and its entropy
-  kShare,                    // the row's share of the loss: 1/n (mean), 1 (sum, none), 0 when ignored
+  kMaxT, kMaxA, kMaxB,                           // maxima, by which the logits are shifted
+  kSumT, kSumA, kSumB,                           // sums of exponentials of the shifted logits at the temperature,
+  kSumPeerA, kSumPeerB, kSumOneA, kSumOneB,      // at the peer temperature, at 1
+  kTargetMass,                                   // sum of the target distribution: 1 for a label
+  kCeA, kCeB,                                    // cross-entropies
+  kKlTA, kKlTB, kKlBA, kKlAB,                    // KL(teacher || student), KL(peer || student), bare
+  kWeight, kEntropy,                             // the teacher's certainty as a weight, and its entropy
+  kShare,                                        // of the loss: 1/n (mean), 1 (sum, none), 0 when ignored
   kColumns
 };
+// clang-format on
 
 enum Uncertainty : int64_t { kEntropyWeight, kMaxProb, kMargin, kNone, kGiven };
 enum Reduction : int64_t { kMean, kSum, kUnreduced };
@@ -90,14 +91,17 @@ inline void make_readable(Arguments& args) {
 
 inline Matrix matrix(const std::optional<Tensor>& x, const Problem& p, const char* name) {
   if (!x) return {};
-  STD_TORCH_CHECK(x->dim() == 2 && x->size(0) == p.rows && x->size(1) == p.classes, name, " must be [", p.rows, ", ", p.classes, "]");
+  STD_TORCH_CHECK(x->dim() == 2 && x->size(0) == p.rows && x->size(1) == p.classes, name, " must be [", p.rows, ", ",
+                  p.classes, "]");
   return {x->const_data_ptr(), x->stride(0), x->scalar_type()};
 }
 
 inline Coefficient coefficient(double value, const std::optional<Tensor>& x, const Problem& p, const char* name) {
   if (!x) return {value, nullptr, 0};
-  STD_TORCH_CHECK(x->dim() == 0 || (x->dim() == 1 && x->size(0) == p.rows), name, " must be one number or [", p.rows, "]");
-  STD_TORCH_CHECK(x->scalar_type() == (p.wide ? ScalarType::Double : ScalarType::Float), name, " must have the arithmetic's dtype");
+  STD_TORCH_CHECK(x->dim() == 0 || (x->dim() == 1 && x->size(0) == p.rows), name, " must be one number or [", p.rows,
+                  "]");
+  STD_TORCH_CHECK(x->scalar_type() == (p.wide ? ScalarType::Double : ScalarType::Float), name,
+                  " must have the arithmetic's dtype");
   return {value, x->const_data_ptr(), x->dim() == 0 ? 0 : x->stride(0)};
 }
 
@@ -107,15 +111,18 @@ inline Problem read(const Arguments& args, double ce, double kd, double peer) {
   Problem p;
   p.rows = args.a.size(0), p.classes = args.a.size(1);
   p.wide = is_wide(args.a) || is_wide(args.teacher) || is_wide(args.b);
-  p.teacher = matrix(args.teacher, p, "teacher"), p.a = matrix(args.a, p, "student_a"), p.b = matrix(args.b, p, "student_b");
+  p.teacher = matrix(args.teacher, p, "teacher"), p.a = matrix(args.a, p, "student_a"),
+  p.b = matrix(args.b, p, "student_b");
   if (args.target && args.target->dim() == 2) {
     p.target = matrix(args.target, p, "target");
   } else if (args.target) {
-    STD_TORCH_CHECK(args.target->size(0) == p.rows && args.target->scalar_type() == ScalarType::Long, "labels must be int64 [", p.rows, "]");
+    STD_TORCH_CHECK(args.target->size(0) == p.rows && args.target->scalar_type() == ScalarType::Long,
+                    "labels must be int64 [", p.rows, "]");
     p.labels = args.target->const_data_ptr<int64_t>();
   }
   p.ce = coefficient(ce, args.ce, p, "ce_weight"), p.kd = coefficient(kd, args.kd, p, "kd_weight");
-  p.peer = coefficient(peer, args.peer, p, "peer_weight"), p.certainty = coefficient(1, args.certainty, p, "uncertainty");
+  p.peer = coefficient(peer, args.peer, p, "peer_weight"),
+  p.certainty = coefficient(1, args.certainty, p, "uncertainty");
   return p;
 }
 
@@ -134,7 +141,8 @@ inline Outputs allocate(const Problem& p, const Tensor& like) {
   const bool each = p.reduction == kUnreduced;
   return {each ? empty_like(like, {p.rows}, dtype) : empty_like(like, {}, dtype),
           each ? empty_like(like, {kComponents, p.rows}, dtype) : empty_like(like, {kComponents}, dtype),
-          empty_like(like, {p.rows}, dtype), empty_like(like, {p.rows}, dtype), empty_like(like, {p.rows, kColumns}, dtype)};
+          empty_like(like, {p.rows}, dtype), empty_like(like, {p.rows}, dtype),
+          empty_like(like, {p.rows, kColumns}, dtype)};
 }
 
 // The gradients asked for, in each input's dtype; an empty tensor stands for each that was not.
@@ -142,7 +150,8 @@ struct Gradients {
   Tensor teacher, a, b, coefficients;  // coefficients: [rows, 3] for ce, kd and peer
 };
 
-inline Gradients allocate_gradients(const Problem& p, const Arguments& args, bool teacher, bool a, bool b, bool coefficients) {
+inline Gradients allocate_gradients(const Problem& p, const Arguments& args, bool teacher, bool a, bool b,
+                                    bool coefficients) {
   auto like = [&](const std::optional<Tensor>& x, bool wanted) {
     return wanted && x ? empty_like(*x, {p.rows, p.classes}, x->scalar_type()) : empty_like(args.a, {0}, arithmetic(p));
   };
@@ -159,8 +168,13 @@ struct Backward {
 
 inline Backward backward_job(const Tensor& grad_loss, const Tensor& saved, Gradients& to) {
   auto pointer = [](Tensor& x) { return x.dim() == 2 ? x.mutable_data_ptr() : nullptr; };
-  return {saved.const_data_ptr(), grad_loss.const_data_ptr(), grad_loss.dim() == 0 ? 0 : grad_loss.stride(0),
-          pointer(to.teacher), pointer(to.a), pointer(to.b), pointer(to.coefficients)};
+  return {saved.const_data_ptr(),
+          grad_loss.const_data_ptr(),
+          grad_loss.dim() == 0 ? 0 : grad_loss.stride(0),
+          pointer(to.teacher),
+          pointer(to.a),
+          pointer(to.b),
+          pointer(to.coefficients)};
 }
 
 }  // namespace udskd

@@ -1,4 +1,5 @@
-// The operator on the CPU, in the recompute form: statistics of each row in the forward pass, gradients in the backward pass.
+// The operator on the CPU, in the recompute form: statistics of each row in the forward pass, gradients in the backward
+// pass.
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
@@ -31,7 +32,8 @@ namespace avx2 {
 }
 #ifdef __clang__
 #pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), \
+                             apply_to = function)
 #else
 #pragma GCC pop_options
 #pragma GCC push_options
@@ -70,15 +72,16 @@ void check_labels(const Problem& p) {
   if (!p.labels) return;
   for (int64_t row = 0; row < p.rows; ++row) {
     const int64_t label = p.labels[row];
-    STD_TORCH_CHECK(label == p.ignore_index || (label >= 0 && label < p.classes), "target: row ", row, " has label ", label,
-                    ", expected 0 to ", p.classes - 1, " or ignore_index ", p.ignore_index);
+    STD_TORCH_CHECK(label == p.ignore_index || (label >= 0 && label < p.classes), "target: row ", row, " has label ",
+                    label, ", expected 0 to ", p.classes - 1, " or ignore_index ", p.ignore_index);
   }
 }
 
 // What needs all rows: the normalisation of the weights, each row's share, and the reduction in a fixed order.
 template <class Acc>
 void finish_rows(const Problem& p, Outputs& out) {
-  Acc *saved = out.rows.mutable_data_ptr<Acc>(), *weight = out.weight.mutable_data_ptr<Acc>(), *entropy = out.entropy.mutable_data_ptr<Acc>();
+  Acc *saved = out.rows.mutable_data_ptr<Acc>(), *weight = out.weight.mutable_data_ptr<Acc>(),
+      *entropy = out.entropy.mutable_data_ptr<Acc>();
   double live = 0, weights = 0, weighed = 0;
   for (int64_t row = 0; row < p.rows; ++row) {
     const Acc* s = saved + row * kColumns;

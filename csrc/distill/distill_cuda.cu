@@ -1,4 +1,5 @@
-// The operator on CUDA, in the recompute form: one block for each row, statistics in the forward pass, gradients in the backward pass.
+// The operator on CUDA, in the recompute form: one block for each row, statistics in the forward pass, gradients in the
+// backward pass.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -75,10 +76,14 @@ struct Values {
   }
   __device__ Acc operator()(int64_t c) const {
     switch (dtype) {
-      case ScalarType::Double: return Acc(static_cast<const double*>(data)[c]);
-      case ScalarType::Float: return Acc(static_cast<const float*>(data)[c]);
-      case ScalarType::Half: return Acc(__half2float(static_cast<const __half*>(data)[c]));
-      default: return Acc(__bfloat162float(static_cast<const __nv_bfloat16*>(data)[c]));
+      case ScalarType::Double:
+        return Acc(static_cast<const double*>(data)[c]);
+      case ScalarType::Float:
+        return Acc(static_cast<const float*>(data)[c]);
+      case ScalarType::Half:
+        return Acc(__half2float(static_cast<const __half*>(data)[c]));
+      default:
+        return Acc(__bfloat162float(static_cast<const __nv_bfloat16*>(data)[c]));
     }
   }
 };
@@ -86,10 +91,17 @@ struct Values {
 template <class Acc>
 __device__ void store(void* to, int64_t i, ScalarType dtype, Acc x) {
   switch (dtype) {
-    case ScalarType::Double: static_cast<double*>(to)[i] = double(x); break;
-    case ScalarType::Float: static_cast<float*>(to)[i] = float(x); break;
-    case ScalarType::Half: static_cast<__half*>(to)[i] = __float2half_rn(float(x)); break;
-    default: static_cast<__nv_bfloat16*>(to)[i] = __float2bfloat16_rn(float(x));
+    case ScalarType::Double:
+      static_cast<double*>(to)[i] = double(x);
+      break;
+    case ScalarType::Float:
+      static_cast<float*>(to)[i] = float(x);
+      break;
+    case ScalarType::Half:
+      static_cast<__half*>(to)[i] = __float2half_rn(float(x));
+      break;
+    default:
+      static_cast<__nv_bfloat16*>(to)[i] = __float2bfloat16_rn(float(x));
   }
 }
 
@@ -103,8 +115,8 @@ __global__ void __launch_bounds__(kThreads) statistics(Problem p, Acc* saved) {
       if (p.teacher) out[kMaxT] = team.max(p.classes, teacher);
       out[kMaxA] = team.max(p.classes, a);
       if (p.b) out[kMaxB] = team.max(p.classes, b);
-      row_statistics<Acc>(team, p, row, shifted<Acc>(teacher, out[kMaxT]), shifted<Acc>(a, out[kMaxA]), shifted<Acc>(b, out[kMaxB]),
-                          target_of<Acc>(p, row, target), out);
+      row_statistics<Acc>(team, p, row, shifted<Acc>(teacher, out[kMaxT]), shifted<Acc>(a, out[kMaxA]),
+                          shifted<Acc>(b, out[kMaxB]), target_of<Acc>(p, row, target), out);
       out[kShare] = 1;
     }
     if (threadIdx.x == 0)
@@ -116,7 +128,8 @@ struct Results {
   void *loss, *components, *weight, *entropy;
 };
 
-// What needs all rows, by one block in a fixed order: normalisation of the weights, each row's share, the loss and its components.
+// What needs all rows, by one block in a fixed order: normalisation of the weights, each row's share, the loss and its
+// components.
 template <class Acc>
 __global__ void __launch_bounds__(kThreads) finish(Problem p, Acc* saved, Results to) {
   const Block<double> team;
@@ -149,7 +162,8 @@ __global__ void __launch_bounds__(kThreads) finish(Problem p, Acc* saved, Result
   };
   team.sum(p.rows, settle, totals);
   if (each || threadIdx.x != 0) return;
-  const double by = p.reduction == kMean ? counts[0] : 1;  // 0 / 0 is NaN, as in F.cross_entropy when every row is ignored
+  const double by =
+      p.reduction == kMean ? counts[0] : 1;  // 0 / 0 is NaN, as in F.cross_entropy when every row is ignored
   for (int k = 0; k < kComponents; ++k) static_cast<Acc*>(to.components)[k] = Acc(totals[k] / by);
   *static_cast<Acc*>(to.loss) = Acc(totals[kComponents] / by);
 }
@@ -171,8 +185,8 @@ __device__ void student_row(const Problem& p, int64_t row, const Acc* s, Acc sha
 
 template <class Acc>
 __device__ void teacher_row(const Problem& p, int64_t row, const Acc* s, Acc share, void* to) {
-  const auto teacher = shifted<Acc>(Values<Acc>(p.teacher, row), s[kMaxT]), a = shifted<Acc>(Values<Acc>(p.a, row), s[kMaxA]),
-             b = shifted<Acc>(Values<Acc>(p.b, row), s[kMaxB]);
+  const auto teacher = shifted<Acc>(Values<Acc>(p.teacher, row), s[kMaxT]),
+             a = shifted<Acc>(Values<Acc>(p.a, row), s[kMaxA]), b = shifted<Acc>(Values<Acc>(p.b, row), s[kMaxB]);
   const Acc scale = share * value<Acc>(p.kd, row) * s[kWeight] * Acc(p.temperature), inverse = Acc(1 / p.temperature);
   const bool flows = p.has_kd() && share != 0;
   Block<Acc>().blocks(p.classes, [=](int64_t c, auto) {
@@ -205,8 +219,9 @@ void launch_forward(const Problem& p, Outputs& out, const OnDevice& on) {
   Acc* saved = static_cast<Acc*>(out.rows.mutable_data_ptr());
   statistics<Acc><<<grid(p), kThreads, 0, on.stream()>>>(p, saved);
   on.check("udskd statistics", p.rows, p.classes);
-  finish<Acc><<<1, kThreads, 0, on.stream()>>>(
-      p, saved, {out.loss.mutable_data_ptr(), out.components.mutable_data_ptr(), out.weight.mutable_data_ptr(), out.entropy.mutable_data_ptr()});
+  finish<Acc><<<1, kThreads, 0, on.stream()>>>(p, saved,
+                                               {out.loss.mutable_data_ptr(), out.components.mutable_data_ptr(),
+                                                out.weight.mutable_data_ptr(), out.entropy.mutable_data_ptr()});
   on.check("udskd finish", p.rows, p.classes);
 }
 

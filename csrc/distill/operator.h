@@ -13,32 +13,40 @@ using Optional = std::optional<Tensor>;
 
 template <auto Forward>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward_operator(
-    Optional teacher, Tensor student_a, Optional student_b, Optional target, Optional ce_weights, Optional kd_weights, Optional peer_weights,
-    Optional certainty, double ce_weight, double kd_weight, double peer_weight, double temperature, double peer_temperature,
-    double uncertainty_temperature, double label_smoothing, int64_t uncertainty, bool trust_uncertain, bool normalize_weights, bool detach_peer,
-    int64_t ignore_index, int64_t reduction) {
+    Optional teacher, Tensor student_a, Optional student_b, Optional target, Optional ce_weights, Optional kd_weights,
+    Optional peer_weights, Optional certainty, double ce_weight, double kd_weight, double peer_weight,
+    double temperature, double peer_temperature, double uncertainty_temperature, double label_smoothing,
+    int64_t uncertainty, bool trust_uncertain, bool normalize_weights, bool detach_peer, int64_t ignore_index,
+    int64_t reduction) {
   Arguments args{teacher, student_a, student_b, target, ce_weights, kd_weights, peer_weights, certainty};
   make_readable(args);
   Problem p = read(args, ce_weight, kd_weight, peer_weight);
-  p.temperature = temperature, p.peer_temperature = peer_temperature, p.uncertainty_temperature = uncertainty_temperature;
-  p.label_smoothing = label_smoothing, p.uncertainty = certainty ? int64_t(kGiven) : uncertainty, p.trust_uncertain = trust_uncertain;
-  p.normalize_weights = normalize_weights, p.detach_peer = detach_peer, p.ignore_index = ignore_index, p.reduction = reduction;
+  p.temperature = temperature, p.peer_temperature = peer_temperature,
+  p.uncertainty_temperature = uncertainty_temperature;
+  p.label_smoothing = label_smoothing, p.uncertainty = certainty ? int64_t(kGiven) : uncertainty,
+  p.trust_uncertain = trust_uncertain;
+  p.normalize_weights = normalize_weights, p.detach_peer = detach_peer, p.ignore_index = ignore_index,
+  p.reduction = reduction;
   Outputs out = Forward(p, args.a);
   return {out.loss, out.components, out.weight, out.entropy, out.rows};
 }
 
 template <auto Backward>
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward_operator(
-    Tensor grad_loss, Tensor rows, Optional teacher, Tensor student_a, Optional student_b, Optional target, Optional ce_weights,
-    Optional kd_weights, Optional peer_weights, double ce_weight, double kd_weight, double peer_weight, double temperature,
-    double peer_temperature, double label_smoothing, bool detach_peer, bool grad_teacher, bool grad_a, bool grad_b, bool grad_weights) {
+    Tensor grad_loss, Tensor rows, Optional teacher, Tensor student_a, Optional student_b, Optional target,
+    Optional ce_weights, Optional kd_weights, Optional peer_weights, double ce_weight, double kd_weight,
+    double peer_weight, double temperature, double peer_temperature, double label_smoothing, bool detach_peer,
+    bool grad_teacher, bool grad_a, bool grad_b, bool grad_weights) {
   Arguments args{teacher, student_a, student_b, target, ce_weights, kd_weights, peer_weights, std::nullopt};
   make_readable(args);
   Problem p = read(args, ce_weight, kd_weight, peer_weight);
-  p.temperature = temperature, p.peer_temperature = peer_temperature, p.label_smoothing = label_smoothing, p.detach_peer = detach_peer;
-  STD_TORCH_CHECK(rows.dim() == 2 && rows.size(0) == p.rows && rows.size(1) == kColumns, "rows must be what the forward pass returned");
+  p.temperature = temperature, p.peer_temperature = peer_temperature, p.label_smoothing = label_smoothing,
+  p.detach_peer = detach_peer;
+  STD_TORCH_CHECK(rows.dim() == 2 && rows.size(0) == p.rows && rows.size(1) == kColumns,
+                  "rows must be what the forward pass returned");
   STD_TORCH_CHECK(grad_loss.scalar_type() == arithmetic(p), "grad_loss must have the loss's dtype");
-  STD_TORCH_CHECK(grad_loss.dim() == 0 || (grad_loss.dim() == 1 && grad_loss.size(0) == p.rows), "grad_loss must have the loss's shape");
+  STD_TORCH_CHECK(grad_loss.dim() == 0 || (grad_loss.dim() == 1 && grad_loss.size(0) == p.rows),
+                  "grad_loss must have the loss's shape");
   Gradients to = allocate_gradients(p, args, grad_teacher, grad_a, grad_b, grad_weights);
   Backward(p, grad_loss, rows, to);
   return {to.teacher, to.a, to.b, to.coefficients};
@@ -46,8 +54,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_operator(
 
 }  // namespace udskd
 
-#define UDSKD_REGISTER(key, forward, backward)                                          \
-  STABLE_TORCH_LIBRARY_IMPL(udskd, key, m) {                                            \
-    m.impl("dual_student_loss", TORCH_BOX(&udskd::forward_operator<forward>));          \
+#define UDSKD_REGISTER(key, forward, backward)                                            \
+  STABLE_TORCH_LIBRARY_IMPL(udskd, key, m) {                                              \
+    m.impl("dual_student_loss", TORCH_BOX(&udskd::forward_operator<forward>));            \
     m.impl("dual_student_loss_backward", TORCH_BOX(&udskd::backward_operator<backward>)); \
   }

@@ -1,7 +1,8 @@
 // The mathematics of one row, written once for every backend.
 //
-// No include guard, and nothing included: each backend includes this file inside a namespace of its own (once for every SIMD level, once
-// for CUDA) after defining HD, exponential() and logarithm(), so that no inline function of one level can be linked into another.
+// No include guard, and nothing included: each backend includes this file inside a namespace of its own (once for every
+// SIMD level, once for CUDA) after defining HD, exponential() and logarithm(), so that no inline function of one level
+// can be linked into another.
 //
 // A Team is whoever works on the row: sixteen lanes of a CPU thread, or the threads of a CUDA block. It offers
 //   team.max(n, f)              the largest f(c) over the classes c
@@ -21,7 +22,8 @@ HD inline Shifted<Acc, Load> shifted(Load load, Acc shift) {
   return {load, shift};
 }
 
-// e * x, where a class without mass (e == 0, x possibly infinite) contributes nothing. A NaN in e is seen in the sum of the e.
+// e * x, where a class without mass (e == 0, x possibly infinite) contributes nothing. A NaN in e is seen in the sum of
+// the e.
 template <class Acc>
 HD inline Acc mass_times(Acc e, Acc x) {
   return e > 0 ? e * x : Acc(0);
@@ -37,11 +39,13 @@ struct Divergence {
   Acc sum_p, sum_q, forward, backward;  // sums of exponentials; KL(p || q), KL(q || p)
 };
 
-// p log(p / q) + q - p for d = log(p / q). Summed over all classes that is KL(p || q), since p and q both add up to 1; but no term is negative,
-// so nothing cancels, and an error of a normaliser drops out to first order. Small d: p (e^-d - 1 + d) by its series, in which q - p is not formed.
+// p log(p / q) + q - p for d = log(p / q). Summed over all classes that is KL(p || q), since p and q both add up to 1;
+// but no term is negative, so nothing cancels, and an error of a normaliser drops out to first order. Small d: p (e^-d
+// - 1 + d) by its series, in which q - p is not formed.
 template <class Acc>
 HD inline Acc excess(Acc p, Acc q, Acc d) {
-  const Acc series = d * d * (Acc(1. / 2) - d * (Acc(1. / 6) - d * (Acc(1. / 24) - d * (Acc(1. / 120) - d * Acc(1. / 720)))));
+  const Acc series =
+      d * d * (Acc(1. / 2) - d * (Acc(1. / 6) - d * (Acc(1. / 24) - d * (Acc(1. / 120) - d * Acc(1. / 720)))));
   constexpr Acc kNear = Acc(sizeof(Acc) == 4 ? 0.0625 : 0.0009765625);  // beyond it, the series' remainder is seen
   const bool near = d < kNear && d > -kNear;
   return near ? p * series : mass_times(p, d) + (q - p);
@@ -50,7 +54,9 @@ HD inline Acc excess(Acc p, Acc q, Acc d) {
 template <class Acc, class Team, class P, class Q>
 HD inline Divergence<Acc> divergence(const Team& team, int64_t n, P p, Q q, Acc inverse, bool both) {
   Acc sums[2], kl[2];
-  auto exponentials = [=](int64_t c, Acc* terms) { terms[0] = exponential(p(c) * inverse), terms[1] = exponential(q(c) * inverse); };
+  auto exponentials = [=](int64_t c, Acc* terms) {
+    terms[0] = exponential(p(c) * inverse), terms[1] = exponential(q(c) * inverse);
+  };
   team.sum(n, exponentials, sums);
   const Acc over_p = 1 / sums[0], over_q = 1 / sums[1], gap = logarithm(sums[1] * over_p);
   auto excesses = [=](int64_t c, Acc* terms) {
@@ -117,16 +123,17 @@ HD inline CrossEntropy<Acc> cross_entropy(const Team& team, int64_t n, X x, Y y)
 // How the gradient of one student's logits is made up.
 template <class Acc>
 struct StudentScales {
-  Acc ce, kd, peer;                        // of the row's terms: coefficient * weight * T * share * grad_output
-  Acc over_one, over, over_peer;           // 1 / sum of exponentials of this student, at temperature 1, T and tau
-  Acc over_teacher, over_other;            // the teacher's at T, the other student's at tau
-  Acc mass;                                // of the target
-  Acc gap, kl_as_target;                   // log(sum of the other / sum of this) at tau, and KL(this || other)
+  Acc ce, kd, peer;                          // of the row's terms: coefficient * weight * T * share * grad_output
+  Acc over_one, over, over_peer;             // 1 / sum of exponentials of this student, at temperature 1, T and tau
+  Acc over_teacher, over_other;              // the teacher's at T, the other student's at tau
+  Acc mass;                                  // of the target
+  Acc gap, kl_as_target;                     // log(sum of the other / sum of this) at tau, and KL(this || other)
   bool has_ce, has_kd, has_peer, as_target;  // as_target: the peer's term flows into its target as well
 };
 
 // d loss / d logit of a student, for Width classes from c on:
-//   ce (mass p - y) + kd T (q - q_teacher) + peer tau (r - r_other) [+ peer tau r (log r - log r_other - KL(this || other))]
+//   ce (mass p - y) + kd T (q - q_teacher) + peer tau (r - r_other) [+ peer tau r (log r - log r_other - KL(this ||
+//   other))]
 template <class Acc, class X, class T, class O, class Y, class Width>
 HD inline void student_gradient(Acc* out, int64_t c, Width, const StudentScales<Acc>& s, X x, T teacher, O other, Y y,
                                 Acc inverse, Acc inverse_peer) {
@@ -136,15 +143,18 @@ HD inline void student_gradient(Acc* out, int64_t c, Width, const StudentScales<
     for (int l = 0; l < W; ++l) out[l] += s.ce * (s.mass * exponential(x(c + l)) * s.over_one - y(c + l));
   } else if (s.has_ce) {  // the label's class is mended outside the loop, which stays free of branches
     for (int l = 0; l < W; ++l) out[l] += s.ce * (s.mass * exponential(x(c + l)) * s.over_one - y.floor);
-    if (y.label >= c && y.label < c + W) out[y.label - c] = s.ce * (s.mass * exponential(x(y.label)) * s.over_one - y(y.label));
+    if (y.label >= c && y.label < c + W)
+      out[y.label - c] = s.ce * (s.mass * exponential(x(y.label)) * s.over_one - y(y.label));
   }
   if (s.has_kd) {
     for (int l = 0; l < W; ++l)
-      out[l] += s.kd * (exponential(x(c + l) * inverse) * s.over - exponential(teacher(c + l) * inverse) * s.over_teacher);
+      out[l] +=
+          s.kd * (exponential(x(c + l) * inverse) * s.over - exponential(teacher(c + l) * inverse) * s.over_teacher);
   }
   if (s.has_peer) {
     for (int l = 0; l < W; ++l)
-      out[l] += s.peer * (exponential(x(c + l) * inverse_peer) * s.over_peer - exponential(other(c + l) * inverse_peer) * s.over_other);
+      out[l] += s.peer * (exponential(x(c + l) * inverse_peer) * s.over_peer -
+                          exponential(other(c + l) * inverse_peer) * s.over_other);
   }
   if (s.has_peer && s.as_target) {
     for (int l = 0; l < W; ++l) {
@@ -156,7 +166,8 @@ HD inline void student_gradient(Acc* out, int64_t c, Width, const StudentScales<
 
 // d loss / d logit of the teacher from one student's term: kd T q_t (log(q_t / q_student) - KL(teacher || student))
 template <class Acc, class T, class X>
-HD inline Acc teacher_gradient(int64_t c, T teacher, X student, Acc inverse, Acc sum_teacher, Acc sum_student, Acc kl, Acc scale) {
+HD inline Acc teacher_gradient(int64_t c, T teacher, X student, Acc inverse, Acc sum_teacher, Acc sum_student, Acc kl,
+                               Acc scale) {
   const Acc t = teacher(c) * inverse, d = (t - student(c) * inverse) + logarithm(sum_student / sum_teacher);
   return scale * mass_times(exponential(t) / sum_teacher, d - kl);
 }
@@ -241,7 +252,8 @@ HD inline StudentScales<Acc> student_scales(const Problem& p, int64_t row, const
   out.ce = share * value<Acc>(p.ce, row);
   out.kd = share * value<Acc>(p.kd, row) * s[kWeight] * Acc(p.temperature);
   out.peer = share * value<Acc>(p.peer, row) * Acc(p.peer_temperature);
-  out.over_one = 1 / s[is_b ? kSumOneB : kSumOneA], out.over = 1 / s[is_b ? kSumB : kSumA], out.over_teacher = 1 / s[kSumT];
+  out.over_one = 1 / s[is_b ? kSumOneB : kSumOneA], out.over = 1 / s[is_b ? kSumB : kSumA],
+  out.over_teacher = 1 / s[kSumT];
   const Acc sum_peer = s[is_b ? kSumPeerB : kSumPeerA], sum_other = s[is_b ? kSumPeerA : kSumPeerB];
   out.over_peer = 1 / sum_peer, out.over_other = 1 / sum_other, out.gap = logarithm(sum_other / sum_peer);
   out.mass = s[kTargetMass], out.kl_as_target = s[is_b ? kKlBA : kKlAB];

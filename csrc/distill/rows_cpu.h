@@ -1,5 +1,6 @@
-// The row kernels of the CPU at one SIMD level. No include guard: distill_cpu.cpp includes this file once for every level, inside a
-// namespace of that level's name and under its target options, so that the compiler vectorises the same source for each.
+// The row kernels of the CPU at one SIMD level. No include guard: distill_cpu.cpp includes this file once for every
+// level, inside a namespace of that level's name and under its target options, so that the compiler vectorises the same
+// source for each.
 
 // e^x for x <= 0 in 2^-126..1, to 1.01 ulp; 0 below that. Vectorises, which the library's expf does not.
 inline float exponential(float x) {
@@ -122,10 +123,14 @@ void narrow(const Acc* from, int64_t n, void* to, int64_t row) {
 template <class Acc>
 void store_row(const Acc* from, int64_t n, void* to, int64_t row, ScalarType dtype) {
   switch (dtype) {
-    case ScalarType::Double: return narrow<Acc, double>(from, n, to, row);
-    case ScalarType::Float: return narrow<Acc, float>(from, n, to, row);
-    case ScalarType::Half: return narrow<Acc, torch::headeronly::Half>(from, n, to, row);
-    default: return narrow<Acc, torch::headeronly::BFloat16>(from, n, to, row);
+    case ScalarType::Double:
+      return narrow<Acc, double>(from, n, to, row);
+    case ScalarType::Float:
+      return narrow<Acc, float>(from, n, to, row);
+    case ScalarType::Half:
+      return narrow<Acc, torch::headeronly::Half>(from, n, to, row);
+    default:
+      return narrow<Acc, torch::headeronly::BFloat16>(from, n, to, row);
   }
 }
 
@@ -182,7 +187,8 @@ void student_rows(const Problem& p, int64_t row, Rows<Acc>& rows, const Acc* s, 
 
 template <class Acc>
 void teacher_rows(const Problem& p, int64_t row, Rows<Acc>& rows, const Acc* s, Acc share) {
-  const auto teacher = shifted<Acc>(rows.teacher, s[kMaxT]), a = shifted<Acc>(rows.a, s[kMaxA]), b = shifted<Acc>(rows.b, s[kMaxB]);
+  const auto teacher = shifted<Acc>(rows.teacher, s[kMaxT]), a = shifted<Acc>(rows.a, s[kMaxA]),
+             b = shifted<Acc>(rows.b, s[kMaxB]);
   const Acc scale = share * value<Acc>(p.kd, row) * s[kWeight] * Acc(p.temperature), inverse = Acc(1 / p.temperature);
   Acc* out = rows.gradient();
   for (int64_t c = 0; c < p.classes; ++c) {

@@ -1,4 +1,5 @@
-"""The loss as a good PyTorch user would write it: the oracle in float64, the yardstick for errors, and the baseline of the benchmarks.
+"""The loss as a good PyTorch user would write it: the oracle in float64, the yardstick for errors, and the baseline of
+the benchmarks.
 
 Independent of udskd/ on purpose. It covers finite logits; what happens at -inf and NaN is tested case by case.
 """
@@ -74,9 +75,13 @@ def dual_student_loss(
         live = target != ignore_index
     ce_a = ce_b = kd_a = kd_b = peer_a = peer_b = zero
     if target is not None and on(ce_weight):
-        ce_a = F.cross_entropy(student_a, target, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="none")
+        ce_a = F.cross_entropy(
+            student_a, target, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="none"
+        )
         if student_b is not None:
-            ce_b = F.cross_entropy(student_b, target, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="none")
+            ce_b = F.cross_entropy(
+                student_b, target, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="none"
+            )
     weight, entropy = torch.ones_like(zero), zero
     if teacher is not None:
         with torch.no_grad():

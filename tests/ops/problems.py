@@ -58,7 +58,9 @@ class Problem:
             target = target.to(device=device, dtype=dtype if target.is_floating_point() else None)
         student_a = leaf(self.student_a)
         assert student_a is not None
-        return replace(self, teacher=leaf(self.teacher), student_a=student_a, student_b=leaf(self.student_b), target=target)
+        return replace(
+            self, teacher=leaf(self.teacher), student_a=student_a, student_b=leaf(self.student_b), target=target
+        )
 
 
 def make(
@@ -86,7 +88,12 @@ def make(
         y = torch.rand(rows, classes, generator=g, dtype=torch.float64)
         y = (y / y.sum(-1, keepdim=True)).to(dtype)
     a = a.to(dtype).requires_grad_()
-    return Problem(t.to(dtype).requires_grad_() if teacher else None, a, b.to(dtype).requires_grad_() if two else None, y if target else None)
+    return Problem(
+        t.to(dtype).requires_grad_() if teacher else None,
+        a,
+        b.to(dtype).requires_grad_() if two else None,
+        y if target else None,
+    )
 
 
 OPTIONS: dict[str, dict[str, Any]] = {

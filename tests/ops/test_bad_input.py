@@ -63,7 +63,7 @@ def test_the_good_arguments_are_good() -> None:
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
 )
 def test_wrong_values(changes: dict[str, Any], words: list[str]) -> None:
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=words[0]) as caught:
         call(**changes)
     message = str(caught.value)
     assert "\n" not in message

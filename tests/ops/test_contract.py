@@ -31,7 +31,12 @@ def test_leading_dimensions_are_rows(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_loss_is_the_weighted_sum_of_its_components(backend: str, reduction: Any) -> None:
     out = udskd.dual_student_loss(
-        *make(9, 10).like(device=device_of(backend)).inputs, ce_weight=0.3, kd_weight=1.7, peer_weight=0.6, reduction=reduction, backend=backend
+        *make(9, 10).like(device=device_of(backend)).inputs,
+        ce_weight=0.3,
+        kd_weight=1.7,
+        peer_weight=0.6,
+        reduction=reduction,
+        backend=backend,
     )
     total = 0.3 * (out.ce_a + out.ce_b) + 1.7 * (out.kd_a + out.kd_b) + 0.6 * (out.peer_a + out.peer_b)
     torch.testing.assert_close(out.loss, total, rtol=1e-13, atol=0)
@@ -110,8 +115,13 @@ def test_any_upstream_gradient(backend: str, kind: str) -> None:
     made = make(6, 10).like(device=device)
     rows = torch.randn(12, dtype=torch.float64, generator=torch.Generator().manual_seed(4)).to(device)
     upstream = {
-        "expanded": rows[:1].expand(6), "strided": rows[::2], "zero": rows[:6] * 0, "one": rows[:6] * 0 + 1, "large": rows[:6] * 65536, "negative": -rows[:6].abs()
-    }[kind]  # fmt: skip
+        "expanded": rows[:1].expand(6),
+        "strided": rows[::2],
+        "zero": rows[:6] * 0,
+        "one": rows[:6] * 0 + 1,
+        "large": rows[:6] * 65536,
+        "negative": -rows[:6].abs(),
+    }[kind]
     out = udskd.dual_student_loss(*made.inputs, reduction="none", backend=backend)
     ours = torch.autograd.grad(out.loss, made.logits, upstream, retain_graph=True)
     each = [[g[i] for g in torch.autograd.grad(out.loss[i], made.logits, retain_graph=True)] for i in range(6)]

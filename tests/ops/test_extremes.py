@@ -139,7 +139,9 @@ def test_an_excluded_label_costs_infinity(backend: str) -> None:
 @pytest.mark.parametrize("poison", [math.nan, INF, "all -inf"])
 @pytest.mark.parametrize("who", [0, 1, 2], ids=["teacher", "student_a", "student_b"])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_poisoned_row_is_nan_and_leaves_the_others_alone(backend: str, who: int, poison: float | str, classes: int) -> None:
+def test_a_poisoned_row_is_nan_and_leaves_the_others_alone(
+    backend: str, who: int, poison: float | str, classes: int
+) -> None:
     made = make(6, classes)
     clean = [x.detach().clone() for x in made.logits]
     broken = [x.clone() for x in clean]
@@ -170,7 +172,14 @@ def test_a_poisoned_row_does_not_spoil_normalized_weights(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_weights_that_are_all_zero_stay_zero_when_normalized(backend: str) -> None:
     made = make(4, 8)
-    out, gradients = both(backend, torch.zeros(4, 8, dtype=torch.float64), *(x.detach() for x in made.logits[1:]), made.target, uncertainty="margin", normalize_weights=True)
+    out, gradients = both(
+        backend,
+        torch.zeros(4, 8, dtype=torch.float64),
+        *(x.detach() for x in made.logits[1:]),
+        made.target,
+        uncertainty="margin",
+        normalize_weights=True,
+    )
     assert (out.weight == 0).all()
     assert all(g.isfinite().all() for g in gradients)
 

@@ -1,6 +1,7 @@
 """Gradients against finite differences in float64, for every input that can have one.
 
-Finite differences see no stop-gradient, so each check holds still what the loss detaches: peers are either not detached or absent, and the
+Finite differences see no stop-gradient, so each check holds still what the loss detaches: peers are either not detached
+or absent, and the
 teacher is varied only where its weight does not depend on it.
 """
 
@@ -42,7 +43,11 @@ def split(given: dict[str, Any], *names: str) -> tuple[dict[str, Tensor], dict[s
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_both_students(backend: str, uncertainty: str, reduction: str) -> None:
     inputs, fixed = split(problem(backend, ignored=1), "student_a", "student_b")
-    check(backend, inputs, fixed | {"uncertainty": uncertainty, "reduction": reduction, "detach_peer": False, "temperature": 3.0})
+    check(
+        backend,
+        inputs,
+        fixed | {"uncertainty": uncertainty, "reduction": reduction, "detach_peer": False, "temperature": 3.0},
+    )
 
 
 @pytest.mark.parametrize("target", ["hard", "soft", None])
@@ -68,7 +73,9 @@ def test_the_teacher(backend: str, two: bool) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_teacher_under_given_weights(backend: str) -> None:
-    weight = torch.rand(4, dtype=torch.float64, device=device_of(backend), generator=torch.Generator(device_of(backend)).manual_seed(0))
+    weight = torch.rand(
+        4, dtype=torch.float64, device=device_of(backend), generator=torch.Generator(device_of(backend)).manual_seed(0)
+    )
     inputs, fixed = split(problem(backend), "teacher")
     check(backend, inputs, fixed | {"uncertainty": weight})
 
@@ -79,7 +86,8 @@ def test_the_teacher_under_given_weights(backend: str) -> None:
 def test_tensor_coefficients(backend: str, shape: tuple[int, ...], reduction: str) -> None:
     names = ("ce_weight", "kd_weight", "peer_weight")
     coefficients = {
-        name: torch.full(shape, 0.3 + k, dtype=torch.float64, device=device_of(backend), requires_grad=True) for k, name in enumerate(names)
+        name: torch.full(shape, 0.3 + k, dtype=torch.float64, device=device_of(backend), requires_grad=True)
+        for k, name in enumerate(names)
     }
     _, fixed = split(problem(backend, ignored=1))
     check(backend, coefficients, fixed | {"reduction": reduction})

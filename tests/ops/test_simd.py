@@ -1,4 +1,5 @@
-"""Every SIMD level of this machine computes the same: the tests of values and extremes, once for each level, in a process of its own."""
+"""Every SIMD level of this machine computes the same: the tests of values and extremes, once for each level, in a
+process of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The operator among PyTorch's other features: opcheck, torch.compile, export, autocast, CUDA graphs' needs, second derivatives."""
+"""The operator among PyTorch's other features: opcheck, torch.compile, export, autocast, CUDA graphs' needs, second
+derivatives."""
 
 from __future__ import annotations
 
@@ -15,13 +16,32 @@ NATIVE = backends("cpu", "cuda")
 Arguments = tuple[Any, ...]
 
 
-def arguments(problem: Problem, *, reduction: int = 0, coefficients: bool = False, certainty: bool = False) -> Arguments:
+def arguments(
+    problem: Problem, *, reduction: int = 0, coefficients: bool = False, certainty: bool = False
+) -> Arguments:
     """The compiled operator's own arguments."""
     rows, device = len(problem.student_a), problem.student_a.device
     weight = torch.full((), 0.5, device=device, requires_grad=True)
     each = torch.rand(rows, device=device)
     tensors = (weight, each.clone().requires_grad_(), weight.detach()) if coefficients else (None, None, None)
-    return (*problem.inputs, *tensors, each if certainty else None, 1.0, 0.9, 0.5, 4.0, 2.0, 1.0, 0.1, 0, False, True, False, -100, reduction)
+    return (
+        *problem.inputs,
+        *tensors,
+        each if certainty else None,
+        1.0,
+        0.9,
+        0.5,
+        4.0,
+        2.0,
+        1.0,
+        0.1,
+        0,
+        False,
+        True,
+        False,
+        -100,
+        reduction,
+    )
 
 
 def layouts() -> dict[str, Problem]:
@@ -47,7 +67,9 @@ def layouts() -> dict[str, Problem]:
 def test_opcheck_of_the_forward_operator(backend: str, layout: str) -> None:
     problem = layouts()[layout].like(device=device_of(backend)) if backend == "cuda" else layouts()[layout]
     # The mean over no rows is NaN, which opcheck takes for a difference.
-    torch.library.opcheck(torch.ops.udskd.dual_student_loss.default, arguments(problem, reduction=int(layout == "empty")))
+    torch.library.opcheck(
+        torch.ops.udskd.dual_student_loss.default, arguments(problem, reduction=int(layout == "empty"))
+    )
 
 
 @pytest.mark.parametrize("reduction", [0, 1, 2])
@@ -65,7 +87,9 @@ def test_opcheck_without_some_inputs(backend: str, missing: dict[str, Any]) -> N
     torch.library.opcheck(torch.ops.udskd.dual_student_loss.default, arguments(problem))
 
 
-@pytest.mark.parametrize("wanted", [(True, True, True, True), (False, True, False, False), (False, False, False, False)])
+@pytest.mark.parametrize(
+    "wanted", [(True, True, True, True), (False, True, False, False), (False, False, False, False)]
+)
 @pytest.mark.parametrize("layout", ["contiguous", "transposed", "expanded", "empty"])
 @pytest.mark.parametrize("backend", NATIVE)
 def test_opcheck_of_the_backward_operator(backend: str, layout: str, wanted: tuple[bool, ...]) -> None:
@@ -79,7 +103,9 @@ def test_opcheck_of_the_backward_operator(backend: str, layout: str, wanted: tup
 
 def train_step(model: nn.Module, x: Tensor, teacher: Tensor, target: Tensor, backend: str) -> Tensor:
     a, b = model(x).chunk(2, -1)
-    return udskd.dual_student_loss(teacher, a.contiguous(), b.contiguous(), target, backend=backend, temperature=3.0).loss  # type: ignore[arg-type]
+    return udskd.dual_student_loss(
+        teacher, a.contiguous(), b.contiguous(), target, backend=backend, temperature=3.0
+    ).loss  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -103,7 +129,9 @@ def test_compiled_without_graph_breaks_equals_eager(backend: str, dynamic: bool)
         torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("options", [{"detach_peer": False, "reduction": "none"}, {"uncertainty": "margin", "normalize_weights": True}])
+@pytest.mark.parametrize(
+    "options", [{"detach_peer": False, "reduction": "none"}, {"uncertainty": "margin", "normalize_weights": True}]
+)
 @pytest.mark.parametrize("backend", NATIVE)
 def test_compiled_with_options_and_a_learned_coefficient(backend: str, options: dict[str, Any]) -> None:
     made = make(6, 9, dtype=torch.float32).like(device=device_of(backend))
@@ -125,7 +153,9 @@ def test_export(backend: str) -> None:
         def forward(self, t: Tensor, a: Tensor, b: Tensor, y: Tensor) -> Tensor:
             return udskd.dual_student_loss(t, a, b, y, backend=backend).loss  # type: ignore[arg-type]
 
-    inputs = tuple(x.detach() for x in make(6, 9, dtype=torch.float32).like(device=device_of(backend)).inputs if x is not None)
+    inputs = tuple(
+        x.detach() for x in make(6, 9, dtype=torch.float32).like(device=device_of(backend)).inputs if x is not None
+    )
     rows = torch.export.Dim("rows", min=2, max=64)
     exported = torch.export.export(Step(), inputs, dynamic_shapes=tuple({0: rows} for _ in inputs))
     small = tuple(x[:3] for x in inputs)
@@ -157,7 +187,9 @@ def test_a_second_derivative_is_refused_with_a_way_out(backend: str, wrt: str) -
 
 def test_the_reference_has_second_derivatives() -> None:
     made = make(2, 3, two=False, teacher=False)
-    assert torch.autograd.gradgradcheck(lambda a: udskd.dual_student_loss(None, a, None, made.target, backend="reference").loss, made.student_a)
+    assert torch.autograd.gradgradcheck(
+        lambda a: udskd.dual_student_loss(None, a, None, made.target, backend="reference").loss, made.student_a
+    )
 
 
 @pytest.mark.parametrize("backend", backends("cuda"))
@@ -189,4 +221,6 @@ def test_a_cuda_graph_replays(backend: str) -> None:
         graph.replay()
         expected = udskd.dual_student_loss(*made.inputs, backend=backend)  # type: ignore[arg-type]
         assert torch.equal(out.loss, expected.loss)
-        assert all(torch.equal(x, y) for x, y in zip(gradients, torch.autograd.grad(expected.loss, made.logits), strict=True))
+        assert all(
+            torch.equal(x, y) for x, y in zip(gradients, torch.autograd.grad(expected.loss, made.logits), strict=True)
+        )

@@ -37,13 +37,19 @@ def error(ours: Tensor, exact: Tensor) -> float:
 
 
 def slack(ours: Tensor, exact: Tensor) -> float:
-    """What a lucky rounding of PyTorch's may not cost us: two units in the last place, or in float64 (where the oracle rounds, too) 1e-12."""
+    """What a lucky rounding of PyTorch's may not cost us: two units in the last place, or in float64 (where the oracle
+    rounds, too) 1e-12."""
     largest = exact.abs().max().item() if exact.numel() else 0.0
-    return 1e-12 * (1 + largest) if ours.dtype == torch.float64 else 2 * torch.finfo(ours.dtype).eps * largest + torch.finfo(ours.dtype).tiny
+    return (
+        1e-12 * (1 + largest)
+        if ours.dtype == torch.float64
+        else 2 * torch.finfo(ours.dtype).eps * largest + torch.finfo(ours.dtype).tiny
+    )
 
 
 def assert_as_exact_as_eager(backend: str, problem: Problem, dtype: torch.dtype, **options: Any) -> None:
-    """flash-attention's rule: our error is at most twice PyTorch's own, both against float64 of the same rounded inputs."""
+    """flash-attention's rule: our error is at most twice PyTorch's own, both against float64 of the same rounded
+    inputs."""
     rounded = problem.like(dtype, device_of(backend))
     exact_problem = rounded.like(torch.float64, "cpu")
     upstream = upstream_for(problem, options)
@@ -87,7 +93,9 @@ def test_every_number_of_rows(backend: str, rows: int) -> None:
 @pytest.mark.parametrize("normalized", [False, True])
 @pytest.mark.parametrize("backend", backends())
 def test_ignored_rows_count_for_nothing(backend: str, reduction: str, normalized: bool) -> None:
-    assert_as_exact_as_eager(backend, make(12, 10, ignored=5), torch.float64, reduction=reduction, normalize_weights=normalized)
+    assert_as_exact_as_eager(
+        backend, make(12, 10, ignored=5), torch.float64, reduction=reduction, normalize_weights=normalized
+    )
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -97,7 +105,16 @@ def test_target_as_probabilities(backend: str, dtype: torch.dtype, smoothing: fl
     assert_as_exact_as_eager(backend, make(8, 11, target="soft"), dtype, label_smoothing=smoothing)
 
 
-@pytest.mark.parametrize("missing", [{"teacher": False}, {"two": False}, {"target": None}, {"teacher": False, "two": False}, {"two": False, "target": None}])
+@pytest.mark.parametrize(
+    "missing",
+    [
+        {"teacher": False},
+        {"two": False},
+        {"target": None},
+        {"teacher": False, "two": False},
+        {"two": False, "target": None},
+    ],
+)
 @pytest.mark.parametrize("backend", backends())
 def test_without_teacher_peer_or_target(backend: str, missing: dict[str, Any]) -> None:
     assert_as_exact_as_eager(backend, make(6, 9, **missing), torch.float64)
@@ -106,7 +123,9 @@ def test_without_teacher_peer_or_target(backend: str, missing: dict[str, Any]) -
 @pytest.mark.parametrize("teacher_dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("student_dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("backend", backends())
-def test_the_teacher_may_have_another_dtype(backend: str, teacher_dtype: torch.dtype, student_dtype: torch.dtype) -> None:
+def test_the_teacher_may_have_another_dtype(
+    backend: str, teacher_dtype: torch.dtype, student_dtype: torch.dtype
+) -> None:
     problem, device = make(5, 12).like(student_dtype, device_of(backend)), device_of(backend)
     assert problem.teacher is not None
     teacher = problem.teacher.detach().to(teacher_dtype).requires_grad_()
@@ -125,9 +144,13 @@ def test_given_weights_are_taken_as_they_are(backend: str) -> None:
     weight = torch.tensor([0.0, 0.5, 2.0, 7.0], dtype=torch.float64)
     for trust in ("confident", "uncertain"):
         problem = make(4, 6).like(device=device_of(backend))
-        out = udskd.dual_student_loss(*problem.inputs, uncertainty=weight.to(device_of(backend)), trust=trust, backend=backend)  # type: ignore[arg-type]
+        out = udskd.dual_student_loss(
+            *problem.inputs, uncertainty=weight.to(device_of(backend)), trust=trust, backend=backend
+        )  # type: ignore[arg-type]
         assert torch.equal(out.weight.cpu(), weight)
-        assert_as_exact_as_eager(backend, make(4, 6), torch.float64, uncertainty=weight.to(device_of(backend)), trust=trust)
+        assert_as_exact_as_eager(
+            backend, make(4, 6), torch.float64, uncertainty=weight.to(device_of(backend)), trust=trust
+        )
 
 
 @pytest.mark.parametrize("backend", backends())
@@ -150,11 +173,21 @@ def test_given_weights_are_taken_as_they_are(backend: str) -> None:
     two=st.booleans(),
 )
 def test_any_combination_agrees_in_float64(
-    backend: str, rows: int, classes: int, seed: int, scale: float, target: str | None, teacher: bool, two: bool, **options: Any
+    backend: str,
+    rows: int,
+    classes: int,
+    seed: int,
+    scale: float,
+    target: str | None,
+    teacher: bool,
+    two: bool,
+    **options: Any,
 ) -> None:
     problem = make(rows, classes, seed=seed, scale=scale, target=target, teacher=teacher, two=two)
     if options["normalize_weights"] and teacher:  # a batch whose weights are all but 0 has no meaningful mean
         assert problem.teacher is not None
-        weight, _ = eager.teacher_weight(problem.teacher, options["uncertainty"], options["trust"], options["uncertainty_temperature"])
+        weight, _ = eager.teacher_weight(
+            problem.teacher, options["uncertainty"], options["trust"], options["uncertainty_temperature"]
+        )
         options["normalize_weights"] = bool(weight.mean() > 1e-6)
     assert_as_exact_as_eager(backend, problem, torch.float64, **options)
