@@ -1,0 +1,148 @@
+"""batch: the pixels of one view, and what becomes of unreadable images and their mixup partners."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.transforms import functional as F
+
+from tests.data.conftest import MemorySet, photo
+from udskd.config import DataConfig
+from udskd.data import views
+from udskd.data.batch import Batch, EvalViews, Request, TrainViews, central_view, resized_crop
+
+CONFIG = DataConfig(image_size=8, workers=0)
+
+
+def fetch(config: DataConfig, indices: list[int], bad: tuple[int, ...] = (), seed: int = 0, epoch: int = 0) -> Batch:
+    parcel = TrainViews(MemorySet(100, bad), config, seed)[Request(epoch, 0, np.array(indices))]
+    assert parcel.batch is not None
+    return parcel.batch
+
+
+@settings(deadline=None, max_examples=60)
+@given(width=st.integers(2, 60), height=st.integers(2, 60), size=st.integers(1, 40), index=st.integers(0, 10**6))
+def test_random_view_has_torchvisions_pixels(width: int, height: int, size: int, index: int) -> None:
+    image = photo(1, (width, height))
+    left, top, right, bottom = views.crop_box(views.crop_draws(0, 0, [index])[0], width, height, (0.08, 1.0))
+    theirs = F.resized_crop(image, top, left, bottom - top, right - left, [size, size])
+    np.testing.assert_array_equal(resized_crop(image, (left, top, right, bottom), size), np.asarray(theirs))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    width=st.integers(1, 80),
+    height=st.integers(1, 80),
+    size=st.integers(4, 40),
+    share=st.sampled_from([1.0, 0.875, 0.5]),
+)
+def test_central_view_has_torchvisions_pixels(width: int, height: int, size: int, share: float) -> None:
+    image = photo(1, (width, height))
+    theirs = F.center_crop(F.resize(image, [round(size / share)]), [size, size])
+    np.testing.assert_array_equal(central_view(image, size, share), np.asarray(theirs))
+
+
+def test_views_depend_on_seed_epoch_and_index_only() -> None:
+    together = fetch(CONFIG, [5, 9, 2])
+    alone = fetch(CONFIG, [9])
+    assert torch.equal(together.images[1], alone.images[0])
+    assert together.flips[1] == alone.flips[0]
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"epoch": 1}])
+def test_another_seed_or_epoch_gives_another_view(other: dict[str, int]) -> None:
+    assert not torch.equal(fetch(CONFIG, [5]).images, fetch(CONFIG, [5], **other).images)
+
+
+def test_labels_and_indices_belong_to_the_images() -> None:
+    batch = fetch(CONFIG, [5, 9, 2])
+    assert batch.indices.tolist() == [5, 9, 2]
+    assert batch.labels.tolist() == [2, 0, 2]
+    assert (batch.images.dtype, batch.labels.dtype, batch.indices.dtype) == (torch.uint8, torch.int64, torch.int64)
+    assert batch.mix is None
+    assert len(batch) == 3
+
+
+def test_images_are_channels_last_without_a_copy() -> None:
+    images = fetch(CONFIG, [5, 9, 2]).images
+    assert images.shape == (3, 3, 8, 8)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_unreadable_rows_are_left_out_and_reported() -> None:
+    parcel = TrainViews(MemorySet(100, bad=[9]), CONFIG, 0)[Request(0, 7, np.array([5, 9, 2]))]
+    whole = fetch(CONFIG, [5, 9, 2])
+    assert parcel.batch is not None
+    assert parcel.unreadable == [("memory/9", "bad on purpose")]
+    assert parcel.batch.indices.tolist() == [5, 2]
+    assert parcel.batch.labels.tolist() == [2, 2]
+    assert parcel.batch.flips.tolist() == whole.flips[[0, 2]].tolist()
+    assert torch.equal(parcel.batch.images, whole.images[[0, 2]])
+    assert parcel.batch.step == 7
+
+
+def test_flips_and_labels_stay_with_their_rows_when_others_are_left_out() -> None:
+    whole, rest = fetch(CONFIG, list(range(30))), fetch(CONFIG, list(range(30)), bad=(0, 3, 4))
+    kept = [row for row in range(30) if row not in (0, 3, 4)]
+    assert rest.flips.tolist() == whole.flips[kept].tolist()
+    assert rest.labels.tolist() == whole.labels[kept].tolist()
+
+
+def test_an_unreadable_spare_row_is_replaced_by_a_readable_one() -> None:
+    batch = fetch(replace(CONFIG, mixup=0.4), [5, 9, 2, 7], bad=(7,))
+    assert torch.equal(batch.images[-1], batch.images[-2])
+
+
+def test_nothing_readable_is_no_batch() -> None:
+    for config in (CONFIG, replace(CONFIG, mixup=0.4)):
+        parcel = TrainViews(MemorySet(10, bad=[1, 2]), config, 0)[Request(0, 0, np.array([1, 2]))]
+        assert parcel.batch is None
+        assert len(parcel.unreadable) == 2
+
+
+def test_mixup_brings_the_partner_of_the_last_row() -> None:
+    config = replace(CONFIG, mixup=0.4)
+    batch = fetch(config, [5, 9, 2])
+    assert batch.indices.tolist() == [5, 9]
+    assert batch.labels.tolist() == [2, 0, 2]
+    assert torch.equal(batch.images, fetch(CONFIG, [5, 9, 2]).images)
+    assert batch.mix is not None
+    np.testing.assert_array_equal(batch.mix.numpy(), views.mixup_strengths(0, 0, [5, 9], 0.4).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("bad", "unmixed"),
+    [((5,), []), ((9,), [5]), ((2,), [9]), ((7,), [2]), ((5, 2), [9]), ((9, 7), [5, 2]), ((5, 9, 7), [2])],
+)
+def test_an_image_whose_partner_is_unreadable_stays_unmixed(bad: tuple[int, ...], unmixed: list[int]) -> None:
+    config = replace(CONFIG, mixup=0.4)
+    batch, whole = fetch(config, [5, 9, 2, 7], bad), fetch(config, [5, 9, 2, 7])
+    assert batch.mix is not None
+    assert whole.mix is not None
+    kept = batch.indices.tolist()
+    assert kept == [index for index in (5, 9, 2) if index not in bad]  # 7 is only there as the partner of 2
+    assert len(batch.images) == len(batch.labels) == len(batch.flips) == len(kept) + 1
+    for row, index in enumerate(kept):
+        place = [5, 9, 2].index(index)
+        assert batch.mix[row] == (1.0 if index in unmixed else whole.mix[place])
+        if index not in unmixed:
+            assert torch.equal(batch.images[row + 1], whole.images[place + 1])
+            assert batch.labels[row + 1] == whole.labels[place + 1]
+
+
+def test_evaluation_has_no_randomness_and_no_skipping() -> None:
+    images = MemorySet(10, bad=[4])
+    good = EvalViews(images, CONFIG)[Request(0, 1, np.array([0, 1, 2]))]
+    bad = EvalViews(images, CONFIG)[Request(0, 1, np.array([3, 4, 5]))]
+    assert good.batch is not None
+    np.testing.assert_array_equal(
+        good.batch.images[2].permute(1, 2, 0).numpy(), central_view(images.image(2), 8, 0.875)
+    )
+    assert not good.batch.flips.any()
+    assert bad.batch is None
+    assert bad.unreadable == [("memory/4", "bad on purpose")]

@@ -1,0 +1,222 @@
+"""decode: every kind of image file becomes RGB, every kind of bad file one UnreadableImage."""
+
+from __future__ import annotations
+
+import os
+import struct
+import tempfile
+import warnings
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data.conftest import photo
+from udskd.data.decode import read_image
+from udskd.data.sets import UnreadableImage
+
+
+def saved(path: Path, image: Image.Image, **options: object) -> str:
+    image.save(path, **options)
+    return str(path)
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).astype(int)
+
+
+@pytest.mark.parametrize("extension", ["png", "bmp", "ppm", "tiff"])
+def test_lossless_files_come_back_exactly(tmp_path: Path, extension: str) -> None:
+    read = read_image(saved(tmp_path / f"x.{extension}", photo()))
+    assert read.mode == "RGB"
+    np.testing.assert_array_equal(pixels(read), pixels(photo()))
+
+
+@pytest.mark.parametrize("extension", ["jpg", "webp"])
+def test_lossy_files_come_back_nearly(tmp_path: Path, extension: str) -> None:
+    read = read_image(saved(tmp_path / f"x.{extension}", photo(), quality=95))
+    assert np.abs(pixels(read) - pixels(photo())).mean() < 6
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK"])
+def test_other_modes_become_rgb(tmp_path: Path, mode: str) -> None:
+    extension = "jpg" if mode == "CMYK" else "png"
+    read = read_image(saved(tmp_path / f"x.{extension}", photo().convert(mode)))
+    assert (read.mode, read.size) == ("RGB", (40, 30))
+    tolerance = {"P": 20, "1": 130, "CMYK": 8}.get(mode, 1)
+    grey = photo().convert("L").convert("RGB") if mode in ("L", "LA", "1") else photo()
+    assert np.abs(pixels(read) - pixels(grey)).mean() < tolerance
+
+
+def test_palette_with_transparency_becomes_rgb_without_a_warning(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.png", photo().convert("P"), transparency=bytes(range(256)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_image(path).mode == "RGB"
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
+    ramp = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (8, 1))
+    read = read_image(saved(tmp_path / "x.png", Image.fromarray(ramp)))
+    np.testing.assert_array_equal(pixels(read)[..., 0], ramp // 256)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
+    # How a viewer turns the stored pixels [H, W] for each value, from the EXIF standard (row 0, column 0 of the scene).
+    turn = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.swapaxes(0, 1),
+        6: lambda a: np.rot90(a, -1),
+        7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+        8: lambda a: np.rot90(a, 1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    read = read_image(saved(tmp_path / "x.png", photo(), exif=exif))
+    np.testing.assert_array_equal(pixels(read), turn(pixels(photo())))
+
+
+def test_damaged_exif_leaves_the_pixels(tmp_path: Path) -> None:
+    read = read_image(saved(tmp_path / "x.jpg", photo(), exif=b"Exif\0\0MM\0*" + b"\xff" * 9))
+    assert read.size == (40, 30)
+
+
+def test_exif_that_pil_cannot_parse_leaves_the_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: Image.Image) -> Image.Exif:
+        raise SyntaxError("not a TIFF file")
+
+    path = saved(tmp_path / "x.png", photo())
+    monkeypatch.setattr(Image.Image, "getexif", broken)
+    np.testing.assert_array_equal(pixels(read_image(path)), pixels(photo()))
+
+
+def test_reason_is_one_line_whatever_pil_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wordy(_: str) -> Image.Image:
+        raise ValueError("two\nlines")
+
+    path = saved(tmp_path / "x.png", photo())
+    monkeypatch.setattr(Image, "open", wordy)
+    with pytest.raises(UnreadableImage, match="two lines"):
+        read_image(path)
+
+
+def test_first_frame_of_an_animation_is_taken(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.webp", photo(0), save_all=True, append_images=[photo(9)], lossless=True)
+    np.testing.assert_array_equal(pixels(read_image(path)), pixels(photo(0)))
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
+    )
+
+
+def whole(extension: str) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        return Path(saved(Path(folder) / f"x.{extension}", photo(size=(200, 150)), quality=90)).read_bytes()
+
+
+BAD = {
+    "empty.jpg": (b"", "empty"),
+    "text.jpg": (b"these are not the pixels you are looking for\n" * 20, "known format"),
+    "header_only.jpg": (b"\xff\xd8\xff\xe0", ""),
+    "zeros.png": (bytes(5000), "known format"),
+    "half.jpg": (whole("jpg")[: len(whole("jpg")) // 2], "truncated"),
+    "half.png": (whole("png")[: len(whole("png")) // 2], ""),
+    "half.webp": (whole("webp")[: len(whole("webp")) // 2], ""),
+    "half.bmp": (whole("bmp")[: len(whole("bmp")) // 2], "truncated"),
+    "bomb.png": (png_claiming(60000, 60000), "exceeds limit"),
+    "short.png": (png_claiming(64, 64), ""),
+    "html.png": (b"<!doctype html><html><body>404 Not Found</body></html>", "known format"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_file_is_named_with_its_reason_on_one_line(tmp_path: Path, name: str) -> None:
+    content, reason = BAD[name]
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UnreadableImage) as caught:
+        read_image(str(path))
+    assert caught.value.name == str(path)
+    assert reason in caught.value.reason
+    assert caught.value.reason
+    assert "\n" not in caught.value.reason
+
+
+def test_every_shortened_file_is_refused_or_read_whole(tmp_path: Path) -> None:
+    for extension in ("jpg", "png", "webp"):
+        content, path = whole(extension), tmp_path / f"x.{extension}"
+        for length in range(0, len(content) - 64, 97):
+            path.write_bytes(content[:length])
+            with pytest.raises(UnreadableImage):
+                read_image(str(path))
+
+
+def test_flipped_bytes_never_raise_anything_else(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    refused = 0
+    for extension in ("jpg", "png", "webp", "tiff", "bmp"):
+        content, path = np.frombuffer(whole(extension), dtype=np.uint8), tmp_path / f"x.{extension}"
+        for _ in range(60):
+            damaged = content.copy()
+            places = generator.integers(0, min(len(content), 400), 5)
+            damaged[places] = generator.integers(0, 256, 5)
+            path.write_bytes(damaged.tobytes())
+            try:
+                assert read_image(str(path)).mode == "RGB"
+            except UnreadableImage:
+                refused += 1
+    assert refused > 50
+
+
+def test_missing_file_is_unreadable(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableImage, match="No such file"):
+        read_image(str(tmp_path / "gone.jpg"))
+
+
+def test_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(UnreadableImage, match="not a regular file"):
+        read_image(str(tmp_path / "pipe.jpg"))
+
+
+def test_float_image_has_no_known_range(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.tiff", Image.fromarray(np.ones((4, 4), dtype=np.float32)))
+    with pytest.raises(UnreadableImage, match="no known brightness range"):
+        read_image(path)
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[Path]:
+    """A folder open to everybody, and an ordinary user's rights: root may read any file."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        is_root = os.geteuid() == 0
+        if is_root:
+            os.chown(folder, 65534, -1)
+            os.seteuid(65534)
+        try:
+            yield Path(folder)
+        finally:
+            if is_root:
+                os.seteuid(0)
+
+
+def test_forbidden_file_is_unreadable(unprivileged: Path) -> None:
+    path = saved(unprivileged / "x.png", photo())
+    assert read_image(path).size == (40, 30)
+    os.chmod(path, 0)
+    with pytest.raises(UnreadableImage, match="Permission denied"):
+        read_image(path)

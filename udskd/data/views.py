@@ -1,0 +1,132 @@
+"""What is random about a training image, as pure functions of (seed, epoch, index).
+
+There is no generator and no state: every number is a 64-bit hash of where it is used. So the pixels of an image depend
+neither on the number of workers nor on the batch it falls into, and an interrupted epoch can be entered at any step.
+The hash is splitmix64 (Steele, Lea and Flood, OOPSLA 2014) started from a hash of (seed, epoch, stream) and read at
+position `index`.
+"""
+
+from __future__ import annotations
+
+import math
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Words = npt.NDArray[np.uint64]
+Box = tuple[int, int, int, int]
+
+CROP_TRIES = 10
+CROP_RATIO = (3 / 4, 4 / 3)
+_MASK = (1 << 64) - 1
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+class Stream(IntEnum):
+    """Which random quantity: numbers from different streams are unrelated. Values of one stream may span a range."""
+
+    ORDER = 0
+    FLIP = 1
+    CROP = 1000
+    MIXUP = 2000
+
+
+def _scramble(x: Words) -> Words:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    result: Words = x ^ (x >> np.uint64(31))
+    return result
+
+
+def _words(values: npt.ArrayLike) -> Words:
+    return np.atleast_1d(np.asarray(values, dtype=np.int64)).view(np.uint64)
+
+
+def random_bits(seed: int, epoch: int, indices: npt.ArrayLike, stream: npt.ArrayLike) -> Words:
+    """64 random bits for each index; `indices` and `stream` broadcast against each other (at least one dimension)."""
+    state = _scramble(np.array([seed & _MASK], dtype=np.uint64) + _GOLDEN)
+    state = _scramble((state ^ np.uint64(epoch & _MASK)) + _GOLDEN)
+    state = _scramble((state ^ _words(stream)) + _GOLDEN)
+    return _scramble(state + (_words(indices) + np.uint64(1)) * _GOLDEN)
+
+
+def uniform(seed: int, epoch: int, indices: npt.ArrayLike, stream: npt.ArrayLike) -> Floats:
+    """Uniform numbers in [0, 1), float64, in steps of 2^-53; shapes as in `random_bits`."""
+    numbers: Floats = (random_bits(seed, epoch, indices, stream) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return numbers
+
+
+def order(seed: int, epoch: int, n: int) -> npt.NDArray[np.int64]:
+    """The order in which an epoch visits n images: a permutation of range(n)."""
+    return np.argsort(random_bits(seed, epoch, np.arange(n), Stream.ORDER), kind="stable").astype(np.int64)
+
+
+def flips(seed: int, epoch: int, indices: npt.ArrayLike, probability: float) -> npt.NDArray[np.bool_]:
+    """Whether each image is mirrored left to right, [B]."""
+    flipped: npt.NDArray[np.bool_] = uniform(seed, epoch, indices, Stream.FLIP) < probability
+    return flipped
+
+
+def crop_draws(seed: int, epoch: int, indices: npt.ArrayLike) -> Floats:
+    """The uniform numbers behind each image's random crop, [B, CROP_TRIES, 4]: area, aspect ratio, left, top."""
+    streams = Stream.CROP + np.arange(CROP_TRIES * 4)
+    return uniform(seed, epoch, np.asarray(indices)[..., None], streams).reshape(-1, CROP_TRIES, 4)
+
+
+def crop_box(draws: npt.NDArray[Any], width: int, height: int, scale: tuple[float, float]) -> Box:
+    """Random resized crop (Szegedy et al. 2015, as torchvision draws it): a box (left, top, right, bottom) in pixels.
+
+    The area is uniform in `scale` (shares of the image's area), the aspect ratio log-uniform in CROP_RATIO, the place
+    uniform. The first of the tries `draws` [CROP_TRIES, 4] that fits is taken; if none does, the largest central box
+    whose aspect ratio is within CROP_RATIO.
+    """
+    low, high = math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])
+    for area, ratio, left, top in draws.tolist():
+        pixels = width * height * (scale[0] + (scale[1] - scale[0]) * area)
+        aspect = math.exp(low + (high - low) * ratio)
+        w, h = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            x, y = int(left * (width - w + 1)), int(top * (height - h + 1))
+            return x, y, x + w, y + h
+    return _central_box(width, height)
+
+
+def _central_box(width: int, height: int) -> Box:
+    w, h = width, height
+    if width / height < CROP_RATIO[0]:
+        h = round(width / CROP_RATIO[0])
+    elif width / height > CROP_RATIO[1]:
+        w = round(height * CROP_RATIO[1])
+    x, y = (width - w) // 2, (height - h) // 2
+    return x, y, x + w, y + h
+
+
+def mixup_strengths(seed: int, epoch: int, indices: npt.ArrayLike, alpha: float) -> Floats:
+    """Share of each image in its mixture, [B], from Beta(alpha, alpha) (Zhang et al. 2018); the partner has the rest.
+
+    An image's partner is the one that follows it in `order`, so mixing does not depend on the batch size.
+    """
+    # X / (X + Y) for X, Y ~ Gamma(alpha); as logarithms, because both underflow for small alpha.
+    x, y = (_log_gamma_variates(seed, epoch, indices, alpha, Stream.MIXUP + offset) for offset in (0, 500))
+    strengths: Floats = 1.0 / (1.0 + np.exp(np.minimum(y - x, 700.0)))
+    return strengths
+
+
+def _log_gamma_variates(seed: int, epoch: int, indices: npt.ArrayLike, alpha: float, stream: int) -> Floats:
+    """Logarithms of Gamma(alpha) variates by Marsaglia and Tsang (ACM TOMS 2000); each try has streams of its own."""
+    index = np.atleast_1d(np.asarray(indices))
+    d = alpha + 2.0 / 3.0  # of Gamma(alpha + 1): the method needs a shape of at least 1
+    result: Floats = np.log1p(-uniform(seed, epoch, index, stream)) / alpha  # G(alpha) = G(alpha + 1) U^(1 / alpha)
+    pending = np.arange(index.size)
+    while pending.size:
+        stream += 3
+        u1, u2, u3 = (1.0 - uniform(seed, epoch, index[pending], stream + k) for k in range(3))
+        normal = np.sqrt(-2.0 * np.log(u1)) * np.cos(2.0 * np.pi * u2)
+        v = np.maximum(1.0 + normal / np.sqrt(9.0 * d), 1e-100) ** 3  # where it is not positive, log v refuses it
+        accepted = np.log(u3) < 0.5 * normal**2 + d * (1.0 - v + np.log(v))
+        result[pending[accepted]] += np.log(d * v[accepted])
+        pending = pending[~accepted]
+    return result
