@@ -1,0 +1,166 @@
+"""The commands as a user types them: exit codes, one-line errors, and what a real process does on Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.training.conftest import write_tree
+from udskd import __version__, cli, recipe
+from udskd.config import Config
+from udskd.errors import Interrupted
+
+RECIPE = """
+method = "ce"
+[data]
+image_size = 8
+workers = 0
+[student_a]
+model = "tiny_plain_2"
+[student_b]
+model = "tiny_separable_2"
+[training]
+epochs = 1
+batch_size = 12
+device = "cpu"
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with recipe.toml and images/, which is also the working directory."""
+    write_tree(tmp_path / "images")
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(command: str) -> int:
+    return cli.main(command.split())
+
+
+def test_train_eval_and_resume_of_a_finished_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train recipe.toml --data.root images --output out --seed 4 --temperature 2") == 0
+    summary = json.loads((here / "out" / "summary.json").read_text())
+    assert (summary["status"], summary["seed"], summary["options"]) == ("complete", 4, {"loss.temperature": 2.0})
+    assert run("eval out") == 0
+    assert f"student_a: top-1 {summary['student_a']['top1']:.2f} %" in capsys.readouterr().out
+    assert run("train --resume out") == 0
+    assert "out is complete" in capsys.readouterr().out
+
+
+def test_the_run_folder_is_named_after_method_data_and_seed(here: Path) -> None:
+    assert run("train recipe.toml --data.root images --seed 2") == 0
+    assert (here / "runs" / "ce-images-seed2" / "summary.json").exists()
+
+
+def test_options_may_come_before_the_recipe(here: Path) -> None:
+    config, resume = cli.train_arguments(["--seed", "3", "recipe.toml", "--peer_weight", "0"])
+    assert (config.seed, config.loss.peer_weight, config.method, resume) == (3, 0.0, "ce", None)
+
+
+def test_resume_takes_the_options_of_the_run(here: Path) -> None:
+    config = recipe.with_values(Config(), {"seed": 8, "training.epochs": 9})
+    (here / "out").mkdir()
+    (here / "out" / "config.toml").write_text(recipe.dump(config))
+    assert cli.train_arguments(["--resume", "out"]) == (config, Path("out"))
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("trian recipe.toml", ['unknown command "trian"', 'did you mean "train"']),
+        ("train", ["give a recipe"]),
+        ("train nowhere.toml", ["no recipe at nowhere.toml"]),
+        ("train recipe.toml other.toml", ["other.toml"]),
+        ("train recipe.toml --temprature 2", ['"--temprature"', 'did you mean "--temperature"']),
+        ("train recipe.toml --resum out", ['did you mean "--resume"']),
+        ("train recipe.toml --data.root nowhere", ["nowhere"]),
+        ("train recipe.toml --method cee", ['"cee"']),
+        ("train --resume nowhere", ["nowhere is not a run folder"]),
+        ("eval nowhere", ["nowhere is not a run folder"]),
+        ("eval", ["udskd eval", "RUN"]),
+        ("eval out --data.rot x", ['"--data.rot"', 'did you mean "--data.root"']),
+        ("compare", ["udskd compare", "RUN"]),
+        ("demo --outptu x", ['did you mean "--output"']),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    here: Path, capsys: pytest.CaptureFixture[str], command: str, words: list[str]
+) -> None:
+    assert run(command) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("udskd: error: ")
+    assert all(word in err for word in words), err
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"udskd {__version__}\n"
+    assert run("--help") == 0
+    text = capsys.readouterr().out
+    assert all(command in text for command in cli.COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("command", "option"), [("eval", "--data.root"), ("compare", "--output"), ("demo", "--output")]
+)
+def test_each_command_has_help(capsys: pytest.CaptureFixture[str], command: str, option: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run(f"{command} --help")
+    assert stop.value.code == 0
+    assert option in capsys.readouterr().out
+
+
+def test_the_help_of_train_shows_resume_and_the_loss(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run("train --help")
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("--resume", "--loss.temperature", "--teacher.checkpoint", "--training.epochs"))
+
+
+@pytest.mark.parametrize("error", [Interrupted("stopped; nothing saved"), KeyboardInterrupt()])
+def test_an_interruption_is_exit_code_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException
+) -> None:
+    def interrupted(_: list[str]) -> int:
+        raise error
+
+    monkeypatch.setitem(cli.COMMANDS, "train", interrupted)
+    assert run("train") == 130
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_process_group_ends_in_one_line_and_a_run_that_continues(
+    here: Path, number: signal.Signals
+) -> None:
+    """As a terminal does it: the workers that decode images get the signal too."""
+    (here / "recipe.toml").write_text(
+        RECIPE.replace("workers = 0", "workers = 2").replace("epochs = 1", "epochs = 2000")
+    )
+    command = [sys.executable, "-m", "udskd.cli", "train", "recipe.toml", "--data.root", "images", "--output", "out"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not (here / "out" / "checkpoints" / "students.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, number)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("udskd: stopped; ")
+    assert last.endswith("of 2000 epochs of the students saved; continue with: udskd train --resume out")
+    assert not (here / "out" / "summary.json").exists()
+    assert cli.train_arguments(["--resume", "out"])[1] == Path("out")

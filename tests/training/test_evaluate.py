@@ -1,0 +1,55 @@
+"""One pass over the images for all networks, which leaves them as they were."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from udskd import models
+from udskd.config import Config
+from udskd.data import EvalLoader, open_sets, to_device
+from udskd.training.evaluate import evaluate
+from udskd.training.progress import Display
+from udskd.training.runtime import Runtime
+from udskd.training.signals import StopRequest
+
+
+def loader_of(config: Config, batch_size: int = 7) -> EvalLoader:
+    return EvalLoader(open_sets(config.data)[1], config.data, batch_size=batch_size)
+
+
+def results_of(networks: dict[str, nn.Module], config: Config, batch_size: int = 7) -> dict[str, dict[str, float]]:
+    runtime = Runtime.of(config.training)
+    return evaluate(networks, loader_of(config, batch_size), config.data, runtime, Display(), StopRequest())
+
+
+def test_networks_are_evaluated_in_eval_mode_and_left_as_they_were(config: Config) -> None:
+    module = models.build("mobilenet_v3_small", 3, 8).module.train()
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    first, second = results_of({"x": module}, config), results_of({"x": module}, config, batch_size=18)
+    assert {k: round(v, 6) for k, v in first["x"].items()} == {k: round(v, 6) for k, v in second["x"].items()}
+    assert module.training
+    assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
+
+
+def test_every_network_sees_every_image_once(config: Config, tree: Path) -> None:
+    def knows(label: int) -> nn.Module:
+        class Constant(nn.Module):
+            def forward(self, images: torch.Tensor) -> torch.Tensor:
+                return nn.functional.one_hot(torch.full((len(images),), label), 3).float()
+
+        return Constant()
+
+    results = results_of({str(label): knows(label) for label in range(3)}, config)
+    assert [round(results[str(label)]["top1"], 6) for label in range(3)] == [33.333333] * 3
+
+
+def test_the_metrics_are_those_of_the_networks_logits(config: Config) -> None:
+    module = models.build("tiny_plain_2", 3, 8).module.eval()
+    batches = [to_device(b, config.data, "cpu", 3) for b in loader_of(config)]
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    with torch.no_grad():
+        nll = nn.functional.cross_entropy(module(images), labels)
+    assert abs(results_of({"x": module}, config)["x"]["nll"] - float(nll)) < 1e-6

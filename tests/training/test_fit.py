@@ -1,0 +1,117 @@
+"""The epoch loop: it reads nothing back inside a step, and its meter tells the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from udskd import recipe
+from udskd.config import Config
+from udskd.training import fit, progress, train
+from udskd.training.fit import Meter
+from udskd.training.folder import RunFolder
+from udskd.training.optim import Schedule
+
+
+class ReadBacks(TorchDispatchMode):
+    """Counts the operations by which Python reads a number out of a tensor: item, bool, float, and nonzero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_counter_of_read_backs_counts() -> None:
+    with ReadBacks() as counter:
+        _ = torch.ones(1).item(), bool(torch.ones(1) > 0), float(torch.ones(()))
+    assert counter.count == 3
+
+
+@pytest.mark.parametrize("method", ["ce", "udskd"])
+def test_nothing_is_read_back_within_a_step(config: Config, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """From the batch on the device to the update: forward, loss, backward, clipping, optimiser, average, meter."""
+    counts: list[int] = []
+    to_device = fit.to_device
+    counter = ReadBacks()
+
+    def after_the_batch_arrived(*args: Any) -> Any:
+        batch = to_device(*args)  # looks at the flips, which are on the host
+        counter.__enter__()
+        return batch
+
+    @contextmanager
+    def steps(self: progress.Display, title: str, total: int) -> Iterator[Any]:
+        def advance() -> None:
+            if title != "evaluate":
+                counter.__exit__(None, None, None)
+                counts.append(counter.count)
+
+        yield advance
+
+    monkeypatch.setattr(fit, "to_device", after_the_batch_arrived)
+    monkeypatch.setattr(progress.Display, "steps", steps)
+    # mixup, because hard labels are looked at on the CPU (where there is nobody to wait for), though not on a GPU
+    options = {"method": method, "training.clip_grad_norm": 1.0, "training.epochs": 2, "data.mixup": 0.2}
+    train(recipe.with_values(config, options))
+    assert len(counts) == 2 * 3 * (2 if method == "udskd" else 1)
+    assert counts[-1] == 0
+
+
+def test_the_meter_means_over_steps_and_over_images() -> None:
+    meter = Meter()
+    rng = np.random.default_rng(0)
+    weights = [rng.random(n).astype(np.float32) for n in (8, 8, 5)]
+    for step, w in enumerate(weights):
+        loss = torch.tensor(float(step), requires_grad=True)
+        meter.add({"loss": loss, "ce_a": 2 * loss, "weight": torch.from_numpy(w), "entropy": torch.from_numpy(1 - w)})
+    values = meter.read()
+    everything = np.concatenate(weights)
+    assert (values["loss"], values["components"]) == (1.0, {"ce_a": 2.0})
+    p10, p90 = np.percentile(everything, [10, 90])
+    assert values["weight"] == pytest.approx({"mean": everything.mean(), "p10": p10, "p90": p90}, abs=1e-6)
+    assert values["entropy"] == pytest.approx(1 - everything.mean(), abs=1e-6)
+
+
+def test_a_meter_without_a_teacher_has_no_weights() -> None:
+    meter = Meter()
+    meter.add({"loss": torch.tensor(1.0)})
+    assert meter.read() == {"loss": 1.0, "components": {}}
+
+
+def test_a_plain_log_has_one_line_for_each_epoch(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    train(recipe.with_values(config, {"method": "ce"}))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" |")[0] for line in lines if " | " in line] == [f"students {k}/3" for k in (1, 2, 3)]
+    assert all("\r" not in line and "\x1b" not in line for line in lines)
+    header = "\n".join(lines[:5])
+    assert all(word in header for word in ("tiny_plain_2", "parameters", "stem small", "fp32", "loss backend", "cpu"))
+
+
+def test_long_epochs_show_life_in_a_plain_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = iter(range(0, 1000, 40))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(now)))
+    with progress.Display().steps("students 1/2", 5) as advance:
+        for _ in range(5):
+            advance()
+    assert capsys.readouterr().out == "students 1/2: step 2/5\nstudents 1/2: step 4/5\n"
+
+
+def test_the_logged_rates_are_those_of_each_students_last_step(config: Config, tmp_path: Path) -> None:
+    train(recipe.with_values(config, {"method": "ce", "student_b.lr": 0.02, "training.warmup_epochs": 0.0}))
+    logged = RunFolder(tmp_path / "run").events("epoch")
+    for name, peak in (("lr_a", 0.05), ("lr_b", 0.02)):
+        schedule = Schedule.of(peak, epochs=3, warmup_epochs=0, steps_per_epoch=3)
+        assert [event[name] for event in logged] == [schedule.lr(step) for step in (2, 5, 8)]

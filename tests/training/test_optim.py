@@ -1,0 +1,123 @@
+"""Groups, schedule, and the arithmetic of one update."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from udskd import models
+from udskd.config import StudentConfig, TrainingConfig
+from udskd.training.network import Network
+from udskd.training.optim import Schedule, parameter_groups, sgd
+from udskd.training.runtime import Runtime, derive_seed
+
+
+def network(training: TrainingConfig, options: StudentConfig | None = None, name: str = "tiny_plain_2") -> Network:
+    options = options or StudentConfig()
+    return Network("student_a", models.build(name, 3, 8), options, training, Runtime.of(training), 10, 4)
+
+
+def vector(module: nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().clone().flatten() for p in module.parameters()])
+
+
+def test_vectors_are_not_decayed() -> None:
+    module = models.build("tiny_separable_2", 3, 8).module
+    decayed, rest = parameter_groups(module, 0.1)
+    assert (decayed["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
+    names = {id(p): n for n, p in module.named_parameters()}
+    assert all(".bias" not in names[id(p)] and p.ndim >= 2 for p in decayed["params"])
+    assert {id(p) for g in (decayed, rest) for p in g["params"]} == set(names)
+
+
+def test_the_schedule_warms_up_to_the_peak_and_ends_near_zero() -> None:
+    schedule = Schedule.of(0.4, epochs=10, warmup_epochs=2, steps_per_epoch=5)
+    rates = [schedule.lr(step) for step in range(50)]
+    assert rates[:10] == pytest.approx([0.04 * (k + 1) for k in range(10)])
+    assert rates[10] == pytest.approx(0.4)
+    assert rates[30] == pytest.approx(0.2)
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
+    assert 0 < rates[-1] < 0.002
+
+
+def test_a_warm_up_longer_than_the_run_is_cut_to_half_of_it() -> None:
+    schedule = Schedule.of(1.0, epochs=1, warmup_epochs=5, steps_per_epoch=8)
+    assert max(schedule.lr(step) for step in range(8)) == schedule.lr(3) == 1.0
+    assert Schedule.of(1.0, epochs=1, warmup_epochs=5, steps_per_epoch=1).lr(0) == 1.0
+
+
+def test_each_student_has_its_own_rate_and_decay() -> None:
+    training = TrainingConfig(lr=0.1, weight_decay=0.01, warmup_epochs=0, device="cpu")
+    one, other = network(training), network(training, StudentConfig(lr=0.3, weight_decay=0.0))
+    for n in (one, other):
+        for p in n.module.parameters():
+            p.grad = torch.ones_like(p)
+        n.step(0)
+    assert [n.optimizer.param_groups[0]["lr"] for n in (one, other)] == [0.1, 0.3]
+    assert [n.optimizer.param_groups[0]["weight_decay"] for n in (one, other)] == [0.01, 0.0]
+
+
+@pytest.mark.parametrize("name", ["tiny_plain_3", "tiny_separable_3", "shufflenet_v2_x0_5"])
+def test_the_fused_update_is_plain_sgds_also_in_channels_last(name: str) -> None:
+    torch.manual_seed(0)
+    module = models.build(name, 3, 32).module.to(memory_format=torch.channels_last)
+    twin = models.build(name, 3, 32).module
+    twin.load_state_dict(module.state_dict())
+    ours = sgd(module, lr=0.1, momentum=0.9, weight_decay=0.01)
+    plain = torch.optim.SGD(parameter_groups(twin, 0.01), lr=0.1, momentum=0.9, nesterov=True, foreach=False)
+    for _ in range(3):
+        module(torch.randn(4, 3, 32, 32).to(memory_format=torch.channels_last)).square().mean().backward()
+        for p, q in zip(module.parameters(), twin.parameters(), strict=True):
+            assert p.grad is not None
+            q.grad = p.grad.clone(memory_format=torch.contiguous_format)
+        ours.step()
+        plain.step()
+        ours.zero_grad()
+    for p, q in zip(module.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_clipping_limits_the_norm_of_each_network_alone() -> None:
+    training = TrainingConfig(lr=1.0, momentum=0.0, weight_decay=0.0, warmup_epochs=0, clip_grad_norm=0.5, device="cpu")
+    small, large = network(training), network(training)
+    moved = []
+    for n, size in ((small, 1e-4), (large, 10.0)):
+        before = vector(n.module)
+        for p in n.module.parameters():
+            p.grad = torch.full_like(p, size)
+        n.step(0)
+        moved.append(float((vector(n.module) - before).norm()))
+    count = models.parameter_count(small.module)
+    assert moved == pytest.approx([1e-4 * math.sqrt(count), 0.5], rel=1e-3)
+
+
+def test_the_average_follows_weights_and_batch_norm_statistics() -> None:
+    n = network(TrainingConfig(ema_decay=0.75, warmup_epochs=0, device="cpu"))
+    assert n.average is not None
+    names = ["classifier.weight", "features.0.1.running_mean"]
+    mean: dict[str, torch.Tensor] = {}
+    for step in range(3):
+        n.module(torch.randn(4, 3, 8, 8)).square().sum().backward()
+        n.step(step)
+        state = n.module.state_dict()
+        for name in names:
+            new = state[name].clone()
+            mean[name] = new if step == 0 else 0.75 * mean[name] + 0.25 * new
+    for name in names:
+        torch.testing.assert_close(n.result.state_dict()[name], mean[name])
+        assert not torch.equal(n.result.state_dict()[name], n.module.state_dict()[name])
+
+
+def test_without_an_average_the_network_itself_is_the_result() -> None:
+    n = network(TrainingConfig(device="cpu"))
+    assert n.result is n.module
+
+
+def test_derived_seeds_do_not_collide() -> None:
+    seeds = {derive_seed(a, b, c) for a in range(20) for b in range(3) for c in range(50)}
+    assert len(seeds) == 20 * 3 * 50
+    assert all(0 <= s < 2**63 for s in seeds)

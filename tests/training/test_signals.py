@@ -1,0 +1,51 @@
+"""A request to stop is kept until somebody asks for it; a second one is not kept."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from udskd.training.signals import Stopped, StopRequest
+
+
+@pytest.mark.parametrize("number", StopRequest.SIGNALS)
+def test_the_first_signal_is_a_request(number: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
+    with StopRequest() as stop:
+        stop.poll()
+        os.kill(os.getpid(), number)
+        assert stop.requested
+        with pytest.raises(Stopped):
+            stop.poll()
+    assert "stopping after this step" in capsys.readouterr().err
+
+
+def test_the_second_one_stops_at_once() -> None:
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with StopRequest(), pytest.raises(KeyboardInterrupt):
+        twice()
+
+
+def test_the_previous_handlers_come_back() -> None:
+    before = [signal.getsignal(number) for number in StopRequest.SIGNALS]
+    with StopRequest():
+        assert [signal.getsignal(number) for number in StopRequest.SIGNALS] != before
+    assert [signal.getsignal(number) for number in StopRequest.SIGNALS] == before
+
+
+def test_in_another_thread_training_works_without_handlers() -> None:
+    entered: list[bool] = []
+
+    def work() -> None:
+        with StopRequest() as stop:
+            entered.append(stop.requested)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert entered == [False]

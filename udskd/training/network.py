@@ -1,0 +1,93 @@
+"""One network in training: its weights, optimiser, schedule, average and best result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from udskd import models
+from udskd.config import StudentConfig, TeacherConfig, TrainingConfig
+from udskd.training.average import Average
+from udskd.training.optim import Schedule, sgd
+from udskd.training.runtime import Runtime, derive_seed
+
+ROLES = ("teacher", "student_a", "student_b")
+
+
+class Network:
+    """A network by its role; nothing of one student reaches the other but through the loss."""
+
+    def __init__(
+        self,
+        role: str,
+        model: models.Model,
+        options: TeacherConfig | StudentConfig,
+        training: TrainingConfig,
+        runtime: Runtime,
+        epochs: int,
+        steps_per_epoch: int,
+    ) -> None:
+        self.role = role
+        self.model = model
+        self.module = runtime.place(model.module)
+        self.forward: Any = torch.compile(self.module) if training.compile else self.module
+        lr = training.lr if options.lr is None else options.lr
+        decay = training.weight_decay if options.weight_decay is None else options.weight_decay
+        self.schedule = Schedule.of(
+            lr, epochs=epochs, warmup_epochs=training.warmup_epochs, steps_per_epoch=steps_per_epoch
+        )
+        self.optimizer = sgd(self.module, lr=lr, momentum=training.momentum, weight_decay=decay)
+        self.clip = training.clip_grad_norm
+        self.average = Average(self.module, training.ema_decay) if training.ema_decay else None
+        self.best: dict[str, float] = {}
+
+    @property
+    def result(self) -> nn.Module:
+        """What is evaluated and saved: the average where one is kept, else the network."""
+        return self.module if self.average is None else self.average.module
+
+    def step(self, step: int) -> None:
+        """Clip, update, average. Reads nothing back from the device."""
+        if self.clip:
+            nn.utils.clip_grad_norm_(self.module.parameters(), self.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule.lr(step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(self.module)
+
+    def is_best(self, metrics: dict[str, float], epoch: int) -> bool:
+        """Remember the result if it is the best top-1 so far."""
+        if metrics["top1"] <= self.best.get("top1", -1.0):
+            return False
+        self.best = {"top1": metrics["top1"], "epoch": epoch}
+        return True
+
+    def state(self) -> dict[str, Any]:
+        """Everything that --resume needs; the schedule is a function of the step and needs nothing."""
+        return {
+            "model": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": None if self.average is None else self.average.state(),
+            "best": self.best,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from what state() gave."""
+        self.module.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state(state["average"])
+        self.best = dict(state["best"])
+
+
+def build_model(
+    role: str, options: TeacherConfig | StudentConfig, num_classes: int, image_size: int, seed: int
+) -> models.Model:
+    """The role's network with weights that depend on the seed and the role alone, not on what was built before it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, ROLES.index(role)))
+        return models.build(options.model, num_classes, image_size, options.stem)

@@ -1,0 +1,54 @@
+"""What the user sees while training: a bar on a terminal, plain lines in a file or a pipe."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+LINE_EVERY = 60.0  # seconds between the plain lines within an epoch
+
+
+class Display:
+    """line(text) stays on the screen; steps(...) shows how far a loop is."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stdout.isatty()
+        self._console = Console(highlight=False, markup=False)
+
+    def line(self, text: str) -> None:
+        """Print one permanent line."""
+        if self._terminal:
+            self._console.print(text, soft_wrap=True)
+        else:
+            print(text, flush=True)
+
+    @contextmanager
+    def steps(self, title: str, total: int) -> Iterator[Callable[[], None]]:
+        """Yields the function to call after each of `total` steps."""
+        if self._terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            )
+            with Progress(*columns, console=self._console, transient=True) as bar:
+                task = bar.add_task(title, total=total)
+                yield lambda: bar.advance(task)
+            return
+        done, last = 0, time.monotonic()
+
+        def advance() -> None:
+            nonlocal done, last
+            done += 1
+            if time.monotonic() - last > LINE_EVERY and done < total:
+                last = time.monotonic()
+                print(f"{title}: step {done}/{total}", flush=True)
+
+        yield advance

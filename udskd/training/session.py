@@ -1,0 +1,39 @@
+"""What every part of one run shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from udskd.config import Config
+from udskd.data import EvalLoader, TrainLoader
+from udskd.models import Model
+from udskd.training.checkpoint import WeightsInfo, save_weights
+from udskd.training.folder import RunFolder
+from udskd.training.progress import Display
+from udskd.training.runtime import Runtime
+from udskd.training.signals import StopRequest
+
+
+@dataclass
+class Session:
+    """The options, the folder, the device, the loaders, the screen and the user's wish to stop."""
+
+    config: Config
+    folder: RunFolder
+    runtime: Runtime
+    train: TrainLoader
+    val: EvalLoader
+    classes: tuple[str, ...]
+    display: Display
+    stop: StopRequest
+    saved: str = "no complete epoch"
+    """What an interrupted run can rely on, in words."""
+
+    def save_weights(self, path: Path, model: Model, result: nn.Module) -> None:
+        """Write `result`, the weights that training made of a model."""
+        data = self.config.data
+        info = WeightsInfo(model.name, model.stem, self.classes, data.image_size, data.mean, data.std)
+        save_weights(path, result.state_dict(), info)

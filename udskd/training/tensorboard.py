@@ -1,0 +1,34 @@
+"""TensorBoard events of a run, for those who ask for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from udskd.errors import ConfigError
+
+
+class Board:
+    """Writes the numbers of each epoch under RUN/tensorboard/EVENT. ConfigError if tensorboard is not installed."""
+
+    def __init__(self, run: Path, event: str) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise ConfigError(
+                "training.tensorboard needs a package that is not installed: pip install 'udskd[tensorboard]'"
+            ) from None
+        self._writer = SummaryWriter(str(run / "tensorboard" / event))
+
+    def write(self, epoch: int, values: dict[str, Any]) -> None:
+        """One scalar for each number, nested names joined by '/'."""
+        for name, value in _scalars("", values):
+            self._writer.add_scalar(name, value, epoch)
+        self._writer.flush()
+
+
+def _scalars(prefix: str, values: dict[str, Any]) -> list[tuple[str, float]]:
+    flat: list[tuple[str, float]] = []
+    for name, value in values.items():
+        flat += _scalars(f"{prefix}{name}/", value) if isinstance(value, dict) else [(prefix + name, value)]
+    return flat
