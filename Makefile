@@ -1,0 +1,94 @@
+# What a contributor types. Every target sets up what it needs; what is done already is not done again.
+PYTHON ?= python3
+TORCH = torch==2.11.0 torchvision==0.26.0
+NVCC = 'nvidia-cuda-nvcc==13.0.*' 'nvidia-cuda-crt==13.0.*' 'nvidia-nvvm==13.0.*' 'nvidia-cuda-cccl==13.0.*'
+
+VENV = .venv
+NEWEST = .venv-newest
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check -qq
+NEWEST_PIP = $(NEWEST)/bin/python -m pip --disable-pip-version-check -qq
+NATIVE = setup.py $(shell find csrc -type f)
+WITH_NVCC = home=$$(cat $(VENV)/nvcc); [ ! -d "$$home" ] || export CUDA_HOME="$$home"
+SAY = @printf '\033[1mudskd:\033[0m %s\n'
+.DEFAULT_GOAL = help
+.PHONY: help build demo test test-newest gpu lint format clean
+
+help:  ## what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+build: $(VENV)/built  ## environment in .venv, library compiled in place
+
+demo: build  ## teacher, then ce, kd and udskd on generated images: a table and a picture
+	@$(BIN)/udskd demo
+
+test: build  ## the test-suite (tests that need a GPU skip themselves without one)
+	@$(BIN)/python -m pytest -q
+
+gpu: build  ## only the tests that need a GPU
+	@$(BIN)/python -m pytest -q -m gpu
+
+lint: build  ## style and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy --strict udskd
+	@find csrc -type f -regex '.*\.\(cpp\|cu\|h\)' | xargs $(BIN)/clang-format --dry-run -Werror
+
+format: build  ## rewrite the sources in the house style
+	@$(BIN)/ruff check --fix --quiet .
+	@$(BIN)/ruff format .
+	@find csrc -type f -regex '.*\.\(cpp\|cu\|h\)' | xargs $(BIN)/clang-format -i
+
+clean:  ## remove the environments and all that was built
+	rm -rf $(VENV) $(NEWEST) build dist *.egg-info udskd/*.so
+
+# --- the environment --------------------------------------------------------------------------------------------------------------
+
+$(VENV)/ready: Makefile
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("udskd needs Python 3.10 or newer: make PYTHON=python3.12")'
+	@command -v c++ >/dev/null || { echo "udskd needs a C++ compiler, such as g++ (Debian: apt install g++)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(SAY) "installing PyTorch and the build's tools into $(VENV) (a minute or two)"
+	@$(PIP) install $(TORCH) 'setuptools>=77,<82' wheel ninja 'pybind11>=3'
+	@touch $@
+
+# A CUDA compiler of PyTorch's own major version, from pip where the machine has none, so that the kernels are compiled everywhere.
+$(VENV)/nvcc: $(VENV)/ready
+	@if [ "$$UDSKD_CUDA" = 0 ]; then echo unused >$@; \
+	elif PATH="$${CUDA_HOME:-$$CUDA_PATH}/bin:$$PATH" nvcc --version 2>/dev/null | grep -q 'release 13'; then echo found >$@; \
+	elif [ "$$(uname -s)" != Linux ]; then echo none >$@; \
+	else \
+	  printf '\033[1mudskd:\033[0m no nvcc 13 on this machine, installing the one from pip\n'; \
+	  $(PIP) install $(NVCC) && ls -d "$$PWD"/$(VENV)/lib/python3*/site-packages/nvidia/cu13 >$@; \
+	fi
+
+# Without its library: setuptools compiles an editable package from scratch every time, and ninja, below, only what changed.
+$(VENV)/installed: $(VENV)/ready pyproject.toml setup.py
+	$(SAY) "installing what udskd and its tests depend on"
+	@UDSKD_NATIVE=0 $(PIP) install --no-build-isolation -e '.[dev]'
+	@touch $@
+
+$(VENV)/built: $(VENV)/nvcc $(VENV)/installed $(NATIVE)
+	$(SAY) "compiling the C++ and CUDA sources"
+	@mkdir -p build
+	@$(WITH_NVCC); $(BIN)/python setup.py build_ext --inplace >build/log 2>&1 || { cat build/log; exit 1; }
+	@touch $@
+
+# --- the same library under the newest PyTorch -------------------------------------------------------------------------------------
+
+$(NEWEST)/ready: Makefile
+	@test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
+	$(SAY) "installing the registry's newest PyTorch into $(NEWEST) (a minute or two)"
+	@$(NEWEST_PIP) install --upgrade torch torchvision
+	@touch $@
+
+test-newest: build $(NEWEST)/ready  ## the library as built against 2.11, unchanged, under the newest PyTorch
+	$(SAY) "packing the library as it is into a wheel, installing it into $(NEWEST)"
+	@rm -rf build/newest && mkdir -p build/newest && cp -r tests build/newest/
+	@$(WITH_NVCC); $(PIP) wheel --no-deps --no-build-isolation -w build/newest .
+	@$(NEWEST_PIP) install build/newest/udskd-*.whl pytest pytest-timeout hypothesis
+	@$(NEWEST_PIP) install --force-reinstall --no-deps build/newest/udskd-*.whl
+	@cmp udskd/_C.*.so $(NEWEST)/lib/python3*/site-packages/udskd/_C.*.so
+	@cd build/newest && ../../$(NEWEST)/bin/python -m udskd
+	@cd build/newest && ../../$(NEWEST)/bin/python -m pytest -q -c ../../pyproject.toml --rootdir . tests/ops
+	@cd build/newest && ../../$(NEWEST)/bin/udskd train ../../udskd/demo.toml --teacher.epochs 1 --training.epochs 1 --output run

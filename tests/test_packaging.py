@@ -1,0 +1,132 @@
+"""What a user installs: an sdist that builds a wheel, a wheel that works on its own, a clear word without PyTorch.
+
+The environments are empty except for a .pth file that names this environment's site-packages, so that PyTorch is not
+installed again. A .pth in a folder that a .pth names is not read: an editable udskd of this environment stays unseen.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.packaging
+ROOT = Path(__file__).parents[1]
+NOT_SOURCE = shutil.ignore_patterns(
+    ".git", ".venv*", "build", "dist", "runs", "*.egg-info", "*.so", "__pycache__", ".*_cache", ".hypothesis"
+)
+# One architecture is enough to see that the CUDA sources travel and compile.
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"TORCH_CUDA_ARCH_LIST": "9.0"}
+
+
+def call(*command: str | Path, cwd: Path) -> str:
+    """Output of a command; an assertion that shows it if it fails."""
+    done = subprocess.run(list(map(str, command)), cwd=cwd, capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def environment(folder: Path, *packages: str) -> Path:
+    """Python of a fresh environment that sees this one's packages: all of them, or only the named."""
+    call(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent)
+    here, there = Path(sysconfig.get_path("purelib")), next(folder.glob("lib/python*/site-packages"))
+    if not packages:
+        (there / "shared.pth").write_text(f"{here}\n")
+    for name in packages:
+        for path in here.glob(f"{name}*"):
+            (there / path.name).symlink_to(path)
+    return folder / "bin" / "python"
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # From a copy without egg-info: a stale SOURCES.txt would put back what MANIFEST.in forgets.
+    source = tmp_path_factory.mktemp("source") / "udskd"
+    shutil.copytree(ROOT, source, ignore=NOT_SOURCE)
+    call(sys.executable, "-m", "build", "--sdist", "--no-isolation", cwd=source)
+    (archive,) = (source / "dist").iterdir()
+    return archive
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    python = environment(folder / "env")
+    pip = (python, "-m", "pip", "--disable-pip-version-check")
+    call(*pip, "wheel", "--no-index", "--no-deps", "--no-build-isolation", "-w", folder, sdist, cwd=folder)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Python of an environment with the wheel in it."""
+    folder = tmp_path_factory.mktemp("user")
+    python = environment(folder / "env")
+    pip = (python, "-m", "pip", "--disable-pip-version-check")
+    call(*pip, "install", "--no-index", "--no-deps", "--ignore-installed", wheel, cwd=folder)
+    return python
+
+
+def test_sdist_holds_all_that_the_repository_needs(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    repository = sdist.parents[1]
+    sources = {path for top in ("csrc", "tests", "udskd", "recipes") for path in (repository / top).rglob("*.*")}
+    wanted = {str(path.relative_to(repository)) for path in sources}
+    assert {"csrc/ops.cpp", "csrc/distill/distill_cuda.cu", "tests/conftest.py", "udskd/demo.toml"} <= wanted
+    assert (wanted | {"LICENSE", "README.md", "Makefile", "setup.py", "CHANGELOG.md", ".ci/run"}) - held == set()
+
+
+def test_wheel_holds_the_library_and_no_sources(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert sum(name.startswith("udskd/_C.") and name.endswith(".so") for name in names) == 1
+    assert {"udskd/demo.toml", "udskd/py.typed"} <= set(names)
+    assert [name for name in names if name.startswith(("csrc", "tests", "bench"))] == []
+
+
+def test_wheel_works_away_from_the_sources(installed: Path, tmp_path: Path) -> None:
+    program = """if True:
+        import torch, udskd
+        logits = torch.randn(3, 8, 5).unbind()
+        target = torch.arange(8) % 5
+        loss, known = (udskd.dual_student_loss(*logits, target, backend=b).loss for b in ("cpu", "reference"))
+        torch.testing.assert_close(loss, known)
+        print(udskd.__file__, udskd.build_info()["version"] == udskd.__version__)
+    """
+    where, matches = call(installed, "-c", program, cwd=tmp_path).split()
+    assert Path(where).is_relative_to(installed.parents[1])
+    assert matches == "True"
+
+
+def test_installed_command_trains_away_from_the_sources(installed: Path, tmp_path: Path) -> None:
+    command = installed.with_name("udskd")
+    assert call(command, "--version", cwd=tmp_path).startswith("udskd ")
+    recipe = next(installed.parents[1].glob("lib/python*/site-packages/udskd/demo.toml"))
+    call(command, "train", recipe, "--method", "ce", "--training.epochs", "1", "--output", "run", cwd=tmp_path)
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_without_pytorch_pip_says_in_two_lines_what_to_run(sdist: Path, tmp_path: Path) -> None:
+    python = environment(tmp_path / "env", "setuptools", "pkg_resources", "_distutils_hack", "wheel", "packaging")
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python)
+    done = subprocess.run(
+        list(map(str, (*pip, "install", "--no-index", "--no-deps", "--no-build-isolation", sdist))),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    said = [line.strip() for line in (done.stdout + done.stderr).splitlines()]
+    assert done.returncode != 0
+    start = next(number for number, line in enumerate(said) if line.startswith("pip install"))
+    assert "torch>=2.11" in said[start]
+    assert said[start + 1].startswith("pip install --no-build-isolation")

@@ -1,0 +1,182 @@
+"""udskd compare, on run folders written here: what is read, grouped, refused, and shown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from udskd import report
+from udskd.errors import DataError, UdskdError
+from udskd.runs import group_runs, read_runs
+
+
+def write_run(
+    folder: Path,
+    method: str = "kd",
+    seed: int = 0,
+    top1: float = 60.0,
+    toml: str = "",
+    epochs: tuple[int, ...] = (1, 2, 3),
+    **summary: Any,
+) -> Path:
+    """A run folder as `udskd train` leaves it, smaller."""
+    folder.mkdir(parents=True)
+    (folder / "config.toml").write_text(f'method = "{method}"\nseed = {seed}\n{toml}\n')
+
+    def metrics(value: float) -> dict[str, Any]:
+        return {"top1": value, "top5": 90.0, "nll": 1.25, "ece": 0.05, "brier": 0.5}
+
+    students = {
+        "student_a": {"model": "resnet18", **metrics(top1)},
+        "student_b": {"model": "mobilenet_v2", **metrics(top1 - 5)},
+    }
+    data = {"root": "photographs", "classes": 2, "class_hash": "ab12", "train_images": 100, "val_images": 50}
+    whole = {"method": method, "seed": seed, "status": "complete", "dataset": data, "teacher": None, **students}
+    (folder / "summary.json").write_text(json.dumps(whole | summary))
+    events = [{"event": "start"}, *({"event": "epoch", "epoch": epoch, **students} for epoch in epochs)]
+    (folder / "log.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    return folder
+
+
+def rows(runs: list[Path], section: int = 0) -> dict[str, list[str]]:
+    return {row[0]: row[1:] for row in report.table(group_runs(read_runs(runs)))[section].rows}
+
+
+def test_seeds_of_one_setting_become_one_row_of_mean_and_sample_deviation(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / str(seed), seed=seed, top1=top1) for seed, top1 in enumerate([60.0, 62.0, 67.0])]
+    assert rows(runs) == {"kd": ["3", "63.00 ± 3.61", "1.250 ± 0.000", "0.050 ± 0.000", "0.500 ± 0.000"]}
+    assert rows(runs, section=1)["kd"][1] == "58.00 ± 3.61"
+
+
+def test_one_seed_has_no_deviation(tmp_path: Path) -> None:
+    assert rows([write_run(tmp_path / "a")])["kd"][:2] == ["1", "60.00"]
+
+
+def test_sections_name_the_student_networks(tmp_path: Path) -> None:
+    sections = report.table(group_runs(read_runs([write_run(tmp_path / "a")])))
+    assert [section.title for section in sections] == ["student_a: resnet18", "student_b: mobilenet_v2"]
+
+
+def test_groups_are_told_apart_by_the_options_in_which_they_leave_the_majority(tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / "kd", "kd"),
+        write_run(tmp_path / "udskd", "udskd"),
+        write_run(tmp_path / "none", "udskd", toml='[loss]\nuncertainty = "none"'),
+        write_run(tmp_path / "alone", "udskd", toml="[loss]\npeer_weight = 0.0"),
+    ]
+    assert list(rows(runs)) == ["kd", "udskd", "udskd uncertainty=none", "udskd peer_weight=0"]
+
+
+def test_without_a_majority_both_values_are_shown(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / str(t), toml=f"[loss]\ntemperature = {t}.0") for t in (2, 4)]
+    assert list(rows(runs)) == ["kd temperature=2", "kd temperature=4"]
+
+
+def test_an_option_left_out_of_the_recipe_equals_its_default(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", seed=1, toml="[loss]\ntemperature = 4.0")]
+    assert rows(runs)["kd"][0] == "2"
+
+
+@pytest.mark.parametrize("toml", ['[data]\nroot = "/elsewhere"', '[teacher]\ncheckpoint = "t.safetensors"'])
+def test_where_the_files_lie_does_not_split_a_group(tmp_path: Path, toml: str) -> None:
+    assert rows([write_run(tmp_path / "a"), write_run(tmp_path / "b", seed=1, toml=toml)])["kd"][0] == "2"
+
+
+def test_the_same_run_twice_counts_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, again = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+    assert rows([first, first, again])["kd"][0] == "1"
+    assert capsys.readouterr().err == f"udskd: warning: left out {again}: it has the options and the seed of {first}\n"
+
+
+def test_a_teacher_shared_by_the_runs_of_a_seed_counts_once(tmp_path: Path) -> None:
+    def teacher(top1: float) -> dict[str, float]:
+        return {"top1": top1, "nll": 1.0, "ece": 0.02, "brier": 0.4}
+
+    runs = [
+        write_run(tmp_path / f"{method}{seed}", method, seed, teacher=teacher(70.0 + seed))
+        for method in ("kd", "udskd")
+        for seed in (0, 2)
+    ]
+    assert rows([write_run(tmp_path / "ce", "ce"), *runs])["teacher resnet50"][:2] == ["2", "71.00 ± 1.41"]
+
+
+def test_uncertainty_columns_appear_only_where_the_posterior_is_known(tmp_path: Path) -> None:
+    known = {"model": "resnet18", "top1": 60.0, "nll": 1.0, "ece": 0.1, "brier": 0.5, "entropy_corr": 0.875}
+    plain, told = write_run(tmp_path / "a"), write_run(tmp_path / "b", "udskd", student_a=known)
+    assert "H corr." not in report.table(group_runs(read_runs([plain])))[0].header
+    assert rows([plain, told])["udskd"][-1] == "0.875"
+    assert rows([plain, told])["kd"][-1] == ""
+
+
+def test_an_incomplete_run_is_named_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole, running = write_run(tmp_path / "whole"), write_run(tmp_path / "running", status="running")
+    unsummarised = write_run(tmp_path / "unsummarised", "udskd")
+    (unsummarised / "summary.json").unlink()
+    assert list(rows([whole, running, unsummarised])) == ["kd"]
+    warnings = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[2].strip() for line in warnings] == [f"left out {running}", f"left out {unsummarised}"]
+    assert f"udskd train --resume {running}" in warnings[0]
+
+
+def test_nothing_complete_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="none of the runs given is complete"):
+        read_runs([write_run(tmp_path / "a", status="running")])
+
+
+@pytest.mark.parametrize("name", ["missing", "empty"])
+def test_a_folder_that_is_no_run_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=f"{name} is not a run folder"):
+        read_runs([tmp_path / name])
+
+
+@pytest.mark.parametrize("name", ["summary.json", "config.toml"])
+def test_a_damaged_file_is_one_sentence(tmp_path: Path, name: str) -> None:
+    run = write_run(tmp_path / "damaged")
+    (run / name).write_text("{ 1")
+    with pytest.raises(UdskdError, match="damaged"):
+        read_runs([run])
+
+
+def test_runs_of_different_datasets_are_refused(tmp_path: Path) -> None:
+    drawings = {"root": "drawings", "classes": 3, "class_hash": "cd34", "train_images": 100, "val_images": 50}
+    with pytest.raises(DataError, match=r"photographs: 2 classes.*drawings: 3 classes.*different datasets"):
+        read_runs([write_run(tmp_path / "a"), write_run(tmp_path / "b", seed=1, dataset=drawings)])
+
+
+def test_a_line_of_the_log_that_a_crash_tore_is_passed_over(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a", epochs=(1, 2))
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    (folder / "log.jsonl").write_text("\n".join([*lines[:2], '{"event": "epo', lines[2]]))
+    assert [event["epoch"] for event in read_runs([folder])[0].epochs] == [1, 2]
+
+
+def test_compare_prints_the_table_and_writes_it_beside_the_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [write_run(tmp_path / f"{m}{s}", m, s, top1=60.0 + s) for m in ("ce", "kd", "udskd") for s in range(2)]
+    assert report.compare(runs) == 0
+    printed = capsys.readouterr().out
+    assert (tmp_path / "compare" / "table.md").read_text() in printed
+    header = [title.strip() for title in printed.splitlines()[2].strip("|").split("|")]
+    assert header == ["method", "seeds", "top-1 %", "NLL", "ECE", "Brier"]
+    for name in ("accuracy", "calibration", "curves"):
+        with Image.open(tmp_path / "compare" / f"{name}.png") as picture:
+            low, high = picture.convert("L").getextrema()
+            assert picture.width > 1000
+            assert (low, high) != (255, 255)
+
+
+def test_compare_writes_where_it_is_told(tmp_path: Path) -> None:
+    report.compare([write_run(tmp_path / "a")], tmp_path / "deep" / "figures")
+    assert {path.name for path in (tmp_path / "deep" / "figures").iterdir()} == {
+        "table.md",
+        "accuracy.png",
+        "calibration.png",
+        "curves.png",
+    }
+    assert not (tmp_path / "compare").exists()
