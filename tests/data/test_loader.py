@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -240,3 +242,17 @@ def test_labels_are_those_of_the_indices(memory_set: Callable[..., MemorySet]) -
     images = memory_set(30)
     for batch in TrainLoader(images, CONFIG, seed=0, batch_size=7).epoch(0):
         np.testing.assert_array_equal(batch.labels.numpy(), images.labels[batch.indices.numpy()])
+
+
+def test_a_process_that_leaves_its_workers_behind_ends() -> None:
+    """Python ends them by SIGTERM at exit, and waits until they are gone."""
+    code = (
+        "from udskd.config import DataConfig\n"
+        "from udskd.data import TrainLoader, open_sets\n"
+        "config = DataConfig(image_size=32, workers=2)\n"
+        "loader = TrainLoader(open_sets(config)[0], config, seed=0, batch_size=8)\n"
+        "next(loader.epoch(0))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -173,10 +175,15 @@ def _as_is(parcel: Any) -> Any:
 
 
 def _init_worker(_: int) -> None:
-    # Ctrl-C and a scheduler's SIGTERM reach every process of the group; the main process decides when the workers stop.
+    # Ctrl-C reaches every process of the group; the main process decides when the workers stop. SIGTERM, by which
+    # Python takes leave of them at exit, ends them without the complaint that a killed worker would cause.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _leave)
     torch.set_num_threads(1)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    os._exit(0)
 
 
 def _parcels(loader: DataLoader[Parcel]) -> Iterator[Parcel]:
