@@ -1,4 +1,4 @@
-"""Uncertainty-aware dual-student knowledge distillation, fused. The loss: udskd.dual_student_loss; the trainer: `udskd
+"""Uncertainty-aware dual-student knowledge distillation. The loss: udskd.dual_student_loss; the trainer: `udskd
 train`."""
 
 from udskd._library import build_info

@@ -23,7 +23,7 @@ commands:
   train RECIPE.toml [OPTIONS]   train (or load) the teacher, then both students; --resume RUN continues a run
   eval RUN                      evaluate a run's networks
   compare RUN...                table and plots of several runs
-  demo                          teacher, then ce, kd and udskd on a small generated set: two minutes, no download
+  demo                          teacher, then ce, kd and udskd on a small generated set, no download
 
 udskd COMMAND --help shows each command's options; udskd --version the version.
 """
