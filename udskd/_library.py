@@ -28,6 +28,11 @@ else:
         warnings.warn(f"udskd: {native['simd_problem']}", stacklevel=3)
 
 
+def has_kernels(device_type: str) -> bool:
+    """Whether the compiled library can work on tensors of a device. Cheap: asked at every call of the loss."""
+    return problem is None and (device_type == "cpu" or (device_type == "cuda" and bool(native["cuda_archs"])))
+
+
 def unavailable(backend: str) -> str | None:
     """Why a backend ("cuda", "cpu", "reference") cannot run here, or None if it can."""
     if backend == "reference":

@@ -19,8 +19,7 @@ def choose(backend: str, device: torch.device) -> str:
     """The backend that runs for tensors on a device; ValueError if the one asked for cannot."""
     checks.choice("backend", backend, BACKENDS)
     if backend == "auto":
-        compiled = device.type in ("cuda", "cpu") and _library.unavailable(device.type) is None
-        return device.type if compiled else "reference"
+        return device.type if _library.has_kernels(device.type) else "reference"
     if backend == "reference":
         return backend
     reason = _library.unavailable(backend)
