@@ -1,5 +1,4 @@
-"""Uncertainty-aware dual-student knowledge distillation. The loss: udskd.dual_student_loss; the trainer: `udskd
-train`."""
+"""Uncertainty-aware dual-student distillation: the loss is udskd.dual_student_loss, the trainer `udskd train`."""
 
 from udskd._library import build_info
 from udskd._version import __version__

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from udskd.ops import REDUCTIONS, UNCERTAINTIES
+
 FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -128,7 +130,7 @@ def options(like: Tensor, given: dict[str, Any]) -> None:
     if isinstance(given["uncertainty"], Tensor):
         per_row("uncertainty", given["uncertainty"], like, scalar=False)
     else:
-        choice("uncertainty", given["uncertainty"], ("entropy", "max_prob", "margin", "none"))
+        choice("uncertainty", given["uncertainty"], UNCERTAINTIES)
     choice("trust", given["trust"], ("confident", "uncertain"))
     smoothing(given["label_smoothing"])
-    choice("reduction", given["reduction"], ("mean", "sum", "none"))
+    choice("reduction", given["reduction"], REDUCTIONS)

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-COMPONENTS = ("ce_a", "ce_b", "kd_a", "kd_b", "peer_a", "peer_b")
 _COLUMNS = 20  # of the row statistics: csrc/distill/distill.h, enum Column
 _TENSORS = ("teacher", "student_a", "student_b", "target", "ce_weights", "kd_weights", "peer_weights", "certainty")
 _NUMBERS = ("ce_weight", "kd_weight", "peer_weight", "temperature", "peer_temperature", "label_smoothing")
