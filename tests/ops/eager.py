@@ -26,21 +26,30 @@ class Output(NamedTuple):
     entropy: Tensor
 
 
-def row_kl(student: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(target^T || student^T) of each row."""
-    log_p, log_q = F.log_softmax(target / temperature, -1), F.log_softmax(student / temperature, -1)
+def log_probs(logits: Tensor | None, temperature: float) -> Tensor | None:
+    return None if logits is None else F.log_softmax(logits / temperature, -1)
+
+
+def row_kl(log_q: Tensor, log_p: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(p || q) of each row."""
     return temperature**2 * F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
 
 
 def teacher_weight(teacher: Tensor, kind: str | Tensor, trust: str, temperature: float) -> tuple[Tensor, Tensor]:
-    p = F.softmax(teacher / temperature, -1)
-    entropy = torch.special.entr(p).sum(-1)
+    log_p = F.log_softmax(teacher / temperature, -1)
+    p = log_p.exp()
+    entropy = -(p * log_p).sum(-1)
     if isinstance(kind, Tensor):
         return kind.to(entropy), entropy
     if kind == "none":
         return torch.ones_like(entropy), entropy
-    first, second = p.topk(2, -1).values.unbind(-1)
-    sure = {"entropy": 1 - entropy / math.log(p.shape[-1]), "max_prob": first, "margin": first - second}[kind]
+    if kind == "entropy":
+        sure = 1 - entropy / math.log(p.shape[-1])
+    elif kind == "max_prob":
+        sure = p.amax(-1)
+    else:
+        first, second = p.topk(2, -1).values.unbind(-1)
+        sure = first - second
     return (sure if trust == "confident" else 1 - sure), entropy
 
 
@@ -83,18 +92,20 @@ def dual_student_loss(
                 student_b, target, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="none"
             )
     weight, entropy = torch.ones_like(zero), zero
+    log_t, log_a, log_b = (log_probs(x, temperature) for x in (teacher, student_a, student_b))
     if teacher is not None:
         with torch.no_grad():
             weight, entropy = teacher_weight(teacher, uncertainty, trust, uncertainty_temperature)
             if normalize_weights:
                 weight = weight / weight[live].mean()
-        if on(kd_weight):
-            kd_a = weight * row_kl(student_a, teacher, temperature)
-        if student_b is not None and on(kd_weight):
-            kd_b = weight * row_kl(student_b, teacher, temperature)
+    if log_t is not None and on(kd_weight):
+        kd_a = weight * row_kl(log_a, log_t, temperature)
+        kd_b = zero if log_b is None else weight * row_kl(log_b, log_t, temperature)
     if student_b is not None and on(peer_weight):
-        from_a, from_b = (student_a.detach(), student_b.detach()) if detach_peer else (student_a, student_b)
-        peer_a, peer_b = row_kl(student_a, from_b, peer_temperature), row_kl(student_b, from_a, peer_temperature)
+        if peer_temperature != temperature:
+            log_a, log_b = log_probs(student_a, peer_temperature), log_probs(student_b, peer_temperature)
+        from_a, from_b = (log_a.detach(), log_b.detach()) if detach_peer else (log_a, log_b)
+        peer_a, peer_b = row_kl(log_a, from_b, peer_temperature), row_kl(log_b, from_a, peer_temperature)
     rows = ce_weight * (ce_a + ce_b) + kd_weight * (kd_a + kd_b) + peer_weight * (peer_a + peer_b)
     terms = [torch.where(live, x, 0.0) for x in (rows, ce_a, ce_b, kd_a, kd_b, peer_a, peer_b)]
     if reduction != "none":
