@@ -12,7 +12,7 @@ NATIVE = setup.py $(shell find csrc -type f)
 WITH_NVCC = home=$$(cat $(VENV)/nvcc); [ ! -d "$$home" ] || export CUDA_HOME="$$home"
 SAY = @printf '\033[1mudskd:\033[0m %s\n'
 .DEFAULT_GOAL = help
-.PHONY: help build demo test test-newest gpu lint format clean
+.PHONY: help build demo test test-newest sanitize gpu bench lint format clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,9 @@ test: build  ## the test-suite (tests that need a GPU skip themselves without on
 
 gpu: build  ## only the tests that need a GPU
 	@$(BIN)/python -m pytest -q -m gpu
+
+bench: build  ## the loss beside eager and compiled PyTorch, one thread of this CPU; also to build/bench
+	@$(BIN)/python -m bench.loss --device cpu --threads 1 --json build/bench/loss.json --markdown build/bench/loss.md --plot build/bench
 
 lint: build  ## style and types
 	@$(BIN)/ruff check .
@@ -92,3 +95,33 @@ test-newest: build $(NEWEST)/ready  ## the library as built against 2.11, unchan
 	@cd build/newest && ../../$(NEWEST)/bin/python -m udskd
 	@cd build/newest && ../../$(NEWEST)/bin/python -m pytest -q -c ../../pyproject.toml --rootdir . tests/ops
 	@cd build/newest && ../../$(NEWEST)/bin/udskd train ../../udskd/demo.toml --teacher.epochs 1 --training.epochs 1 --output run
+
+# --- the CPU kernels under sanitizers ----------------------------------------------------------------------------------------------
+
+# The runtime goes before Python, which was built without it, and libstdc++ with it, whose exceptions it looks up when it starts.
+# Memory that Python and PyTorch still hold at exit would count as leaked. On abort, pytest says which test it was. No GPU: this
+# build has nothing for one.
+UNDER_ASAN = CUDA_VISIBLE_DEVICES= LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
+  ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1:abort_on_error=1
+# This machine's levels, said by the very library that is to be tested.
+LEVELS = from udskd import _C, build_info; had = build_info(); levels = had["simd_levels"]; \
+  assert _C.__file__.startswith("$(CURDIR)/build/sanitize/"), _C.__file__; print(*levels[: levels.index(had["simd"]) + 1])
+# What tests start in turn, such as torch.compile's g++, runs without the runtime: it could hang there.
+PYTEST = import os, sys, pytest; del os.environ["LD_PRELOAD"]; sys.exit(pytest.main())
+
+# Not test_simd.py, which starts the tests again for other levels; nor the reference backend, which runs no C++. capture=sys:
+# otherwise a finding is written to a file that pytest no longer gets to show.
+sanitize: $(VENV)/installed  ## the operator's tests at every SIMD level, under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(SAY) "compiling the CPU kernels with sanitizers into build/sanitize"
+	@mkdir -p build/sanitize && cd build/sanitize && rm -rf csrc tests udskd
+	@tar -c --exclude=__pycache__ --exclude='*.so' csrc tests udskd setup.py pyproject.toml README.md LICENSE | tar -x -C build/sanitize
+	@cd build/sanitize && UDSKD_CUDA=0 UDSKD_SANITIZE=1 ../../$(BIN)/python setup.py build_ext --inplace --force >log 2>&1 || \
+	  { cat log; exit 1; }
+	@for runtime in asan ubsan; do \
+	  nm -D build/sanitize/udskd/_C.*.so | grep -q "__$${runtime}_" || { echo "the library was built without $$runtime"; exit 1; }; \
+	done
+	@cd build/sanitize && levels=$$(UDSKD_SIMD= $(UNDER_ASAN) ../../$(BIN)/python -c '$(LEVELS)') && for level in $$levels; do \
+	  printf '\033[1mudskd:\033[0m %s\n' "$$level"; \
+	  UDSKD_SIMD=$$level $(UNDER_ASAN) ../../$(BIN)/python -c '$(PYTEST)' -q -x -rfE -p no:cacheprovider --capture=sys \
+	    -m 'not gpu' -k 'not [reference' --ignore tests/ops/test_simd.py tests/ops || exit; \
+	done

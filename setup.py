@@ -5,6 +5,8 @@ UDSKD_CUDA=auto|0|1     build the CUDA kernels: if nvcc is found / never / or fa
 TORCH_CUDA_ARCH_LIST    GPU architectures, e.g. "8.0;9.0+PTX"                            (default: all that nvcc knows
 from sm_75 to sm_120)
 UDSKD_DEBUG=1           -O0 -g
+UDSKD_SANITIZE=1        AddressSanitizer and UndefinedBehaviorSanitizer in the C++ code; `make sanitize` shows how to
+load such a library
 UDSKD_NATIVE=0          compile nothing: the reference backend alone, or a library that was built in place before
 """
 
@@ -34,6 +36,7 @@ except ModuleNotFoundError as missing:
 CSRC = Path("csrc")
 TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # the oldest PyTorch that can load the library: 2.11
 DEBUG = os.getenv("UDSKD_DEBUG") == "1"
+SANITIZE = os.getenv("UDSKD_SANITIZE") == "1"
 PIP_NVCC = "'nvidia-cuda-nvcc==13.0.*' 'nvidia-cuda-crt==13.0.*' 'nvidia-nvvm==13.0.*' 'nvidia-cuda-cccl==13.0.*'"
 
 
@@ -83,11 +86,17 @@ def extension() -> Extension:
         *(CSRC / "backend").glob("*.cpp"),
         *(CSRC / "distill").glob("*.cpp"),
     ]
-    warnings = ["-Wall", "-Wextra", "-Werror"]
+    # -Wno-psabi: vectors are passed by value between functions that are all inlined, so no ABI is involved.
+    warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-psabi"]
     # No value changes by these two: they only promise that nobody reads floating-point traps and errno, so that
     # selections vectorise.
     vectorise = ["-fno-trapping-math", "-fno-math-errno"]
-    cxx = [TARGET, "-fvisibility=hidden", *warnings, *vectorise, *(["-O0", "-g"] if DEBUG else ["-O3", "-g0"])]
+    optimise = ["-O0", "-g"] if DEBUG else ["-O3", "-g0"]
+    sanitize: list[str] = []
+    if SANITIZE:  # -fno-wrapv: Python's own flags define signed overflow, which would then go unnoticed
+        optimise = ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-wrapv"]
+        sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    cxx = [TARGET, "-fvisibility=hidden", *warnings, *vectorise, *optimise, *sanitize]
     nvcc = [
         TARGET,
         "-Xcompiler=-fvisibility=hidden",
@@ -113,6 +122,7 @@ def extension() -> Extension:
         library_dirs=library_dirs,
         libraries=libraries,
         extra_compile_args={"cxx": cxx + system, "nvcc": nvcc + system},
+        extra_link_args=sanitize,
         depends=sorted(map(str, CSRC.rglob("*.h"))),
         language="c++",
     )

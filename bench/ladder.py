@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 import udskd
+from bench.machine import processor
 from udskd import report
 
 RUNGS: dict[str, list[str]] = {
@@ -97,16 +98,6 @@ def record(runs: Sequence[Path], command: str) -> dict[str, Any]:
         "versions": {"udskd": udskd.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "runs": summaries,
     }
-
-
-def processor() -> str:
-    """The processor's name, where the system tells."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from udskd import _library, checks, ops, reference
+from udskd import _library, autograd, checks, forms, ops, reference
 
 BACKENDS = ("auto", "cuda", "cpu", "reference")
 
@@ -60,11 +60,14 @@ def _compiled(
 ) -> reference.Terms:
     dtype = ops.arithmetic(teacher, a, b)
     weights = [options[name] for name in ("ce_weight", "kd_weight", "peer_weight")]
+    tensors = tuple(weight.to(dtype) if isinstance(weight, Tensor) else None for weight in weights)
     kind = options["uncertainty"]
     certainty = kind.detach().to(dtype) if isinstance(kind, Tensor) else None
+    form = forms.choose((teacher, a, b), tensors, options["reduction"])
     outputs = _call(
+        form,
         *(teacher, a, b, target),
-        *(weight.to(dtype) if isinstance(weight, Tensor) else None for weight in weights),
+        *tensors,
         certainty,
         *(1.0 if isinstance(weight, Tensor) else float(weight) for weight in weights),
         *(options["temperature"], options["peer_temperature"], options["uncertainty_temperature"]),
@@ -76,15 +79,19 @@ def _compiled(
     return outputs[0], outputs[1], outputs[2], outputs[3]
 
 
-def _call(*arguments: Any) -> tuple[Tensor, ...]:
+def _call(form: str, *arguments: Any) -> tuple[Tensor, ...]:
     """The operator; its complaint about a label, which crosses PyTorch's boundary as a RuntimeError, as IndexError."""
-    operator = torch.ops.udskd.dual_student_loss.default
     outputs: tuple[Tensor, ...]
-    if torch.compiler.is_compiling():
-        outputs = operator(*arguments)
+    if form == "traced":
+        outputs = torch.ops.udskd.dual_student_loss.default(*arguments)
         return outputs
     try:
-        outputs = operator(*arguments)
+        if form != "loss":
+            outputs = autograd.Loss.apply(form == "fused", *arguments)
+        elif arguments[1].device.type == "cpu":
+            outputs = torch.ops.udskd.dual_student_loss_fused.default(*arguments, False, False, False)
+        else:
+            outputs = torch.ops.udskd.dual_student_loss.default(*arguments)
     except RuntimeError as error:
         position = str(error).find("target: row ")
         if position < 0:

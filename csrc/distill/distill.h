@@ -14,7 +14,8 @@ namespace udskd {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// What the forward pass keeps of each row [rows, kColumns], in the arithmetic's dtype.
+// What is known of a row, in the arithmetic's dtype: the CPU has one on its stack, CUDA keeps [rows, kColumns] for the
+// backward pass.
 // clang-format off
 enum Column : int {
   kMaxT, kMaxA, kMaxB,                           // maxima, by which the logits are shifted
@@ -136,13 +137,14 @@ inline Tensor empty_like(const Tensor& like, std::initializer_list<int64_t> size
   return torch::stable::new_empty(like, sizes, dtype);
 }
 
-inline Outputs allocate(const Problem& p, const Tensor& like) {
+// `columns` of each row are kept for the backward pass.
+inline Outputs allocate(const Problem& p, const Tensor& like, int64_t columns) {
   const ScalarType dtype = arithmetic(p);
   const bool each = p.reduction == kUnreduced;
   return {each ? empty_like(like, {p.rows}, dtype) : empty_like(like, {}, dtype),
           each ? empty_like(like, {kComponents, p.rows}, dtype) : empty_like(like, {kComponents}, dtype),
           empty_like(like, {p.rows}, dtype), empty_like(like, {p.rows}, dtype),
-          empty_like(like, {p.rows, kColumns}, dtype)};
+          empty_like(like, {p.rows, columns}, dtype)};
 }
 
 // The gradients asked for, in each input's dtype; an empty tensor stands for each that was not.
@@ -159,22 +161,6 @@ inline Gradients allocate_gradients(const Problem& p, const Arguments& args, boo
           coefficients ? empty_like(args.a, {p.rows, 3}, arithmetic(p)) : empty_like(args.a, {0}, arithmetic(p))};
 }
 
-// The backward pass in plain pointers; null for each gradient that was not asked for.
-struct Backward {
-  const void *saved, *grad_loss;
-  int64_t grad_stride;
-  void *teacher, *a, *b, *coefficients;
-};
-
-inline Backward backward_job(const Tensor& grad_loss, const Tensor& saved, Gradients& to) {
-  auto pointer = [](Tensor& x) { return x.dim() == 2 ? x.mutable_data_ptr() : nullptr; };
-  return {saved.const_data_ptr(),
-          grad_loss.const_data_ptr(),
-          grad_loss.dim() == 0 ? 0 : grad_loss.stride(0),
-          pointer(to.teacher),
-          pointer(to.a),
-          pointer(to.b),
-          pointer(to.coefficients)};
-}
+inline void* pointer(Tensor& gradient) { return gradient.dim() == 2 ? gradient.mutable_data_ptr() : nullptr; }
 
 }  // namespace udskd

@@ -1,26 +1,38 @@
-// The operator on the CPU, in the recompute form: statistics of each row in the forward pass, gradients in the backward
-// pass.
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
+// The operators on the CPU: the SIMD levels, the threads over rows, and what needs all rows.
+#include <torch/csrc/stable/library.h>
 
-#include <algorithm>
 #include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
 #include <type_traits>
-#include <vector>
 
 #include "../backend/simd.h"
+#include "job_cpu.h"
 #include "operator.h"
+#if UDSKD_X86
+#ifdef __GNUC__  // its intrinsics begin with values that are undefined on purpose, and are warned of where they are used
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+#endif
+#endif
 
 #define HD
 
 namespace udskd {
 namespace {
 
+#define REGISTER 16
 namespace baseline {
-#include "rows_cpu.h"
+#include "level_cpu.h"
 }
+#undef REGISTER
 
 #if UDSKD_X86
+#define REGISTER 32
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else
@@ -28,8 +40,10 @@ namespace baseline {
 #pragma GCC target("avx2,fma,f16c")
 #endif
 namespace avx2 {
-#include "rows_cpu.h"
+#include "level_cpu.h"
 }
+#undef REGISTER
+#define REGISTER 64
 #ifdef __clang__
 #pragma clang attribute pop
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), \
@@ -40,107 +54,141 @@ namespace avx2 {
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #endif
 namespace avx512 {
-#include "rows_cpu.h"
+#include "level_cpu.h"
 }
 #ifdef __clang__
 #pragma clang attribute pop
 #else
 #pragma GCC pop_options
 #endif
+#undef REGISTER
 #endif
 
-struct Level {
-  void (*forward)(const Problem&, int64_t, int64_t, void*);
-  void (*backward)(const Problem&, int64_t, int64_t, const Backward&);
-};
-
-Level level() {
+const Level& level() {
 #if UDSKD_X86
-  if (simd_level() == kAvx512) return {avx512::forward, avx512::backward};
-  if (simd_level() == kAvx2) return {avx2::forward, avx2::backward};
+  if (simd_level() == kAvx512) return avx512::kLevel;
+  if (simd_level() == kAvx2) return avx2::kLevel;
 #endif
-  return {baseline::forward, baseline::backward};
+  return baseline::kLevel;
 }
 
-template <class F>
-void for_rows(const Problem& p, F f) {
-  const int64_t grain = std::max<int64_t>(1, 8192 / std::max<int64_t>(1, p.classes));
-  torch::stable::parallel_for(0, p.rows, grain, f);
+// A thread's scratch, kept from call to call while it is small.
+void* scratch(size_t bytes) {
+  struct Free {
+    void operator()(void* x) const { std::free(x); }
+  };
+  thread_local std::unique_ptr<void, Free> kept;
+  thread_local size_t size = 0;
+  if (size < bytes) {
+    size = (bytes + 63) / 64 * 64;
+    kept.reset(std::aligned_alloc(64, size));
+  }
+  return kept.get();
 }
 
-void check_labels(const Problem& p) {
-  if (!p.labels) return;
+// Threads share rows, or, where there are fewer rows than threads, the classes of one row after the other.
+void run(const Job& job) {
+  const Level& now = level();
+  const size_t bytes = now.scratch_bytes(job);
+  const int64_t rows = job.p.rows;
+  if (chunks_of(job.p.classes) > 1 && rows < int64_t(torch::stable::get_num_threads())) {
+    for (int64_t row = 0; row < rows; ++row) now.wide_row(job, row, scratch(bytes));
+    return;
+  }
+  const int64_t grain = job.p.classes < 8192 ? 8192 / job.p.classes : 1;
+  torch::stable::parallel_for(
+      0, rows, grain, [&](int64_t begin, int64_t end) { now.rows(job, begin, end, scratch(bytes)); });
+}
+
+// The number of rows that are not ignored. Looks at every label.
+int64_t check_labels(const Problem& p) {
+  if (!p.labels) return p.rows;
+  int64_t live = 0;
   for (int64_t row = 0; row < p.rows; ++row) {
     const int64_t label = p.labels[row];
+    live += label != p.ignore_index;
     STD_TORCH_CHECK(label == p.ignore_index || (label >= 0 && label < p.classes), "target: row ", row, " has label ",
                     label, ", expected 0 to ", p.classes - 1, " or ignore_index ", p.ignore_index);
   }
+  return live;
 }
 
-// What needs all rows: the normalisation of the weights, each row's share, and the reduction in a fixed order.
+// The weights of all rows divided by their mean. What is not a number does not count.
 template <class Acc>
-void finish_rows(const Problem& p, Outputs& out) {
-  Acc *saved = out.rows.mutable_data_ptr<Acc>(), *weight = out.weight.mutable_data_ptr<Acc>(),
-      *entropy = out.entropy.mutable_data_ptr<Acc>();
-  double live = 0, weights = 0, weighed = 0;
+void normalize(const Problem& p, Acc* saved) {
+  double sum = 0, counted = 0;
   for (int64_t row = 0; row < p.rows; ++row) {
-    const Acc* s = saved + row * kColumns;
-    live += s[kShare];
-    if (s[kShare] != 0 && s[kWeight] == s[kWeight]) weights += s[kWeight], weighed += 1;
+    const Acc *s = saved + row * kSavedColumns, weight = s[kSavedWeight];
+    if (s[kSavedShare] != 0 && weight == weight) sum += double(weight), counted += 1;
   }
-  const double scale = p.normalize_weights && p.teacher && weights > 0 ? weighed / weights : 1;
-  const double share = p.reduction == kMean ? 1 / live : 1;
-  for (int64_t row = 0; row < p.rows; ++row) {
-    Acc* s = saved + row * kColumns;
-    if (s[kShare] != 0) s[kShare] = Acc(share), s[kWeight] = Acc(s[kWeight] * scale);
-    weight[row] = s[kWeight], entropy[row] = s[kEntropy];
-  }
+  for (int64_t row = 0; sum > 0 && row < p.rows; ++row)
+    saved[row * kSavedColumns + kSavedWeight] = Acc(double(saved[row * kSavedColumns + kSavedWeight]) * counted / sum);
 }
 
 // The loss and its components, in a fixed order: the result does not depend on the number of threads.
 template <class Acc>
-void reduce(const Problem& p, Outputs& out) {
-  const Acc* saved = out.rows.const_data_ptr<Acc>();
+void reduce(const Problem& p, const Acc* terms, int64_t live, Outputs& out) {
   Acc *loss = out.loss.mutable_data_ptr<Acc>(), *components = out.components.mutable_data_ptr<Acc>();
   const bool each = p.reduction == kUnreduced;
-  double live = 0, total = 0, totals[kComponents] = {};
+  double totals[kComponents + 1] = {};
   for (int64_t row = 0; row < p.rows; ++row) {
-    const Acc* s = saved + row * kColumns;
-    Acc c[kComponents] = {};
-    const bool counts = s[kShare] != 0;
-    if (counts) baseline::row_components<Acc>(p, s, c);
-    const Acc of_row = counts ? baseline::row_loss<Acc>(p, row, c) : Acc(0);
-    for (int k = 0; k < kComponents; ++k) {
-      if (each) components[k * p.rows + row] = c[k];
-      totals[k] += c[k];
-    }
-    if (each) loss[row] = of_row;
-    total += of_row, live += counts;
+    const Acc* of_row = terms + row * (kComponents + 1);
+    for (int k = 0; each && k < kComponents; ++k) components[k * p.rows + row] = of_row[k];
+    if (each) loss[row] = of_row[kComponents];
+    for (int k = 0; k <= kComponents; ++k) totals[k] += double(of_row[k]);
   }
   if (each) return;
-  const double by = p.reduction == kMean ? live : 1;  // 0 / 0 is NaN, as in F.cross_entropy when every row is ignored
-  *loss = Acc(total / by);
+  // 0 / 0 is NaN, as in F.cross_entropy when every row is ignored
+  const double by = p.reduction == kMean ? double(live) : 1;
   for (int k = 0; k < kComponents; ++k) components[k] = Acc(totals[k] / by);
+  *loss = Acc(totals[kComponents] / by);
 }
 
-Outputs forward_cpu(const Problem& p, const Tensor& like) {
-  check_labels(p);
-  Outputs out = allocate(p, like);
-  void* saved = out.rows.mutable_data_ptr();
-  const Level now = level();
-  for_rows(p, [&](int64_t begin, int64_t end) { now.forward(p, begin, end, saved); });
-  p.wide ? finish_rows<double>(p, out) : finish_rows<float>(p, out);
-  p.wide ? reduce<double>(p, out) : reduce<float>(p, out);
+template <class Acc>
+void forward(Problem p, Outputs& out, Gradients* to) {
+  const int64_t live = check_labels(p);
+  const std::unique_ptr<Acc[]> terms(new Acc[size_t(p.rows * (kComponents + 1))]);
+  Acc* saved = out.rows.mutable_data_ptr<Acc>();
+  Job job{p};
+  job.terms = terms.get(), job.saved = saved, job.entropy = out.entropy.mutable_data_ptr<Acc>();
+  job.share = p.reduction == kMean ? 1 / double(live) : 1;
+  if (p.normalize_weights && p.teacher) {
+    job.weights_only = true, run(job), job.weights_only = false;
+    normalize<Acc>(p, saved);
+    p.uncertainty = kGiven, p.certainty = {1, saved, kSavedColumns};
+  }
+  if (to) job.teacher = pointer(to->teacher), job.a = pointer(to->a), job.b = pointer(to->b);
+  run(job);
+  Acc* weight = out.weight.mutable_data_ptr<Acc>();
+  for (int64_t row = 0; row < p.rows; ++row) weight[row] = saved[row * kSavedColumns + kSavedWeight];
+  reduce<Acc>(p, terms.get(), live, out);
+}
+
+Outputs forward_cpu(const Problem& p, const Tensor& like, Gradients* to) {
+  Outputs out = allocate(p, like, kSavedColumns);
+  p.wide ? forward<double>(p, out, to) : forward<float>(p, out, to);
   return out;
 }
 
-void backward_cpu(const Problem& p, const Tensor& grad_loss, const Tensor& saved, Gradients& to) {
-  const Backward job = backward_job(grad_loss, saved, to);
-  const Level now = level();
-  for_rows(p, [&](int64_t begin, int64_t end) { now.backward(p, begin, end, job); });
+Outputs forward_only(const Problem& p, const Tensor& like) { return forward_cpu(p, like, nullptr); }
+
+Outputs with_gradients(const Problem& p, const Tensor& like, Gradients& to) { return forward_cpu(p, like, &to); }
+
+void backward_cpu(Problem p, const Tensor& grad_loss, const Tensor& saved, Gradients& to) {
+  p.uncertainty = kGiven, p.certainty = {1, saved.const_data_ptr(), kSavedColumns};
+  Job job{p};
+  job.saved = const_cast<void*>(saved.const_data_ptr());
+  job.grad_loss = grad_loss.const_data_ptr(), job.grad_stride = grad_loss.dim() == 0 ? 0 : grad_loss.stride(0);
+  job.teacher = pointer(to.teacher), job.a = pointer(to.a), job.b = pointer(to.b);
+  job.coefficients = pointer(to.coefficients);
+  run(job);
 }
 
 }  // namespace
+
+void exponential_of_level(const float* x, int64_t n, float* to) { level().exponential(x, n, to); }
+
 }  // namespace udskd
 
-UDSKD_REGISTER(CPU, udskd::forward_cpu, udskd::backward_cpu)
+UDSKD_REGISTER(CPU, udskd::forward_only, udskd::backward_cpu)
+UDSKD_REGISTER_FUSED(CPU, udskd::with_gradients)

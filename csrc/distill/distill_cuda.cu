@@ -63,7 +63,9 @@ struct Block {
   }
 };
 
-#include "row_math.h"
+#include "row_scalars.h"
+
+#include "row_team.h"
 
 // One row of a matrix, converted as it is read.
 template <class Acc>
@@ -104,6 +106,13 @@ __device__ void store(void* to, int64_t i, ScalarType dtype, Acc x) {
       static_cast<__nv_bfloat16*>(to)[i] = __float2bfloat16_rn(float(x));
   }
 }
+
+// The backward pass in plain pointers; null for each gradient that was not asked for.
+struct Backward {
+  const void *saved, *grad_loss;
+  int64_t grad_stride;
+  void *teacher, *a, *b, *coefficients;
+};
 
 template <class Acc>
 __global__ void __launch_bounds__(kThreads) statistics(Problem p, Acc* saved) {
@@ -227,14 +236,16 @@ void launch_forward(const Problem& p, Outputs& out, const OnDevice& on) {
 
 Outputs forward_cuda(const Problem& p, const Tensor& like) {
   const OnDevice on(like);
-  Outputs out = allocate(p, like);
+  Outputs out = allocate(p, like, kColumns);
   p.wide ? launch_forward<double>(p, out, on) : launch_forward<float>(p, out, on);
   return out;
 }
 
 void backward_cuda(const Problem& p, const Tensor& grad_loss, const Tensor& saved, Gradients& to) {
   const OnDevice on(saved);
-  const Backward job = backward_job(grad_loss, saved, to);
+  const Backward job{saved.const_data_ptr(),      grad_loss.const_data_ptr(),
+                     grad_loss.dim() == 0 ? 0 : grad_loss.stride(0),
+                     pointer(to.teacher), pointer(to.a), pointer(to.b), pointer(to.coefficients)};
   if (p.wide) {
     gradients<double><<<grid(p), kThreads, 0, on.stream()>>>(p, job);
   } else {

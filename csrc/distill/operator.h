@@ -1,5 +1,6 @@
-// The operators' C++ signatures, and the step from them to a Problem. A backend is two functions:
+// The operators' C++ signatures, and the step from them to a Problem. A backend is these functions:
 //   Outputs forward(const Problem&, const Tensor& like)
+//   Outputs fused(const Problem&, const Tensor& like, Gradients&)       of the reduced loss, for a grad_output of 1
 //   void backward(const Problem&, const Tensor& grad_loss, const Tensor& rows, Gradients&)
 #pragma once
 
@@ -11,6 +12,22 @@ namespace udskd {
 
 using Optional = std::optional<Tensor>;
 
+// The numbers that the forward operators take, in the order of their schemas.
+inline Problem read_forward(Arguments& args, double ce_weight, double kd_weight, double peer_weight, double temperature,
+                            double peer_temperature, double uncertainty_temperature, double label_smoothing,
+                            int64_t uncertainty, bool trust_uncertain, bool normalize_weights, bool detach_peer,
+                            int64_t ignore_index, int64_t reduction) {
+  make_readable(args);
+  Problem p = read(args, ce_weight, kd_weight, peer_weight);
+  p.temperature = temperature, p.peer_temperature = peer_temperature,
+  p.uncertainty_temperature = uncertainty_temperature;
+  p.label_smoothing = label_smoothing, p.uncertainty = args.certainty ? int64_t(kGiven) : uncertainty,
+  p.trust_uncertain = trust_uncertain;
+  p.normalize_weights = normalize_weights, p.detach_peer = detach_peer, p.ignore_index = ignore_index,
+  p.reduction = reduction;
+  return p;
+}
+
 template <auto Forward>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward_operator(
     Optional teacher, Tensor student_a, Optional student_b, Optional target, Optional ce_weights, Optional kd_weights,
@@ -19,16 +36,29 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward_operator(
     int64_t uncertainty, bool trust_uncertain, bool normalize_weights, bool detach_peer, int64_t ignore_index,
     int64_t reduction) {
   Arguments args{teacher, student_a, student_b, target, ce_weights, kd_weights, peer_weights, certainty};
-  make_readable(args);
-  Problem p = read(args, ce_weight, kd_weight, peer_weight);
-  p.temperature = temperature, p.peer_temperature = peer_temperature,
-  p.uncertainty_temperature = uncertainty_temperature;
-  p.label_smoothing = label_smoothing, p.uncertainty = certainty ? int64_t(kGiven) : uncertainty,
-  p.trust_uncertain = trust_uncertain;
-  p.normalize_weights = normalize_weights, p.detach_peer = detach_peer, p.ignore_index = ignore_index,
-  p.reduction = reduction;
+  const Problem p = read_forward(args, ce_weight, kd_weight, peer_weight, temperature, peer_temperature,
+                                 uncertainty_temperature, label_smoothing, uncertainty, trust_uncertain,
+                                 normalize_weights, detach_peer, ignore_index, reduction);
   Outputs out = Forward(p, args.a);
   return {out.loss, out.components, out.weight, out.entropy, out.rows};
+}
+
+template <auto Fused>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> fused_operator(
+    Optional teacher, Tensor student_a, Optional student_b, Optional target, Optional ce_weights, Optional kd_weights,
+    Optional peer_weights, Optional certainty, double ce_weight, double kd_weight, double peer_weight,
+    double temperature, double peer_temperature, double uncertainty_temperature, double label_smoothing,
+    int64_t uncertainty, bool trust_uncertain, bool normalize_weights, bool detach_peer, int64_t ignore_index,
+    int64_t reduction, bool grad_teacher, bool grad_a, bool grad_b) {
+  Arguments args{teacher, student_a, student_b, target, ce_weights, kd_weights, peer_weights, certainty};
+  const Problem p = read_forward(args, ce_weight, kd_weight, peer_weight, temperature, peer_temperature,
+                                 uncertainty_temperature, label_smoothing, uncertainty, trust_uncertain,
+                                 normalize_weights, detach_peer, ignore_index, reduction);
+  STD_TORCH_CHECK(reduction != kUnreduced || !(grad_teacher || grad_a || grad_b),
+                  "the gradient of an unreduced loss depends on grad_output: use the backward operator");
+  Gradients to = allocate_gradients(p, args, grad_teacher, grad_a, grad_b, false);
+  Outputs out = Fused(p, args.a, to);
+  return {out.loss, out.components, out.weight, out.entropy, out.rows, to.teacher, to.a, to.b};
 }
 
 template <auto Backward>
@@ -42,8 +72,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_operator(
   Problem p = read(args, ce_weight, kd_weight, peer_weight);
   p.temperature = temperature, p.peer_temperature = peer_temperature, p.label_smoothing = label_smoothing,
   p.detach_peer = detach_peer;
-  STD_TORCH_CHECK(rows.dim() == 2 && rows.size(0) == p.rows && rows.size(1) == kColumns,
-                  "rows must be what the forward pass returned");
+  STD_TORCH_CHECK(rows.dim() == 2 && rows.size(0) == p.rows, "rows must be what the forward pass returned");
   STD_TORCH_CHECK(grad_loss.scalar_type() == arithmetic(p), "grad_loss must have the loss's dtype");
   STD_TORCH_CHECK(grad_loss.dim() == 0 || (grad_loss.dim() == 1 && grad_loss.size(0) == p.rows),
                   "grad_loss must have the loss's shape");
@@ -59,3 +88,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_operator(
     m.impl("dual_student_loss", TORCH_BOX(&udskd::forward_operator<forward>));            \
     m.impl("dual_student_loss_backward", TORCH_BOX(&udskd::backward_operator<backward>)); \
   }
+
+#define UDSKD_REGISTER_FUSED(key, fused) \
+  STABLE_TORCH_LIBRARY_IMPL(udskd, key, m) { m.impl("dual_student_loss_fused", TORCH_BOX(&udskd::fused_operator<fused>)); }

@@ -1,238 +1,148 @@
-// The row kernels of the CPU at one SIMD level. No include guard: distill_cpu.cpp includes this file once for every
-// level, inside a namespace of that level's name and under its target options, so that the compiler vectorises the same
-// source for each.
+// One row after the other at one SIMD level: what its sweeps are, and what is done between them. Included as vector.h
+// is, after the sweeps and row_scalars.h.
 
-// e^x for x <= 0 in 2^-126..1, to 1.01 ulp; 0 below that. Vectorises, which the library's expf does not.
-inline float exponential(float x) {
-  const float shifter = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer, which is left in the low bits
-  const float shifted_n = x * 1.44269504f + shifter, n = shifted_n - shifter;
-  const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-  float poly = 1.9875691500e-4f;
-  poly = poly * r + 1.3981999507e-3f;
-  poly = poly * r + 8.3334519073e-3f;
-  poly = poly * r + 4.1665795894e-2f;
-  poly = poly * r + 1.6666665459e-1f;
-  poly = poly * r + 5.0000001201e-1f;
-  const uint32_t exponent = (__builtin_bit_cast(uint32_t, shifted_n) << 23) + 0x3f800000u;
-  const float e = (poly * r * r + r + 1.f) * __builtin_bit_cast(float, exponent);
-  return x < -87.f ? 0.f : e;  // a NaN fails the comparison and stays
-}
-
-inline double exponential(double x) { return __builtin_exp(x); }
-inline float logarithm(float x) { return __builtin_logf(x); }
-inline double logarithm(double x) { return __builtin_log(x); }
-
-// Sixteen independent partial results: the compiler may vectorise them, since no addition is reordered.
+// What all rows of a job have in common.
 template <class Acc>
-struct Lanes {
-  static constexpr int kWidth = 16;
-
-  template <class F>
-  Acc max(int64_t n, F f) const {
-    Acc best[kWidth];
-    for (int l = 0; l < kWidth; ++l) best[l] = -Acc(INFINITY);
-    int64_t c = 0;
-    for (; c + kWidth <= n; c += kWidth) {
-      for (int l = 0; l < kWidth; ++l) {
-        const Acc x = f(c + l);
-        best[l] = x > best[l] ? x : best[l];
-      }
-    }
-    for (int l = 0; c < n; ++c, ++l) best[l] = f(c) > best[l] ? f(c) : best[l];
-    for (int l = 1; l < kWidth; ++l) best[0] = best[l] > best[0] ? best[l] : best[0];
-    return best[0];
-  }
-
-  template <int N, class F>
-  void sum(int64_t n, F f, Acc (&sums)[N]) const {
-    Acc partial[N][kWidth] = {};
-    int64_t c = 0;
-    for (; c + kWidth <= n; c += kWidth) {
-      for (int l = 0; l < kWidth; ++l) {
-        Acc terms[N];
-        f(c + l, terms);
-        for (int k = 0; k < N; ++k) partial[k][l] += terms[k];
-      }
-    }
-    for (int l = 0; c < n; ++c, ++l) {
-      Acc terms[N];
-      f(c, terms);
-      for (int k = 0; k < N; ++k) partial[k][l] += terms[k];
-    }
-    for (int k = 0; k < N; ++k) {
-      for (int half = kWidth / 2; half; half /= 2)
-        for (int l = 0; l < half; ++l) partial[k][l] += partial[k][l + half];
-      sums[k] = partial[k][0];
-    }
-  }
-
-  template <class F>
-  void blocks(int64_t n, F f) const {
-    int64_t c = 0;
-    for (; c + kWidth <= n; c += kWidth) f(c, std::integral_constant<int, kWidth>());
-    for (; c < n; ++c) f(c, std::integral_constant<int, 1>());
-  }
-};
-
-template <class Acc>
-struct Values {
-  const Acc* data;
-  Acc operator()(int64_t c) const { return data[c]; }
-};
-
-#include "row_math.h"
-
-template <class Acc, class In>
-void widen(const void* from, int64_t n, Acc* to) {
-  const In* in = static_cast<const In*>(from);
-  for (int64_t c = 0; c < n; ++c) to[c] = static_cast<Acc>(in[c]);
-}
-
-template <class In>
-const void* row_start(const Matrix& m, int64_t row) {
-  return static_cast<const In*>(m.data) + row * m.stride;
-}
-
-// One row in the arithmetic's dtype: in place if it is so already, else converted into scratch.
-template <class Acc>
-Values<Acc> load_row(const Matrix& m, int64_t row, int64_t n, Acc* scratch) {
-  switch (m.dtype) {
-    case ScalarType::Double:
-      if constexpr (std::is_same_v<Acc, double>) return {static_cast<const Acc*>(row_start<double>(m, row))};
-      widen<Acc, double>(row_start<double>(m, row), n, scratch);
-      break;
-    case ScalarType::Float:
-      if constexpr (std::is_same_v<Acc, float>) return {static_cast<const Acc*>(row_start<float>(m, row))};
-      widen<Acc, float>(row_start<float>(m, row), n, scratch);
-      break;
-    case ScalarType::Half:
-      widen<Acc, torch::headeronly::Half>(row_start<torch::headeronly::Half>(m, row), n, scratch);
-      break;
-    default:
-      widen<Acc, torch::headeronly::BFloat16>(row_start<torch::headeronly::BFloat16>(m, row), n, scratch);
-  }
-  return {scratch};
-}
-
-template <class Acc, class Out>
-void narrow(const Acc* from, int64_t n, void* to, int64_t row) {
-  Out* out = static_cast<Out*>(to) + row * n;
-  for (int64_t c = 0; c < n; ++c) out[c] = static_cast<Out>(from[c]);
-}
-
-template <class Acc>
-void store_row(const Acc* from, int64_t n, void* to, int64_t row, ScalarType dtype) {
-  switch (dtype) {
-    case ScalarType::Double:
-      return narrow<Acc, double>(from, n, to, row);
-    case ScalarType::Float:
-      return narrow<Acc, float>(from, n, to, row);
-    case ScalarType::Half:
-      return narrow<Acc, torch::headeronly::Half>(from, n, to, row);
-    default:
-      return narrow<Acc, torch::headeronly::BFloat16>(from, n, to, row);
-  }
-}
-
-// The rows of a problem as the kernels read them, with the scratch that conversions need.
-template <class Acc>
-struct Rows {
+struct Plan {
+  const Job& job;
   const Problem& p;
-  std::vector<Acc> scratch;
-  Values<Acc> teacher{}, a{}, b{}, target{};
+  int64_t classes, padded, stride, chunks;  // stride: of the arrays in scratch
+  bool kd, two, soft, spread, peer_is_one;  // soft: the target is a distribution; spread: the teacher's is needed
+  int peer, one, spread_power;              // peer: 0 none, 1 at the base temperature, 2 at its own; one: e^one is at 1
+  Acc k, teacher_k, to_nats;                // log2(e) / temperature of students and teacher; s to_nats = logit - largest
+  Acc to_peer, to_one, to_spread;           // s at another temperature = s * this
 
-  explicit Rows(const Problem& problem) : p(problem), scratch(size_t(5 * problem.classes)) {}
-
-  void load(int64_t row) {
-    const int64_t n = p.classes;
-    if (p.teacher) teacher = load_row<Acc>(p.teacher, row, n, &scratch[0]);
-    a = load_row<Acc>(p.a, row, n, &scratch[size_t(n)]);
-    if (p.b) b = load_row<Acc>(p.b, row, n, &scratch[size_t(2 * n)]);
-    if (p.target) target = load_row<Acc>(p.target, row, n, &scratch[size_t(3 * n)]);
+  explicit Plan(const Job& asked) : job(asked), p(asked.p), classes(p.classes) {
+    padded = classes < Lanes<Acc>::kCount ? Lanes<Acc>::kCount : classes, chunks = chunks_of(classes);
+    stride = (padded + 15) / 16 * 16 + 16;
+    if ((stride + 128) % 1024 < 256) stride += 272;  // arrays a multiple of 4 KiB apart would evict each other
+    kd = p.has_kd() && !job.weights_only, two = bool(p.b), soft = p.has_ce() && (p.target || p.label_smoothing != 0);
+    spread = p.teacher && (job.entropy || p.uncertainty < kNone);
+    const double base = kd ? p.temperature : p.has_peer() ? p.peer_temperature : 1;
+    const double teacher_base = kd ? p.temperature : p.uncertainty_temperature;
+    constexpr double kLog2E = 1.44269504088896340736;
+    k = Acc(kLog2E / base), teacher_k = Acc(kLog2E / teacher_base), to_nats = Acc(base * kLn2);
+    peer = !p.has_peer() ? 0 : p.peer_temperature == base ? 1 : 2;
+    one = p.has_ce() ? power_for(base) : 1, peer_is_one = p.has_ce() && p.peer_temperature == 1;
+    spread_power = spread ? power_for(teacher_base / p.uncertainty_temperature) : 0;
+    to_peer = Acc(base / p.peer_temperature), to_one = Acc(base);
+    to_spread = Acc(teacher_base / p.uncertainty_temperature);
   }
-  Acc* gradient() { return &scratch[size_t(4 * p.classes)]; }
 };
 
-template <class Acc>
-void forward_rows(const Problem& p, int64_t begin, int64_t end, void* saved) {
-  const Lanes<Acc> team;
-  Rows<Acc> rows(p);
-  for (int64_t row = begin; row < end; ++row) {
-    Acc* out = static_cast<Acc*>(saved) + row * kColumns;
-    std::fill(out, out + kColumns, Acc(0));
-    if (p.labels && p.labels[row] == p.ignore_index) continue;
-    rows.load(row);
-    if (p.teacher) out[kMaxT] = team.max(p.classes, rows.teacher);
-    out[kMaxA] = team.max(p.classes, rows.a);
-    if (p.b) out[kMaxB] = team.max(p.classes, rows.b);
-    row_statistics<Acc>(team, p, row, shifted<Acc>(rows.teacher, out[kMaxT]), shifted<Acc>(rows.a, out[kMaxA]),
-                        shifted<Acc>(rows.b, out[kMaxB]), target_of<Acc>(p, row, rows.target), out);
-    out[kShare] = 1;
+inline int64_t size_of(ScalarType dtype) {
+  return dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2;
+}
+
+struct InTurn {
+  template <class F>
+  void operator()(int64_t n, F f) const {
+    for (int64_t i = 0; i < n; ++i) f(i);
   }
-}
+};
 
-template <class Acc>
-void student_rows(const Problem& p, int64_t row, Rows<Acc>& rows, const Acc* s, Acc share, bool is_b) {
-  const auto teacher = shifted<Acc>(rows.teacher, s[kMaxT]);
-  const auto x = shifted<Acc>(is_b ? rows.b : rows.a, s[is_b ? kMaxB : kMaxA]);
-  const auto other = shifted<Acc>(is_b ? rows.a : rows.b, s[is_b ? kMaxA : kMaxB]);
-  const auto y = target_of<Acc>(p, row, rows.target);
-  const StudentScales<Acc> scales = student_scales<Acc>(p, row, s, share, is_b);
-  const Acc inverse = Acc(1 / p.temperature), inverse_peer = Acc(1 / p.peer_temperature);
-  Acc* out = rows.gradient();
-  Lanes<Acc>().blocks(p.classes, [=](int64_t c, auto width) {
-    student_gradient<Acc>(out + c, c, width, scales, x, teacher, other, y, inverse, inverse_peer);
-  });
-}
-
-template <class Acc>
-void teacher_rows(const Problem& p, int64_t row, Rows<Acc>& rows, const Acc* s, Acc share) {
-  const auto teacher = shifted<Acc>(rows.teacher, s[kMaxT]), a = shifted<Acc>(rows.a, s[kMaxA]),
-             b = shifted<Acc>(rows.b, s[kMaxB]);
-  const Acc scale = share * value<Acc>(p.kd, row) * s[kWeight] * Acc(p.temperature), inverse = Acc(1 / p.temperature);
-  Acc* out = rows.gradient();
-  for (int64_t c = 0; c < p.classes; ++c) {
-    out[c] = p.has_kd() ? teacher_gradient<Acc>(c, teacher, a, inverse, s[kSumT], s[kSumA], s[kKlTA], scale) : Acc(0);
-    if (p.has_kd() && p.b) out[c] += teacher_gradient<Acc>(c, teacher, b, inverse, s[kSumT], s[kSumB], s[kKlTB], scale);
+struct AtOnce {
+  template <class F>
+  void operator()(int64_t n, F f) const {
+    torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) f(i);
+    });
   }
+};
+
+// f of a row of a matrix, as a pointer of its dtype.
+template <class Acc, class F>
+INLINE auto typed(const Matrix& m, int64_t row, F f) {
+  const int64_t at = row * m.stride;
+  if (m.dtype == ScalarType::BFloat16) return f(static_cast<const Brain*>(m.data) + at);
+  if (m.dtype == ScalarType::Half) return f(static_cast<const Half*>(m.data) + at);
+  if constexpr (std::is_same_v<Acc, double>)
+    if (m.dtype == ScalarType::Double) return f(static_cast<const double*>(m.data) + at);
+  return f(static_cast<const float*>(m.data) + at);
 }
 
+// A network's row in scratch.
 template <class Acc>
-void backward_rows(const Problem& p, int64_t begin, int64_t end, const Backward& to) {
-  Rows<Acc> rows(p);
-  const int64_t n = p.classes;
-  for (int64_t row = begin; row < end; ++row) {
-    const Acc* s = static_cast<const Acc*>(to.saved) + row * kColumns;
-    const Acc g = static_cast<const Acc*>(to.grad_loss)[row * to.grad_stride], share = g * s[kShare];
-    if (to.coefficients) {
-      Acc c[kComponents], *out = static_cast<Acc*>(to.coefficients) + 3 * row;
-      row_components<Acc>(p, s, c);
-      for (int k = 0; k < 3; ++k) out[k] = s[kShare] == 0 ? Acc(0) : share * (c[2 * k] + c[2 * k + 1]);
+struct Student {
+  Acc *s = nullptr, *e = nullptr, *peer = nullptr, *one = nullptr;
+  Acc sum = 1, sum_peer = 1, sum_one = 1, largest = 0;
+  bool excludes = false;
+};
+
+// `Each` runs the chunks of a row: in turn, or at once on all threads. Sums are the same either way.
+template <class Acc, class Each>
+class Worker {
+ public:
+  Worker(const Plan<Acc>& plan, Acc* scratch) : plan_(plan), p_(plan.p), next_(scratch) {
+    raw_ = array(), t_.s = array(), t_.e = array(), y_ = plan.soft ? array() : nullptr;
+    for (Student<Acc>* x : {&a_, &b_}) {
+      x->s = array(), x->e = array(), x->one = plan.one == 1 ? x->e : array();
+      x->peer = plan.peer != 2 ? x->e : plan.peer_is_one ? x->one : array();
     }
-    if (s[kShare] == 0) {  // ignored: zeros, whatever the logits hold
-      std::fill_n(rows.gradient(), n, Acc(0));
-    } else {
-      rows.load(row);
-    }
-    if (to.teacher) {
-      if (s[kShare] != 0) teacher_rows<Acc>(p, row, rows, s, share);
-      store_row(rows.gradient(), n, to.teacher, row, p.teacher.dtype);
-    }
-    if (to.a) {
-      if (s[kShare] != 0) student_rows<Acc>(p, row, rows, s, share, false);
-      store_row(rows.gradient(), n, to.a, row, p.a.dtype);
-    }
-    if (to.b) {
-      if (s[kShare] != 0) student_rows<Acc>(p, row, rows, s, share, true);
-      store_row(rows.gradient(), n, to.b, row, p.b.dtype);
-    }
+    for (Acc*& g : gradient_) g = plan.job.gradients() ? array() : nullptr;
+    parts_ = next_;
   }
-}
+  static int64_t arrays(const Plan<Acc>& plan) {
+    return 3 + plan.soft + 2 * (2 + (plan.peer == 2) + (plan.one != 1)) + 3 * plan.job.gradients();
+  }
+  static constexpr int64_t kPart = 8;  // room for what a sweep returns of one chunk
 
-void forward(const Problem& p, int64_t begin, int64_t end, void* saved) {
-  p.wide ? forward_rows<double>(p, begin, end, saved) : forward_rows<float>(p, begin, end, saved);
-}
+  void row(int64_t row);
 
-void backward(const Problem& p, int64_t begin, int64_t end, const Backward& to) {
-  p.wide ? backward_rows<double>(p, begin, end, to) : backward_rows<float>(p, begin, end, to);
-}
+ private:
+  const Plan<Acc>& plan_;
+  const Problem& p_;
+  Acc *next_, *raw_, *y_, *gradient_[3], *parts_;
+  Student<Acc> t_, a_, b_;
+  Spread<Acc> spread_{};
+
+  Acc* array() {
+    Acc* out = next_;
+    next_ += plan_.stride;
+    return out;
+  }
+
+  // The sum of f(begin, end) over the chunks of `classes`.
+  template <class R, class F>
+  R reduce(int64_t classes, F f) {
+    if (plan_.chunks == 1) return f(0, classes);
+    static_assert(sizeof(R) <= kPart * sizeof(Acc));
+    R* parts = reinterpret_cast<R*>(parts_);
+    Each()(plan_.chunks, [&](int64_t i) { parts[i] = f(i * kChunk, i + 1 < plan_.chunks ? (i + 1) * kChunk : classes); });
+    R total = parts[0];
+    for (int64_t i = 1; i < plan_.chunks; ++i) total += parts[i];
+    return total;
+  }
+  template <class F>
+  void every(int64_t classes, F f) {
+    struct Nothing {
+      void operator+=(Nothing) {}
+    };
+    reduce<Nothing>(classes, [&](int64_t begin, int64_t end) {
+      f(begin, end);
+      return Nothing();
+    });
+  }
+
+  Ahead ahead(const Matrix& m, int64_t row) const {
+    const int64_t known = row < p_.rows ? row : p_.rows - 1, size = size_of(m.dtype);
+    return {static_cast<const char*>(m.data) + known * m.stride * size, size};
+  }
+
+  template <bool Moment>
+  Sums<Acc> load(const Matrix& m, int64_t row, Acc k, int power, Student<Acc>& x, Ahead next);
+  void load_teacher(int64_t row);
+  void load_student(const Matrix& m, int64_t row, Student<Acc>& x, Ahead next);
+  void load_target(int64_t row);
+  Acc log_sum(const Student<Acc>& x);
+  void cross_entropies(int64_t row, Acc* out);
+  Row<Acc> arrange(int64_t row, const Acc* out, Acc scale) const;
+  template <bool Grad, class Out>
+  Divergences<Acc> sweep_row(const Row<Acc>& r, Out* to_a, Out* to_b, Ahead next);
+  Divergences<Acc> diverge(int64_t row, const Row<Acc>& r);
+  Divergences<Acc> mended(const Row<Acc>& r, Divergences<Acc> kl);
+  bool excluded(const Acc* mass, const Student<Acc>& x) const;
+  void keep(const Acc* from, void* to, const Matrix& like, int64_t row);
+  void ignore(int64_t row);
+  void finish(int64_t row, const Acc* out, Acc scale);
+};

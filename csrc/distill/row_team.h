@@ -1,10 +1,9 @@
-// The mathematics of one row, written once for every backend.
+// The mathematics of one row for a team of threads.
 //
-// No include guard, and nothing included: each backend includes this file inside a namespace of its own (once for every
-// SIMD level, once for CUDA) after defining HD, exponential() and logarithm(), so that no inline function of one level
-// can be linked into another.
+// No include guard, and nothing included: the CUDA backend includes this file inside its namespace, after
+// row_scalars.h and after defining HD, exponential() and logarithm().
 //
-// A Team is whoever works on the row: sixteen lanes of a CPU thread, or the threads of a CUDA block. It offers
+// A Team is whoever works on the row, such as the threads of a block. It offers
 //   team.max(n, f)              the largest f(c) over the classes c
 //   team.sum(n, f, sums)        sums[k] = the sum over the classes of what f(c, terms) leaves in terms[k]
 //   team.blocks(n, f)           calls f(c, width) so that each class is covered once; width is an integral constant
@@ -27,11 +26,6 @@ HD inline Shifted<Acc, Load> shifted(Load load, Acc shift) {
 template <class Acc>
 HD inline Acc mass_times(Acc e, Acc x) {
   return e > 0 ? e * x : Acc(0);
-}
-
-template <class Acc>
-HD inline Acc not_negative(Acc x) {
-  return x < 0 ? Acc(0) : x;  // rounding can take a divergence below 0; NaN stays
 }
 
 template <class Acc>
@@ -67,11 +61,6 @@ HD inline Divergence<Acc> divergence(const Team& team, int64_t n, P p, Q q, Acc 
   team.sum(n, excesses, kl);
   return {sums[0], sums[1], not_negative(kl[0]), not_negative(kl[1])};
 }
-
-template <class Acc>
-struct Spread {
-  Acc entropy, largest, second;  // of softmax(logits / temperature): nats, and the two largest probabilities
-};
 
 template <class Acc, class Team, class X>
 HD inline Spread<Acc> spread(const Team& team, int64_t n, X x, Acc inverse, bool with_second) {
@@ -172,27 +161,11 @@ HD inline Acc teacher_gradient(int64_t c, T teacher, X student, Acc inverse, Acc
   return scale * mass_times(exponential(t) / sum_teacher, d - kl);
 }
 
-template <class Acc>
-HD inline Acc value(const Coefficient& x, int64_t row) {
-  return x.data ? static_cast<const Acc*>(x.data)[row * x.stride] : Acc(x.value);
-}
-
 template <class Acc, class Load>
 HD inline Target<Acc, Load> target_of(const Problem& p, int64_t row, Load load) {
   int64_t label = p.labels ? p.labels[row] : -1;
   if (p.labels && (label < 0 || label >= p.classes)) label = p.classes;
   return {load, label, Acc(1 - p.label_smoothing), Acc(p.label_smoothing / double(p.classes))};
-}
-
-// The teacher's weight before normalisation.
-template <class Acc>
-HD inline Acc certainty(const Problem& p, int64_t row, const Spread<Acc>& s) {
-  if (p.uncertainty == kNone) return 1;
-  if (p.uncertainty == kGiven) return value<Acc>(p.certainty, row);
-  Acc sure = p.uncertainty == kMaxProb ? s.largest : s.largest - s.second;
-  if (p.uncertainty == kEntropyWeight) sure = 1 - s.entropy / logarithm(Acc(p.classes));
-  sure = sure < 0 ? Acc(0) : sure > 1 ? Acc(1) : sure;
-  return p.trust_uncertain ? 1 - sure : sure;
 }
 
 // Fills one row of the saved statistics, except the share and the normalisation of the weight, which need all rows.
@@ -224,24 +197,6 @@ HD inline void row_statistics(const Team& team, const Problem& p, int64_t row, T
     const CrossEntropy<Acc> ce = cross_entropy<Acc>(team, n, b, y);
     out[kSumOneB] = ce.sum, out[kCeB] = ce.value;
   }
-}
-
-// The row's six components of the loss, coefficients not yet applied.
-template <class Acc>
-HD inline void row_components(const Problem& p, const Acc* row, Acc* out) {
-  const Acc kd = row[kWeight] * Acc(p.temperature * p.temperature), peer = Acc(p.peer_temperature * p.peer_temperature);
-  out[0] = row[kCeA], out[1] = row[kCeB];
-  out[2] = p.has_kd() ? kd * row[kKlTA] : 0, out[3] = p.has_kd() && p.b ? kd * row[kKlTB] : 0;
-  out[4] = peer * row[kKlBA], out[5] = peer * row[kKlAB];
-}
-
-template <class Acc>
-HD inline Acc row_loss(const Problem& p, int64_t row, const Acc* components) {
-  Acc loss = 0;
-  if (p.has_ce()) loss += value<Acc>(p.ce, row) * (components[0] + components[1]);
-  if (p.has_kd()) loss += value<Acc>(p.kd, row) * (components[2] + components[3]);
-  if (p.has_peer()) loss += value<Acc>(p.peer, row) * (components[4] + components[5]);
-  return loss;
 }
 
 // The scales of student a's gradient; swap the columns for b. `share` is the row's share of the loss times grad_output.

@@ -1,0 +1,97 @@
+"""The rows of `python -m bench.loss` as tables: one for each case with every number, and one for each pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from udskd.report import Section
+
+Row = dict[str, Any]
+BASELINES = ("eager", "compile")
+HEADER = ["provider", "median", "p10-p90", "vs eager", "vs compile", "GB/s", "of copy", "peak MB", "error"]
+SUMMARY_HEADER = ["case", "eager", "compile", "udskd", "vs eager", "vs compile", "of copy", "peak MB of the three"]
+
+
+def case_of(row: Row) -> tuple[int, int, str, str]:
+    return row["rows"], row["classes"], row["dtype"], row["pass"]
+
+
+def cases(rows: Iterable[Row]) -> dict[tuple[int, int, str, str], dict[str, Row]]:
+    """The rows of each case by provider."""
+    found: dict[tuple[int, int, str, str], dict[str, Row]] = {}
+    for row in rows:
+        found.setdefault(case_of(row), {})[row["provider"]] = row
+    return found
+
+
+def sections(rows: Iterable[Row]) -> list[Section]:
+    """One table for each case, a line for each provider."""
+    return [
+        Section(
+            "{} x {}, {}, {}".format(*case),
+            HEADER,
+            [_line(row, [found.get(name) for name in BASELINES]) for row in found.values()],
+        )
+        for case, found in cases(rows).items()
+    ]
+
+
+def summary(rows: Sequence[Row]) -> list[Section]:
+    """One table for each pass, a line for each case: what a README has room for."""
+    out = []
+    for kind in dict.fromkeys(row["pass"] for row in rows):
+        found = {case: by for case, by in cases(rows).items() if case[3] == kind and "udskd" in by}
+        if found:
+            out.append(Section(kind, SUMMARY_HEADER, [_summary_line(by) for by in found.values()]))
+    return out
+
+
+def _line(row: Row, others: Sequence[Row | None]) -> list[str]:
+    return [
+        row["provider"],
+        time(row["median_us"]),
+        f"{time(row['p10_us'])} - {time(row['p90_us'])}",
+        *(faster(row, other) for other in others),
+        f"{row['gb_per_s']:.2f}",
+        percent(row["share_of_copy"]),
+        megabytes(row["peak_bytes"]),
+        f"{row['max_error']:.0e}",
+    ]
+
+
+def _summary_line(found: dict[str, Row]) -> list[str]:
+    ours, others = found["udskd"], [found.get(name) for name in BASELINES]
+    peaks = [row["peak_bytes"] if row else None for row in (*others, ours)]
+    return [
+        f"{ours['rows']} x {ours['classes']}, {ours['dtype']}",
+        *(time(row["median_us"]) if row else "" for row in (*others, ours)),
+        *(faster(ours, row) for row in others),
+        percent(ours["share_of_copy"]),
+        " / ".join(megabytes(peak) or "-" for peak in peaks),
+    ]
+
+
+def time(us: float) -> str:
+    """Microseconds below 10 ms, milliseconds above."""
+    if us < 10_000:
+        return f"{us:.{1 if us < 100 else 0}f} µs"
+    return f"{us / 1000:.1f} ms"
+
+
+def faster(row: Row, other: Row | None) -> str:
+    """How many times as fast as the other."""
+    if other is None:
+        return ""
+    ratio = other["median_us"] / row["median_us"]
+    return f"{ratio:.{2 if ratio < 10 else 1}f}x"
+
+
+def percent(share: float) -> str:
+    return f"{share:.{1 if share < 0.1 else 0}%}"
+
+
+def megabytes(count: int | None) -> str:
+    if count is None:
+        return ""
+    return f"{count / 1e6:.{3 if count < 1e6 else 2 if count < 1e7 else 0}f}"

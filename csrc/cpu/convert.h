@@ -1,0 +1,64 @@
+// Logits of any dtype into vectors, and gradients out of them. Included as vector.h is, after it.
+
+struct Half {
+  uint16_t bits;
+};
+struct Brain {  // bfloat16
+  uint16_t bits;
+};
+
+INLINE Single widen(Narrow x, Brain) { return (Single)(zero_extended(x) << 16); }
+INLINE Single widen(Narrow x, Half) { return from_half(x); }
+
+// To nearest even. A NaN may not round into an infinity.
+INLINE Narrow narrow(Single x, Brain) {
+  const Word bits = (Word)x, rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  return low_half((x == x ? rounded : bits | 0x400000u) >> 16);
+}
+INLINE Narrow narrow(Single x, Half) { return to_half(x); }
+
+template <class In>
+INLINE auto widened(In x) {
+  if constexpr (sizeof(In) == 2) {
+    return widen(Narrow{x.bits}, In{})[0];
+  } else {
+    return x;
+  }
+}
+
+// kCount values from memory of dtype In.
+template <class Acc, class In>
+INLINE Vector<Acc> read(const In* from) {
+  if constexpr (std::is_same_v<In, Acc>) {
+    return load<Acc>(from);
+  } else if constexpr (sizeof(In) == 2 && std::is_same_v<Acc, float>) {
+    Narrow raw;
+    __builtin_memcpy(&raw, from, sizeof raw);
+    return widen(raw, In{});
+  } else {  // mixed with double: not where speed matters
+    Vector<Acc> x;
+    for (int l = 0; l < Lanes<Acc>::kCount; ++l) {
+      x[l] = Acc(widened(from[l]));
+    }
+    return x;
+  }
+}
+
+// kCount values to memory of dtype Out.
+template <class Acc, class Out>
+INLINE void write(Out* to, Vector<Acc> x) {
+  if constexpr (std::is_same_v<Out, Acc>) {
+    store<Acc>(to, x);
+  } else if constexpr (sizeof(Out) == 2 && std::is_same_v<Acc, float>) {
+    const Narrow raw = narrow(x, Out{});
+    __builtin_memcpy(to, &raw, sizeof raw);
+  } else {
+    for (int l = 0; l < Lanes<Acc>::kCount; ++l) {
+      if constexpr (sizeof(Out) == 2) {
+        to[l].bits = narrow(Single{float(x[l])}, Out{})[0];
+      } else {
+        to[l] = Out(x[l]);
+      }
+    }
+  }
+}

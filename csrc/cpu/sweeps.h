@@ -1,0 +1,210 @@
+// The sweeps that a row's statistics are made of, each over the classes from begin to end of one row.
+//
+// A row has at least kCount classes: shorter ones were padded (rows.h). Where the last vector is not whole, it overlaps
+// the one before, and only its new places are summed. Exponentials are base 2 (vector.h): a logit x becomes
+// s = (x - largest) k, k = log2(e) / temperature. Sums have kCount partial results, added in a fixed order.
+// Included as vector.h is, after convert.h.
+
+// f(c, fresh) for every vector from begin to end; fresh(x) is x without the places that an earlier vector had.
+template <class Acc, int Unroll = 1, class F>
+INLINE void sweep(int64_t begin, int64_t end, F f) {
+  constexpr int kCount = Lanes<Acc>::kCount;
+  int64_t c = begin;
+  const auto whole = [](Vector<Acc> x) __attribute__((always_inline)) { return x; };
+  for (; Unroll > 1 && c + Unroll * kCount <= end; c += Unroll * kCount) {
+#pragma GCC unroll 8
+    for (int u = 0; u < Unroll; ++u) f(c + u * kCount, whole);
+  }
+  for (; c + kCount <= end; c += kCount) f(c, whole);
+  if (c < end) f(end - kCount, [=](Vector<Acc> x) __attribute__((always_inline)) { return last<Acc>(end - c, x); });
+}
+
+template <class Acc>
+struct Extremes {
+  Acc largest, smallest;
+  INLINE void operator+=(const Extremes& x) {
+    largest = x.largest > largest ? x.largest : largest, smallest = x.smallest < smallest ? x.smallest : smallest;
+  }
+};
+
+// A row of fewer classes than a vector has; its first class is repeated beyond its end.
+template <class Acc, class In>
+INLINE Vector<Acc> read_short(const In* row, int64_t classes) {
+  In few[Lanes<Acc>::kCount];
+  for (int l = 0; l < Lanes<Acc>::kCount; ++l) few[l] = row[l < classes ? l : 0];
+  return read<Acc>(few);
+}
+
+template <class Acc, class In>
+Extremes<Acc> extremes(const In* row, int64_t begin, int64_t end) {
+  Vector<Acc> largest = all<Acc>(-Acc(INFINITY)), smallest = -largest;
+  if (end < Lanes<Acc>::kCount) {
+    largest = smallest = read_short<Acc>(row, end);
+  } else {
+    sweep<Acc, 4>(begin, end, [&](int64_t c, auto) __attribute__((always_inline)) {
+      const Vector<Acc> x = read<Acc>(row + c);
+      largest = at_least(largest, x), smallest = at_most(smallest, x);
+    });
+  }
+  return {max_of<Acc>(largest), min_of<Acc>(smallest)};
+}
+
+// What the next sweep will read, asked for while this one computes.
+struct Ahead {
+  const char* row;
+  int64_t size;  // bytes of a class
+  INLINE void fetch(int64_t c) const { __builtin_prefetch(row + c * size); }
+};
+
+// A row in scratch as Acc, with kExcluded for -inf and in the places beyond a short row.
+template <class Acc, class In>
+void copy_row(const In* row, int64_t begin, int64_t end, Acc* to) {
+  const Vector<Acc> excluded = all<Acc>(Lanes<Acc>::kExcluded);
+  if (end < Lanes<Acc>::kCount) {
+    store<Acc>(to, at_least(excluded, read_short<Acc>(row, end)));
+    for (int64_t c = end; c < Lanes<Acc>::kCount; ++c) to[c] = Lanes<Acc>::kExcluded;
+    return;
+  }
+  sweep<Acc>(begin, end, [&](int64_t c, auto) __attribute__((always_inline)) {
+    store<Acc>(to + c, at_least(excluded, read<Acc>(row + c)));
+  });
+}
+
+// Gradients in scratch into a row of any dtype.
+template <class Acc, class Out>
+void store_row(const Acc* from, int64_t begin, int64_t end, Out* to) {
+  if (end < Lanes<Acc>::kCount) {
+    Out few[Lanes<Acc>::kCount];
+    write<Acc>(few, load<Acc>(from));
+    for (int64_t c = 0; c < end; ++c) to[c] = few[c];
+    return;
+  }
+  sweep<Acc>(begin, end, [&](int64_t c, auto) __attribute__((always_inline)) { write<Acc>(to + c, load<Acc>(from + c)); });
+}
+
+template <class Acc>
+struct Sums {
+  Acc base, power, moment;  // of e, of e^N, of s e^N
+  INLINE void operator+=(const Sums& x) { base += x.base, power += x.power, moment += x.moment; }
+};
+
+// s and e = 2^s of a row without -inf. For N > 0, e^N is summed, and kept unless its moment was asked for.
+template <class Acc, int N, bool Moment, class In>
+Sums<Acc> exponentials(const In* row, Acc largest, Acc k, Acc* s, Acc* e, Acc* powers, int64_t begin, int64_t end,
+                       Ahead ahead) {
+  Vector<Acc> base = all<Acc>(0), power_sum = base, moment = base;
+  sweep<Acc, 2>(begin, end, [&](int64_t c, auto fresh) __attribute__((always_inline)) {
+    ahead.fetch(c);
+    const Vector<Acc> x = (read<Acc>(row + c) - largest) * k, exponential = exp2<Acc>(x);
+    store<Acc>(s + c, x), store<Acc>(e + c, exponential);
+    base += fresh(exponential);
+    if constexpr (N > 0) {
+      const Vector<Acc> raised = power<N>(exponential);
+      power_sum += fresh(raised);
+      if constexpr (Moment) moment += fresh(raised * x);
+      if constexpr (N > 1 && !Moment) store<Acc>(powers + c, raised);
+    }
+  });
+  return {sum_of<Acc>(base), sum_of<Acc>(power_sum), sum_of<Acc>(moment)};
+}
+
+// The powers that exponentials() has: T / 1 for the temperatures that are common.
+inline int power_for(double ratio) {
+  for (const int n : {1, 2, 3, 4, 5, 6, 8})
+    if (ratio == n) return n;
+  return 0;
+}
+
+template <class Acc, bool Moment, class In, class... Rest>
+Sums<Acc> exponentials_and_powers(int n, const In* row, Rest... rest) {
+  switch (n) {
+    case 1:
+      return exponentials<Acc, 1, Moment>(row, rest...);
+    case 2:
+      return exponentials<Acc, 2, Moment>(row, rest...);
+    case 3:
+      return exponentials<Acc, 3, Moment>(row, rest...);
+    case 4:
+      return exponentials<Acc, 4, Moment>(row, rest...);
+    case 5:
+      return exponentials<Acc, 5, Moment>(row, rest...);
+    case 6:
+      return exponentials<Acc, 6, Moment>(row, rest...);
+    case 8:
+      return exponentials<Acc, 8, Moment>(row, rest...);
+    default:
+      return exponentials<Acc, 0, Moment>(row, rest...);
+  }
+}
+
+// The same row at another temperature: 2^(ratio s), kept unless its moment was asked for.
+template <class Acc, bool Moment>
+Sums<Acc> other_exponentials(const Acc* s, Acc ratio, Acc* to, int64_t begin, int64_t end) {
+  Vector<Acc> sum = all<Acc>(0), moment = sum;
+  sweep<Acc, 2>(begin, end, [&](int64_t c, auto fresh) __attribute__((always_inline)) {
+    const Vector<Acc> x = load<Acc>(s + c) * ratio, exponential = exp2<Acc>(x);
+    sum += fresh(exponential);
+    if constexpr (Moment) moment += fresh(exponential * x);
+    if constexpr (!Moment) store<Acc>(to + c, exponential);
+  });
+  return {0, sum_of<Acc>(sum), sum_of<Acc>(moment)};
+}
+
+// The sum of those below the maximum, which is 1.
+template <class Acc>
+Acc rest(const Acc* e, int64_t begin, int64_t end) {
+  Vector<Acc> sum = all<Acc>(0);
+  sweep<Acc, 2>(begin, end, [&](int64_t c, auto fresh) __attribute__((always_inline)) {
+    const Vector<Acc> x = load<Acc>(e + c);
+    sum += fresh(x < Acc(1) ? x : Vector<Acc>{});
+  });
+  return sum_of<Acc>(sum);
+}
+
+template <class Acc>
+struct RunnerUp {
+  Acc ties, best;  // classes at the maximum, and the largest s below it
+  INLINE void operator+=(const RunnerUp& x) { ties += x.ties, best = x.best > best ? x.best : best; }
+};
+
+template <class Acc>
+RunnerUp<Acc> runner_up(const Acc* s, int64_t begin, int64_t end) {
+  const Vector<Acc> zero = all<Acc>(0), one = all<Acc>(1), none = all<Acc>(-Acc(INFINITY));
+  Vector<Acc> ties = zero, best = none;
+  sweep<Acc>(begin, end, [&](int64_t c, auto fresh) __attribute__((always_inline)) {
+    const Vector<Acc> x = load<Acc>(s + c);
+    ties += fresh(x < zero ? zero : one), best = at_least(best, x < zero ? x : none);
+  });
+  return {sum_of<Acc>(ties), max_of<Acc>(best)};
+}
+
+template <class Acc>
+struct TargetSums {
+  Acc mass, with_a, with_b;  // of y, and of y s of each student
+  INLINE void operator+=(const TargetSums& x) { mass += x.mass, with_a += x.with_a, with_b += x.with_b; }
+};
+
+template <class Acc>
+TargetSums<Acc> target_sums(const Acc* y, const Acc* a, const Acc* b, int64_t begin, int64_t end) {
+  Vector<Acc> mass = all<Acc>(0), with_a = mass, with_b = mass;
+  sweep<Acc>(begin, end, [&](int64_t c, auto fresh) __attribute__((always_inline)) {
+    const Vector<Acc> share = fresh(load<Acc>(y + c));
+    mass += share, with_a += share * load<Acc>(a + c);
+    if (b) with_b += share * load<Acc>(b + c);
+  });
+  return {sum_of<Acc>(mass), sum_of<Acc>(with_a), sum_of<Acc>(with_b)};
+}
+
+// The target of one row in scratch as a distribution, smoothed: y keep + floor.
+template <class Acc, class In>
+void copy_target(const In* y, Acc keep, Acc floor, int64_t begin, int64_t end, Acc* to) {
+  for (int64_t c = begin; c < end; ++c) to[c] = Acc(widened(y[c])) * keep + floor;
+}
+
+// Whether p has mass on a class that q excludes, so that q diverges infinitely from p.
+template <class Acc>
+bool infinite(const Acc* p, const Acc* s, Acc excluded, int64_t end) {
+  bool found = false;
+  for (int64_t c = 0; c < end; ++c) found |= p[c] > 0 && s[c] <= excluded;
+  return found;
+}

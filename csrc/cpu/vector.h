@@ -1,0 +1,119 @@
+// A register of numbers, and its exponential.
+//
+// No include guard, and nothing included: every SIMD level includes this file inside a namespace of its own, under its
+// target options and with REGISTER, the bytes of one of its registers, defined: so no inline function of one level can be
+// linked into another. After native.h.
+
+template <class Acc>
+struct Lanes;
+
+template <>
+struct Lanes<float> {
+  using Register = Single;
+  using Bits = Word;
+  static constexpr int kCount = REGISTER / 4, kMantissa = 23;
+  static constexpr float kLeast = -127;        // 2^x is 0 from here down
+  static constexpr float kExcluded = -1e30f;   // stands for -inf, so that 0 * x is 0
+  static constexpr float kShifter = 12583039;  // 1.5 * 2^23 + 127: added to x, its low bits are round(x) + 127
+  // 2^f = 1 + f P(f) for |f| <= 1/2, minimax: 2.6e-9
+  static constexpr float kPowers[] = {0x1.62e432p-1f, 0x1.ebfbe2p-3f,  0x1.c6ae72p-5f,
+                                      0x1.3b270ep-7f, 0x1.5f7276p-10f, 0x1.470b4ap-13f};
+};
+
+template <>
+struct Lanes<double> {
+  using Register = Double;
+  using Bits = LongWord;
+  static constexpr int kCount = REGISTER / 8, kMantissa = 52;
+  static constexpr double kLeast = -1023;
+  static constexpr double kExcluded = -1e300;
+  static constexpr double kShifter = 6755399441056767;  // 1.5 * 2^52 + 1023
+  static constexpr double kPowers[] = {                 // 1.5e-18
+      0.6931471805599452928,     0.24022650695910057401,    0.055504108664822570117,   0.0096181291076353945575,
+      0.0013333558146230174751,  0.00015403530381594699778, 1.5252733985260334092e-5,  1.3215495777735315399e-6,
+      1.0178004009438954945e-7,  7.0517514737123452663e-9,  4.4630983346111152909e-10, 2.9871966125897226035e-11};
+};
+
+template <class Acc>
+using Vector = typename Lanes<Acc>::Register;
+
+template <class Acc>
+INLINE Vector<Acc> all(Acc x) {
+  return Vector<Acc>{} + x;
+}
+
+template <class Acc>
+INLINE Vector<Acc> load(const Acc* from) {
+  Vector<Acc> x;
+  __builtin_memcpy(&x, from, sizeof x);
+  return x;
+}
+template <class Acc>
+INLINE void store(Acc* to, Vector<Acc> x) {
+  __builtin_memcpy(to, &x, sizeof x);
+}
+
+// Zero but in the last `count` places.
+template <class Acc>
+INLINE Vector<Acc> last(int64_t count, Vector<Acc> x) {
+  Vector<Acc> place;
+#pragma GCC unroll 16
+  for (int l = 0; l < Lanes<Acc>::kCount; ++l) place[l] = Acc(l);
+  return place < Acc(Lanes<Acc>::kCount - count) ? Vector<Acc>{} : x;
+}
+
+// 2^x for x <= 1, to 1 unit in the last place; 0 from 2^-126.5 down (2^-1022.5 in double).
+template <class Acc>
+INLINE Vector<Acc> exp2(Vector<Acc> any) {
+  using L = Lanes<Acc>;
+  const Vector<Acc> x = at_least(all<Acc>(L::kLeast), any), shifted = x + L::kShifter, f = x - (shifted - L::kShifter);
+  constexpr int kDegree = sizeof(L::kPowers) / sizeof(Acc);
+  Vector<Acc> p = all<Acc>(L::kPowers[kDegree - 1]);
+#pragma GCC unroll 16
+  for (int k = kDegree - 2; k >= 0; --k) p = p * f + L::kPowers[k];
+  p = p * f + Acc(1);
+  const typename L::Bits two_to_n = (typename L::Bits)shifted << L::kMantissa;
+  return p * (Vector<Acc>)two_to_n;
+}
+
+// e^N
+template <int N, class V>
+INLINE V power(V e) {
+  if constexpr (N < 2) {
+    return e;
+  } else {
+    const V half = power<N / 2>(e);
+    return N % 2 ? half * half * e : half * half;
+  }
+}
+
+// All values combined, by halves: a fixed order.
+template <class Acc, int N, class V, class F>
+INLINE Acc fold_halves(V x, F f) {
+  if constexpr (N == 2) {
+    return f(x[0], x[1]);
+  } else {
+    typedef Acc Part __attribute__((vector_size(N / 2 * sizeof(Acc))));
+    Part half[2];
+    __builtin_memcpy(half, &x, sizeof half);
+    return fold_halves<Acc, N / 2>(f(half[0], half[1]), f);
+  }
+}
+
+template <class Acc, class F>
+INLINE Acc fold(Vector<Acc> x, F f) {
+  return fold_halves<Acc, Lanes<Acc>::kCount>(x, f);
+}
+
+template <class Acc>
+INLINE Acc sum_of(Vector<Acc> x) {
+  return fold<Acc>(x, [](auto a, auto b) __attribute__((always_inline)) { return a + b; });
+}
+template <class Acc>
+INLINE Acc max_of(Vector<Acc> x) {
+  return fold<Acc>(x, [](auto a, auto b) __attribute__((always_inline)) { return a > b ? a : b; });
+}
+template <class Acc>
+INLINE Acc min_of(Vector<Acc> x) {
+  return fold<Acc>(x, [](auto a, auto b) __attribute__((always_inline)) { return a < b ? a : b; });
+}

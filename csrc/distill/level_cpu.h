@@ -1,0 +1,24 @@
+// Everything that is compiled once for each SIMD level, in order.
+#include "../cpu/native.h"
+#include "../cpu/vector.h"
+
+#include "../cpu/convert.h"
+#include "../cpu/sweeps.h"
+
+#include "../cpu/gradients.h"
+
+inline float logarithm(float x) { return __builtin_logf(x); }
+inline double logarithm(double x) { return __builtin_log(x); }
+inline float logarithm1(float x) { return __builtin_log1pf(x); }
+inline double logarithm1(double x) { return __builtin_log1p(x); }
+inline float logarithm2(float x) { return __builtin_log2f(x); }
+inline double logarithm2(double x) { return __builtin_log2(x); }
+inline float exponential(float x) { return __builtin_expf(x); }
+inline double exponential(double x) { return __builtin_exp(x); }
+
+#include "row_scalars.h"
+#include "rows_cpu.h"
+
+#include "row_steps_cpu.h"
+
+constexpr Level kLevel{scratch_bytes, rows, wide_row, exponential_of};

@@ -1,0 +1,48 @@
+// What is done once for a row rather than once for a class, written once for every backend.
+//
+// No include guard, and nothing included: each backend includes this file inside a namespace of its own (once for every
+// SIMD level, once for CUDA) after defining HD and logarithm().
+
+template <class Acc>
+struct Spread {
+  Acc entropy, largest, second;  // of softmax(logits / temperature): nats, and the two largest probabilities
+};
+
+template <class Acc>
+HD inline Acc value(const Coefficient& x, int64_t row) {
+  return x.data ? static_cast<const Acc*>(x.data)[row * x.stride] : Acc(x.value);
+}
+
+template <class Acc>
+HD inline Acc not_negative(Acc x) {
+  return x < 0 ? Acc(0) : x;  // rounding can take a divergence below 0; NaN stays
+}
+
+// The teacher's weight before normalisation.
+template <class Acc>
+HD inline Acc certainty(const Problem& p, int64_t row, const Spread<Acc>& s) {
+  if (p.uncertainty == kNone) return 1;
+  if (p.uncertainty == kGiven) return value<Acc>(p.certainty, row);
+  Acc sure = p.uncertainty == kMaxProb ? s.largest : s.largest - s.second;
+  if (p.uncertainty == kEntropyWeight) sure = 1 - s.entropy / logarithm(Acc(p.classes));
+  sure = sure < 0 ? Acc(0) : sure > 1 ? Acc(1) : sure;
+  return p.trust_uncertain ? 1 - sure : sure;
+}
+
+// The row's six components of the loss, coefficients not yet applied.
+template <class Acc>
+HD inline void row_components(const Problem& p, const Acc* row, Acc* out) {
+  const Acc kd = row[kWeight] * Acc(p.temperature * p.temperature), peer = Acc(p.peer_temperature * p.peer_temperature);
+  out[0] = row[kCeA], out[1] = row[kCeB];
+  out[2] = p.has_kd() ? kd * row[kKlTA] : 0, out[3] = p.has_kd() && p.b ? kd * row[kKlTB] : 0;
+  out[4] = peer * row[kKlBA], out[5] = peer * row[kKlAB];
+}
+
+template <class Acc>
+HD inline Acc row_loss(const Problem& p, int64_t row, const Acc* components) {
+  Acc loss = 0;
+  if (p.has_ce()) loss += value<Acc>(p.ce, row) * (components[0] + components[1]);
+  if (p.has_kd()) loss += value<Acc>(p.kd, row) * (components[2] + components[3]);
+  if (p.has_peer()) loss += value<Acc>(p.peer, row) * (components[4] + components[5]);
+  return loss;
+}

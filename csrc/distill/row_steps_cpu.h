@@ -1,0 +1,260 @@
+// The steps of Worker::row. Included as vector.h is, after rows_cpu.h.
+
+#define STEP                       \
+  template <class Acc, class Each> \
+  inline
+
+// A network's s, exponentials and sums at its base temperature. Rows that a vector cannot read as they are (short, or
+// with -inf in them) are copied first; so are those whose arithmetic or dtype is not worth a sweep of their own.
+template <class Acc, class Each>
+template <bool Moment>
+Sums<Acc> Worker<Acc, Each>::load(const Matrix& m, int64_t row, Acc k, int power, Student<Acc>& x, Ahead next) {
+  return typed<Acc>(m, row, [&](auto* from) {
+    const auto range = reduce<Extremes<Acc>>(
+        plan_.classes, [&](int64_t begin, int64_t end) { return extremes<Acc>(from, begin, end); });
+    x.largest = range.largest, x.excludes = range.smallest == -Acc(INFINITY);
+    const auto sums = [&](auto* logits) {
+      return reduce<Sums<Acc>>(plan_.padded, [&](int64_t begin, int64_t end) {
+        return exponentials_and_powers<Acc, Moment>(power, logits, x.largest, k, x.s, x.e, x.one, begin, end, next);
+      });
+    };
+    if constexpr (std::is_same_v<Acc, float> && !std::is_same_v<decltype(from), const Half*>)
+      if (plan_.classes >= Lanes<Acc>::kCount && !x.excludes) return sums(from);
+    every(plan_.classes, [&](int64_t begin, int64_t end) { copy_row<Acc>(from, begin, end, raw_); });
+    return sums(static_cast<const Acc*>(raw_));
+  });
+}
+
+STEP void Worker<Acc, Each>::load_teacher(int64_t row) {
+  Sums<Acc> sums = load<true>(p_.teacher, row, plan_.teacher_k, plan_.spread_power, t_, ahead(p_.a, row));
+  t_.sum = sums.base;
+  if (!plan_.spread) return;
+  sums.moment *= plan_.to_spread;
+  if (!plan_.spread_power)
+    sums = reduce<Sums<Acc>>(plan_.padded, [&](int64_t begin, int64_t end) {
+      return other_exponentials<Acc, true>(t_.s, plan_.to_spread, nullptr, begin, end);
+    });
+  const Acc over = 1 / sums.power;
+  spread_ = {logarithm(sums.power) - Acc(kLn2) * sums.moment * over, over, over};
+  if (p_.uncertainty != kMargin) return;
+  const auto next = reduce<RunnerUp<Acc>>(
+      plan_.padded, [&](int64_t begin, int64_t end) { return runner_up<Acc>(t_.s, begin, end); });
+  if (!(next.ties > 1)) spread_.second = exponential(next.best * plan_.to_spread * Acc(kLn2)) * over;
+}
+
+STEP void Worker<Acc, Each>::load_student(const Matrix& m, int64_t row, Student<Acc>& x, Ahead next) {
+  const Sums<Acc> sums = load<false>(m, row, plan_.k, plan_.one > 1 ? plan_.one : 0, x, next);
+  const auto other = [&](Acc ratio, Acc* to) {
+    return reduce<Sums<Acc>>(plan_.padded, [&](int64_t begin, int64_t end) {
+             return other_exponentials<Acc, false>(x.s, ratio, to, begin, end);
+           })
+        .power;
+  };
+  x.sum = sums.base;
+  x.sum_one = plan_.one == 1 ? sums.base : plan_.one ? sums.power : other(plan_.to_one, x.one);
+  x.sum_peer = plan_.peer != 2 ? sums.base : x.peer == x.one ? x.sum_one : other(plan_.to_peer, x.peer);
+}
+
+// The target as a distribution in scratch.
+STEP void Worker<Acc, Each>::load_target(int64_t row) {
+  const Acc keep = Acc(1 - p_.label_smoothing), floor = Acc(p_.label_smoothing / double(p_.classes));
+  if (p_.target) {
+    typed<Acc>(p_.target, row, [&](auto* y) {
+      every(plan_.classes, [&](int64_t begin, int64_t end) { copy_target<Acc>(y, keep, floor, begin, end, y_); });
+    });
+  } else {
+    std::fill(y_, y_ + plan_.classes, floor);
+    y_[p_.labels[row]] += keep;
+  }
+  for (int64_t c = plan_.classes; c < plan_.padded; ++c) y_[c] = 0;
+}
+
+// log sum_c e^x(c), x shifted by the row's maximum. In a confident row 1 + (the rest) has lost most of the rest.
+STEP Acc Worker<Acc, Each>::log_sum(const Student<Acc>& x) {
+  if (!(x.sum_one < Acc(1.5))) return logarithm(x.sum_one);
+  return logarithm1(
+      reduce<Acc>(plan_.padded, [&](int64_t begin, int64_t end) { return rest<Acc>(x.one, begin, end); }));
+}
+
+// -sum_c y(c) log p(c) = mass log sum_c e^x(c) - sum_c y(c) x(c), x shifted by the row's maximum.
+STEP void Worker<Acc, Each>::cross_entropies(int64_t row, Acc* out) {
+  const Acc lse_a = log_sum(a_), lse_b = plan_.two ? log_sum(b_) : 0;
+  if (!plan_.soft) {
+    const auto below = [&](const Matrix& m, Acc largest) {
+      return typed<Acc>(m, row, [&](auto* x) { return largest - Acc(widened(x[p_.labels[row]])); });
+    };
+    out[kTargetMass] = 1, out[kCeA] = lse_a + below(p_.a, a_.largest);
+    if (plan_.two) out[kCeB] = lse_b + below(p_.b, b_.largest);
+    return;
+  }
+  load_target(row);
+  const auto sums = reduce<TargetSums<Acc>>(plan_.padded, [&](int64_t begin, int64_t end) {
+    return target_sums<Acc>(y_, a_.s, plan_.two ? b_.s : nullptr, begin, end);
+  });
+  out[kTargetMass] = sums.mass;
+  out[kCeA] = excluded(y_, a_) ? Acc(INFINITY) : sums.mass * lse_a - plan_.to_nats * sums.with_a;
+  if (plan_.two) out[kCeB] = excluded(y_, b_) ? Acc(INFINITY) : sums.mass * lse_b - plan_.to_nats * sums.with_b;
+}
+
+STEP Row<Acc> Worker<Acc, Each>::arrange(int64_t row, const Acc* out, Acc scale) const {
+  const bool ce = p_.has_ce();
+  const Acc ce_scale = ce ? scale * value<Acc>(p_.ce, row) : 0, mass = ce ? out[kTargetMass] : 0;
+  Row<Acc> r{};
+  r.st = t_.s, r.et = t_.e, r.sa = a_.s, r.ea = a_.e, r.pa = a_.peer, r.oa = a_.one;
+  r.sb = b_.s, r.eb = b_.e, r.pb = b_.peer, r.ob = b_.one;
+  r.y = plan_.soft ? y_ : nullptr, r.label = ce && !plan_.soft ? p_.labels[row] : -1;
+  r.over_t = 1 / t_.sum, r.over_a = 1 / a_.sum, r.over_b = 1 / b_.sum;
+  r.over_pa = 1 / a_.sum_peer, r.over_pb = 1 / b_.sum_peer;
+  r.gap_ta = logarithm2(a_.sum * r.over_t), r.gap_tb = logarithm2(b_.sum * r.over_t);
+  r.gap_ab = logarithm2(b_.sum_peer * r.over_pa), r.peer_ratio = plan_.to_peer;
+  r.one_a = ce_scale * mass / a_.sum_one, r.one_b = ce_scale * mass / b_.sum_one, r.target = ce_scale;
+  if (plan_.kd) r.kd = scale * value<Acc>(p_.kd, row) * out[kWeight] * Acc(p_.temperature);
+  if (plan_.peer) r.peer = scale * value<Acc>(p_.peer, row) * Acc(p_.peer_temperature);
+  return r;
+}
+
+template <class Acc, class Each>
+template <bool Grad, class Out>
+Divergences<Acc> Worker<Acc, Each>::sweep_row(const Row<Acc>& r, Out* to_a, Out* to_b, Ahead next) {
+  const auto run = [&](auto kd, auto two, auto peer) {
+    return reduce<Divergences<Acc>>(plan_.padded, [&](int64_t begin, int64_t end) {
+      return divergences_and_gradients<Acc, kd.value, two.value, peer.value, Grad>(r, to_a, to_b, begin, end, next);
+    });
+  };
+  using Yes = std::true_type;
+  using No = std::false_type;
+  const std::integral_constant<int, 0> alone;
+  const std::integral_constant<int, 1> same;
+  const std::integral_constant<int, 2> other;
+  if (!plan_.two) return plan_.kd ? run(Yes(), No(), alone) : run(No(), No(), alone);
+  if (plan_.kd) return plan_.peer == 2 ? run(Yes(), Yes(), other) : plan_.peer ? run(Yes(), Yes(), same) : run(Yes(), Yes(), alone);
+  return plan_.peer ? run(No(), Yes(), same) : run(No(), Yes(), alone);
+}
+
+// Divergences, and the gradients on the way: straight into the caller's memory where nothing else flows into them.
+STEP Divergences<Acc> Worker<Acc, Each>::diverge(int64_t row, const Row<Acc>& r) {
+  const Job& job = plan_.job;
+  const Ahead next = ahead(p_.teacher ? p_.teacher : p_.a, row + 1);
+  if (!job.gradients()) return mended(r, sweep_row<false, Acc>(r, nullptr, nullptr, next));
+  const bool coupled = job.teacher || (plan_.peer && !p_.detach_peer);
+  if constexpr (std::is_same_v<Acc, float>) {
+    if (!coupled && plan_.classes >= Lanes<Acc>::kCount) {
+      const auto direct = [&](auto zero) {
+        using Out = decltype(zero);
+        const auto place = [&](void* to) { return to ? static_cast<Out*>(to) + row * plan_.classes : nullptr; };
+        return mended(r, sweep_row<true, Out>(r, place(job.a), place(job.b), next));
+      };
+      if (p_.a.dtype == ScalarType::Float) return direct(float());
+      if (p_.a.dtype == ScalarType::BFloat16) return direct(Brain());
+    }
+  }
+  Acc *to_t = job.teacher ? gradient_[0] : nullptr, *to_a = job.a ? gradient_[1] : nullptr,
+      *to_b = job.b ? gradient_[2] : nullptr;
+  const Divergences<Acc> kl = mended(r, sweep_row<true, Acc>(r, to_a, to_b, next));
+  if (coupled)
+    every(plan_.padded, [&](int64_t begin, int64_t end) {
+      target_gradients<Acc>(r, kl, plan_.kd, plan_.two, p_.detach_peer ? 0 : plan_.peer, to_t, to_a, to_b, begin, end);
+    });
+  keep(to_t, job.teacher, p_.teacher, row), keep(to_a, job.a, p_.a, row), keep(to_b, job.b, p_.b, row);
+  return kl;
+}
+
+STEP void Worker<Acc, Each>::keep(const Acc* from, void* to, const Matrix& like, int64_t row) {
+  if (!to) return;
+  typed<Acc>(Matrix{to, plan_.classes, like.dtype}, row, [&](auto* place) {
+    auto* out = const_cast<std::remove_const_t<std::remove_pointer_t<decltype(place)>>*>(place);
+    every(plan_.classes, [&](int64_t begin, int64_t end) { store_row<Acc>(from, begin, end, out); });
+  });
+}
+
+// Divergences that are small again and precisely; those of classes that only one side excludes are infinite.
+STEP Divergences<Acc> Worker<Acc, Each>::mended(const Row<Acc>& r, Divergences<Acc> kl) {
+  const Acc near = Acc(1. / 128);
+  const bool kd = plan_.kd, two = plan_.two, peer = plan_.peer;
+  if ((kd && (kl.ta < near || (two && kl.tb < near))) || (peer && (kl.ab < near || kl.ba < near)))
+    kl = reduce<Divergences<Acc>>(plan_.padded, [&](int64_t begin, int64_t end) {
+      return precise_divergences<Acc>(r, kd, two, plan_.peer, begin, end);
+    });
+  const Acc infinity = Acc(INFINITY);
+  if (kd && excluded(t_.e, a_)) kl.ta = infinity;
+  if (kd && two && excluded(t_.e, b_)) kl.tb = infinity;
+  if (peer && excluded(a_.peer, b_)) kl.ab = infinity;
+  if (peer && excluded(b_.peer, a_)) kl.ba = infinity;
+  return {not_negative(kl.ta), not_negative(kl.tb), not_negative(kl.ab), not_negative(kl.ba)};
+}
+
+STEP bool Worker<Acc, Each>::excluded(const Acc* mass, const Student<Acc>& x) const {
+  return x.excludes && infinite<Acc>(mass, x.s, Lanes<Acc>::kExcluded / 2 * plan_.k, plan_.classes);
+}
+
+// A row that counts for nothing, whatever its logits hold.
+STEP void Worker<Acc, Each>::ignore(int64_t row) {
+  const Job& job = plan_.job;
+  const auto zero = [&](void* to, int64_t each) {
+    if (to) std::memset(static_cast<char*>(to) + row * each, 0, size_t(each));
+  };
+  if (job.terms) zero(job.saved, kSavedColumns * sizeof(Acc));
+  zero(job.terms, (kComponents + 1) * sizeof(Acc)), zero(job.entropy, sizeof(Acc));
+  zero(job.coefficients, 3 * sizeof(Acc)), zero(job.teacher, plan_.classes * size_of(p_.teacher.dtype));
+  zero(job.a, plan_.classes * size_of(p_.a.dtype)), zero(job.b, plan_.classes * size_of(p_.b.dtype));
+}
+
+STEP void Worker<Acc, Each>::row(int64_t row) {
+  const Job& job = plan_.job;
+  Acc* saved = static_cast<Acc*>(job.saved) + row * kSavedColumns;
+  if (job.terms ? p_.labels && p_.labels[row] == p_.ignore_index : saved[kSavedShare] == 0) return ignore(row);
+  Acc out[kColumns] = {};
+  if (p_.teacher && (plan_.kd || plan_.spread)) load_teacher(row);
+  out[kWeight] = p_.teacher ? certainty<Acc>(p_, row, spread_) : Acc(1), out[kEntropy] = spread_.entropy;
+  Acc scale = job.terms ? Acc(job.share) : saved[kSavedShare];
+  if (job.terms) saved[kSavedWeight] = out[kWeight], saved[kSavedShare] = scale;
+  if (job.weights_only) return;
+  if (job.grad_loss) scale *= static_cast<const Acc*>(job.grad_loss)[row * job.grad_stride];
+  load_student(p_.a, row, a_, ahead(plan_.two ? p_.b : p_.a, row));
+  if (plan_.two) load_student(p_.b, row, b_, ahead(p_.b, row + 1));
+  if (p_.has_ce()) cross_entropies(row, out);
+  const Divergences<Acc> kl = diverge(row, arrange(row, out, scale));
+  out[kKlTA] = kl.ta, out[kKlTB] = kl.tb, out[kKlAB] = kl.ab, out[kKlBA] = kl.ba;
+  finish(row, out, scale);
+}
+
+STEP void Worker<Acc, Each>::finish(int64_t row, const Acc* out, Acc scale) {
+  const Job& job = plan_.job;
+  Acc components[kComponents + 1];
+  row_components<Acc>(p_, out, components);
+  components[kComponents] = row_loss<Acc>(p_, row, components);
+  if (job.terms) std::memcpy(static_cast<Acc*>(job.terms) + row * (kComponents + 1), components, sizeof components);
+  if (job.entropy) static_cast<Acc*>(job.entropy)[row] = out[kEntropy];
+  if (!job.coefficients) return;
+  for (int k = 0; k < 3; ++k)
+    static_cast<Acc*>(job.coefficients)[3 * row + k] = scale * (components[2 * k] + components[2 * k + 1]);
+}
+
+#undef STEP
+
+template <class Acc, class Each>
+void run(const Job& job, int64_t begin, int64_t end, void* scratch) {
+  const Plan<Acc> plan(job);
+  Worker<Acc, Each> worker(plan, static_cast<Acc*>(scratch));
+  for (int64_t row = begin; row < end; ++row) worker.row(row);
+}
+
+template <class Acc>
+size_t scratch_of(const Job& job) {
+  const Plan<Acc> plan(job);
+  return size_t(Worker<Acc, InTurn>::arrays(plan) * plan.stride + plan.chunks * Worker<Acc, InTurn>::kPart) * sizeof(Acc);
+}
+
+inline size_t scratch_bytes(const Job& job) { return job.p.wide ? scratch_of<double>(job) : scratch_of<float>(job); }
+
+inline void rows(const Job& job, int64_t begin, int64_t end, void* scratch) {
+  job.p.wide ? run<double, InTurn>(job, begin, end, scratch) : run<float, InTurn>(job, begin, end, scratch);
+}
+
+inline void wide_row(const Job& job, int64_t row, void* scratch) {
+  job.p.wide ? run<double, AtOnce>(job, row, row + 1, scratch) : run<float, AtOnce>(job, row, row + 1, scratch);
+}
+
+inline void exponential_of(const float* x, int64_t n, float* to) {
+  for (int64_t i = 0; i < n; i += Lanes<float>::kCount) store<float>(to + i, exp2<float>(load<float>(x + i)));
+}

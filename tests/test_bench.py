@@ -1,0 +1,276 @@
+"""The benchmarks, on problems too small to time: what they write, what they refuse, whom they catch."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench import call, chart, loss, machine, measure, memory, providers, table, timing
+from bench.problem import OPTIONS, Case, error, make
+from bench.providers import FACTORIES, Provider
+from tests.ops import eager
+
+KEYS = {
+    *("provider", "rows", "classes", "dtype", "pass", "threads", "median_us", "p10_us", "p90_us", "wall_us"),
+    *("minimal_bytes", "gb_per_s", "share_of_copy", "peak_bytes", "max_error", "speedup_vs_eager"),
+    *("machine", "versions", "command", "copy_gb_per_s"),
+}
+LOSS: dict[str, Any] = OPTIONS | {"temperature": 4.0}
+TINY = "--threads 1 --shapes 4x10 --rounds 1 --dtypes float32"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short samples, a copy that is not measured, and this process's memory as it is."""
+    monkeypatch.setattr(timing, "LEAST_US", 1.0)
+    monkeypatch.setattr(timing, "copy_bandwidth", lambda device: 10.0)
+    monkeypatch.setattr(machine, "keep_memory", lambda: True)
+
+
+def run(command: str) -> int:
+    return loss.main(shlex.split(command))
+
+
+def test_rows_are_whole_and_sane(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "new" / "rows.json"
+    shapes = "--shapes 4x10,3x7 --dtypes float32,bfloat16"
+    assert run(f"{TINY} {shapes} --providers eager,udskd,liger --rounds 3 --json {file}") == 0
+    rows = json.loads(file.read_text())
+    cases = [(row["rows"], row["classes"], row["dtype"], row["pass"], row["provider"]) for row in rows]
+    assert len(set(cases)) == len(rows) == 2 * 2 * 2 * 2
+    for row in rows:
+        assert set(row) == KEYS
+        assert 0 < row["p10_us"] <= row["median_us"] <= row["p90_us"]
+        assert row["wall_us"] == row["median_us"]
+        passes = 3 if row["pass"] == "forward" else 5
+        assert row["minimal_bytes"] == passes * row["rows"] * row["classes"] * (4 if row["dtype"] == "float32" else 2)
+        assert row["gb_per_s"] == pytest.approx(row["minimal_bytes"] / row["median_us"] / 1e3, rel=1e-2)
+        assert row["share_of_copy"] == pytest.approx(row["gb_per_s"] / 10, rel=1e-2)
+        assert row["max_error"] < (1e-5 if row["dtype"] == "float32" else 0.1)
+        assert row["speedup_vs_eager"] > 0
+        assert row["peak_bytes"] > 0
+        assert "--json" not in row["command"]
+        assert str(tmp_path) not in row["command"]
+    assert [name.name for name in file.parent.iterdir()] == ["rows.json"]
+    out = capsys.readouterr().out
+    assert "skipped: liger, only for CUDA" in out
+    assert "3 x 7, bfloat16, forward+backward" in out
+
+
+def test_the_recorded_command_gives_the_same_cases(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    file.write_text("what was there before")
+    assert run(f"{TINY} --passes forward --providers eager --json {file}") == 0
+    command = json.loads(file.read_text())[0]["command"]
+    assert command.startswith("python -m bench.loss ")
+    options = loss.parse(shlex.split(command)[3:])
+    assert (options.shapes, options.passes, options.providers) == ([(4, 10)], ["forward"], ["eager"])
+    assert (options.rounds, options.threads) == (1, 1)
+
+
+def test_without_eager_there_is_no_speedup(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    assert run(f"{TINY} --providers udskd --json {file} --plot {tmp_path}") == 0
+    assert {row["speedup_vs_eager"] for row in json.loads(file.read_text())} == {None}
+    assert not (tmp_path / "speedup.png").exists()
+
+
+def test_plots_and_markdown(tmp_path: Path) -> None:
+    text = tmp_path / "table.md"
+    assert run(f"{TINY} --providers eager,udskd --plot {tmp_path / 'plots'} --markdown {text}") == 0
+    for name in ("speedup.png", "bandwidth.png"):
+        assert (tmp_path / "plots" / name).read_bytes().startswith(b"\x89PNG")
+    assert text.read_text().startswith("**forward**\n")
+    assert "| udskd " in text.read_text()
+
+
+def test_every_provider_has_its_colour() -> None:
+    assert set(chart.COLOURS) == set(FACTORIES)
+
+
+# --- who is caught ---------------------------------------------------------------------------------------------------
+
+
+def right(*inputs: Tensor) -> Tensor:
+    return eager.dual_student_loss(*inputs, **LOSS).loss
+
+
+def put(monkeypatch: pytest.MonkeyPatch, wrong: Any) -> None:
+    monkeypatch.setitem(FACTORIES, "reference", lambda name, device, options: Provider(name, wrong))
+
+
+def too_large(*inputs: Tensor) -> Tensor:
+    return right(*inputs) * 1.001
+
+
+def too_steep(*inputs: Tensor) -> Tensor:
+    """The right loss, with gradients that are not its own."""
+    return right(*inputs).detach() + too_large(*inputs) - too_large(*inputs).detach()
+
+
+def not_a_number(*inputs: Tensor) -> Tensor:
+    return right(*inputs) * float("nan")
+
+
+@pytest.mark.parametrize("wrong", [too_large, too_steep, not_a_number])
+def test_a_wrong_provider_ends_the_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, wrong: Any
+) -> None:
+    put(monkeypatch, wrong)
+    assert run(f"{TINY} --providers eager,udskd,reference --json {tmp_path / 'rows.json'}") == 1
+    said = capsys.readouterr().err
+    assert said.startswith("reference disagrees with float64 on 4 x 10, float32, ")
+    assert said.count("\n") == 1
+    assert not (tmp_path / "rows.json").exists()
+
+
+def test_a_provider_that_raises_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*inputs: Tensor) -> Tensor:
+        raise ValueError("not with these\nlogits")
+
+    put(monkeypatch, refuse)
+    assert run(f"{TINY} --passes forward --providers udskd,reference") == 0
+    assert "skipped: reference, which fails on 4 x 10, float32, forward: not with these\n" in capsys.readouterr().out
+
+
+def test_a_run_without_rows_says_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert run(f"{TINY} --providers quack --plot {tmp_path}") == 1
+    assert capsys.readouterr().err == "None of the providers can run any of the cases.\n"
+
+
+def test_udskd_must_not_raise(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*inputs: Tensor) -> Tensor:
+        raise ValueError("not with these logits")
+
+    monkeypatch.setitem(FACTORIES, "udskd", lambda name, device, options: Provider(name, refuse))
+    with pytest.raises(ValueError, match="not with these logits"):
+        run(f"{TINY} --providers udskd")
+
+
+def test_the_bound_is_wider_where_plain_pytorch_is_less_exact() -> None:
+    bounds = []
+    for dtype in ("float64", "float32", "bfloat16"):
+        case = Case(16, 100, dtype, "forward+backward")
+        problem = make(case, "cpu")
+        bounds.append(measure.bound(case, problem, LOSS, measure.oracle(problem, LOSS, True)))
+    assert 0 < bounds[0] < 1e-11 < bounds[1] < 1e-5 < 1e-3 < bounds[2] < 0.2
+
+
+def test_an_error_is_relative_to_the_largest_element() -> None:
+    one = torch.tensor([0.0, 4.0], dtype=torch.float64)
+    assert error([one, one + 1], [one, one]) == 0.25
+    assert error([one * float("nan")], [one]) == float("inf")
+
+
+class Overwriting(nn.CrossEntropyLoss):
+    """Leaves something else in its logits, as Liger's does."""
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        value = super().forward(logits.clone(), target)
+        logits.data.zero_()
+        return value
+
+
+@pytest.mark.parametrize("name", ["compile", "liger", "quack"])
+def test_compositions_compute_the_loss(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """With PyTorch's functions in the place of the kernels, which need a GPU, and nothing compiled."""
+    liger = SimpleNamespace(LigerCrossEntropyLoss=Overwriting, LigerKLDIVLoss=nn.KLDivLoss)
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", liger)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "quack.cross_entropy", SimpleNamespace(cross_entropy=F.cross_entropy))  # type: ignore[arg-type]
+    monkeypatch.setattr(providers, "_only_cuda", lambda device: None)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    found, skipped = providers.available([name], "cpu", LOSS)
+    assert not skipped
+    for kind in ("forward", "forward+backward"):
+        case = Case(8, 10, "float64", kind)
+        assert measure.check(case, found, make(case, "cpu"), LOSS)[name] < 1e-12
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("--shapes 256", "'256' is no ROWSxCLASSES"),
+        ("--shapes 256x100,0x10", "'0x10' is no ROWSxCLASSES"),
+        ("--shapes 8x1", "'8x1' is no ROWSxCLASSES"),
+        ("--dtypes float31", "unknown dtype 'float31'; known are float32, bfloat16"),
+        ("--passes backward", "unknown pass 'backward'; known are forward, forward+backward"),
+        ("--providers eager,udsdk", "unknown provider 'udsdk'; known are eager, compile"),
+        ("--rounds 0", "'0' is no whole number from 1 up"),
+        ("--threads two", "'two' is no whole number from 1 up"),
+        ("--temperature 0", "--temperature: it must be above 0"),
+        ("--device tpu", "invalid choice: 'tpu'"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str], command: str, words: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(command)
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("main", [loss.main, call.main])
+def test_cuda_without_a_device_is_refused(capsys: pytest.CaptureFixture[str], main: Any) -> None:
+    with pytest.raises(SystemExit):
+        main(["--device", "cuda"])
+    assert "--device: PyTorch sees no CUDA device" in capsys.readouterr().err
+
+
+# --- the tools -------------------------------------------------------------------------------------------------------
+
+
+def test_works_take_turns_in_rotating_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "LEAST_US", 0.0)
+    seen: list[str] = []
+    works = {name: lambda times, name=name: seen.extend([name] * times) for name in "abc"}
+    times = timing.interleaved(works, 3, "cpu")
+    assert "".join(seen[-9:]) == "abcbcacab"
+    assert list(times) == ["a", "b", "c"]
+
+
+def test_peak_counts_what_is_held_at_once() -> None:
+    def work(times: int) -> None:
+        x = torch.empty(1000)
+        y = torch.empty(2000)
+        del x
+        z = torch.empty(500)
+        del y, z
+
+    assert memory.peak(work, "cpu") == 12_000
+
+
+def test_tables_hold_the_ratios_that_matter() -> None:
+    shared = {"rows": 4, "classes": 10, "dtype": "float32", "pass": "forward", "gb_per_s": 1.0, "share_of_copy": 0.5}
+    shared |= {"p10_us": 1.0, "p90_us": 1.0, "max_error": 1e-7, "peak_bytes": None}
+    medians = {"eager": 1200.0, "compile": 300.0, "udskd": 100.0}
+    rows = [shared | {"provider": name, "median_us": us} for name, us in medians.items()]
+    (section,) = table.sections(rows)
+    assert [line[3:5] for line in section.rows] == [["1.00x", "0.25x"], ["4.00x", "1.00x"], ["12.0x", "3.00x"]]
+    (summary,) = table.summary(rows)
+    assert summary.rows == [["4 x 10, float32", "1200 µs", "300 µs", "100 µs", "12.0x", "3.00x", "50%", "- / - / -"]]
+
+
+def test_the_cost_of_a_call(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call.main(["--rounds", "1", "--json", str(tmp_path / "call.json")]) == 0
+    rows = json.loads((tmp_path / "call.json").read_text())
+    assert [(row["provider"], row["pass"]) for row in rows] == [
+        (name, kind) for name in ("F.cross_entropy", "eager", "udskd") for kind in call.PASSES
+    ]
+    assert all(row["median_us"] > 0 for row in rows)
+    assert "| udskd " in capsys.readouterr().out
