@@ -14,41 +14,46 @@ from torch import Tensor
 from udskd.ops import gradients_of
 
 
+def call(arguments: tuple[Any, ...], wanted: tuple[bool, bool, bool]) -> tuple[Tensor, ...]:
+    """The operator's outputs, and after them the gradients that are wanted of teacher, student_a and student_b."""
+    outputs: tuple[Tensor, ...]
+    if arguments[1].device.type == "cpu":
+        outputs = torch.ops.udskd.dual_student_loss_fused.default(*arguments, *wanted)
+    else:
+        outputs = torch.ops.udskd.dual_student_loss.default(*arguments)
+    return outputs
+
+
 class Loss(torch.autograd.Function):
-    """(loss, components, weight, entropy) of the operator's arguments; only the loss is differentiable."""
+    """The loss. Takes the operator's arguments as one list, which it leaves the operator's other outputs in, and again
+    those tensors that may need gradients: every argument and output that autograd sees costs time."""
 
     @staticmethod
-    def forward(ctx: Any, fused: bool, *arguments: Any) -> tuple[Tensor, ...]:  # type: ignore[override]
-        wanted = ctx.needs_input_grad[1:4] if fused else (False, False, False)
-        if arguments[1].device.type == "cpu":
-            outputs = torch.ops.udskd.dual_student_loss_fused.default(*arguments, *wanted)
-        else:
-            outputs = torch.ops.udskd.dual_student_loss.default(*arguments)
-        loss, components, weight, entropy, rows = outputs[:5]
-        ctx.fused, ctx.gradients = fused, outputs[5:] if fused else None
+    def forward(ctx: Any, fused: bool, everything: list[Any], *logits_and_coefficients: Tensor | None) -> Tensor:  # type: ignore[override]
+        arguments = tuple(everything)
+        wanted = ctx.needs_input_grad[2:5] if fused else (False, False, False)
+        loss, components, weight, entropy, rows, *gradients = call(arguments, wanted)
+        everything[:] = components, weight, entropy
+        ctx.fused, ctx.gradients, ctx.numbers = fused, gradients if fused else None, arguments[8:]
         ctx.save_for_backward(rows, *arguments[:7])
-        ctx.numbers = arguments[8:]
-        ctx.mark_non_differentiable(components, weight, entropy)
-        ctx.set_materialize_grads(False)
-        return loss, components, weight, entropy
+        return loss
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor | None, *unused: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        nothing = (None,) * len(ctx.needs_input_grad)
-        if grad_loss is None:
-            return nothing
-        wanted = ctx.needs_input_grad[1:]
-        if torch.is_grad_enabled():  # create_graph: the operator refuses a second derivative, this Function could not
-            return None, *gradients_of(grad_loss, ctx.saved_tensors, ctx.numbers, wanted), *nothing[8:]
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        teacher, a, b, *coefficients = ctx.needs_input_grad[2:]
+        wanted = (teacher, a, b, False, *coefficients)
+        # A graph of the gradient (create_graph) is the operator's own, which refuses a second derivative.
+        if not ctx.fused or torch.is_grad_enabled():
+            gradients = gradients_of(grad_loss, ctx.saved_tensors, ctx.numbers, wanted)
+            return None, None, *gradients[:3], *gradients[4:]
         # Handed out once, so that nobody else holds what is scaled here: later passes compute them again.
         ready, ctx.gradients = ctx.gradients, None
-        if not ctx.fused:
-            return None, *gradients_of(grad_loss, ctx.saved_tensors, ctx.numbers, wanted), *nothing[8:]
         if ready is None:
             ready = gradients_of(torch.ones_like(grad_loss), ctx.saved_tensors, ctx.numbers, wanted)
+        ready = [x if needed else None for x, needed in zip(ready[:3], wanted[:3], strict=True)]
         scale = grad_loss.item()
-        gradients = [x if needed else None for x, needed in zip(ready[:3], wanted[:3], strict=True)]
-        for x in gradients:
-            if x is not None and scale != 1:
-                x.mul_(scale)
-        return None, *gradients, *nothing[4:]
+        if scale != 1:
+            for x in ready:
+                if x is not None:
+                    x.mul_(scale)
+        return None, None, *ready, None, None, None

@@ -32,19 +32,22 @@ def choose(backend: str, device: torch.device) -> str:
 
 def run(backend: str, *inputs: Tensor | None, **options: Any) -> reference.Terms:
     """(loss, components, weight, entropy) of teacher, student_a, student_b and target with any leading dimensions."""
-    teacher, student_a, student_b, target = (None if x is None else _rows(x) for x in inputs)
+    teacher, student_a, student_b, target = inputs
     assert student_a is not None
-    if target is not None:
-        target = target.detach() if target.is_floating_point() else target.flatten()
+    if student_a.dim() != 2:
+        teacher, student_a, student_b, target = (None if x is None else _rows(x) for x in inputs)
+        assert student_a is not None
+        for name in ("ce_weight", "kd_weight", "peer_weight", "uncertainty"):
+            if isinstance(options[name], Tensor) and options[name].dim() > 1:
+                options[name] = options[name].flatten()
+    if target is not None and target.requires_grad:
+        target = target.detach()
     implementation = _reference if backend == "reference" else _compiled
-    for name in ("ce_weight", "kd_weight", "peer_weight", "uncertainty"):
-        if isinstance(options[name], Tensor) and options[name].dim() > 1:
-            options[name] = options[name].flatten()
     return implementation(teacher, student_a, student_b, target, **options)
 
 
 def _rows(x: Tensor) -> Tensor:
-    return x.flatten(0, -2) if x.is_floating_point() and x.dim() != 2 else x
+    return x.flatten(0, -2) if x.is_floating_point() else x.flatten()
 
 
 def _reference(
@@ -59,42 +62,42 @@ def _compiled(
     teacher: Tensor | None, a: Tensor, b: Tensor | None, target: Tensor | None, **options: Any
 ) -> reference.Terms:
     dtype = ops.arithmetic(teacher, a, b)
-    weights = [options[name] for name in ("ce_weight", "kd_weight", "peer_weight")]
-    tensors = tuple(weight.to(dtype) if isinstance(weight, Tensor) else None for weight in weights)
-    kind = options["uncertainty"]
-    certainty = kind.detach().to(dtype) if isinstance(kind, Tensor) else None
-    form = forms.choose((teacher, a, b), tensors, options["reduction"])
-    outputs = _call(
-        form,
-        *(teacher, a, b, target),
-        *tensors,
-        certainty,
-        *(1.0 if isinstance(weight, Tensor) else float(weight) for weight in weights),
+    ce, ce_weights = _coefficient(options["ce_weight"], dtype)
+    kd, kd_weights = _coefficient(options["kd_weight"], dtype)
+    peer, peer_weights = _coefficient(options["peer_weight"], dtype)
+    kind, certainty = options["uncertainty"], None
+    if isinstance(kind, Tensor):
+        kind, certainty = "none", kind.detach().to(dtype)
+    form = forms.choose((teacher, a, b), (ce_weights, kd_weights, peer_weights), options["reduction"])
+    arguments = [
+        *(teacher, a, b, target, ce_weights, kd_weights, peer_weights, certainty, ce, kd, peer),
         *(options["temperature"], options["peer_temperature"], options["uncertainty_temperature"]),
-        options["label_smoothing"],
-        ops.UNCERTAINTIES.index("none" if certainty is not None else kind),
-        *(options["trust"] == "uncertain", options["normalize_weights"], options["detach_peer"]),
-        *(options["ignore_index"], ops.REDUCTIONS.index(options["reduction"])),
-    )
-    return outputs[0], outputs[1], outputs[2], outputs[3]
+        *(options["label_smoothing"], ops.UNCERTAINTIES.index(kind), options["trust"] == "uncertain"),
+        *(options["normalize_weights"], options["detach_peer"], options["ignore_index"]),
+        ops.REDUCTIONS.index(options["reduction"]),
+    ]
+    return _call(form, arguments)
 
 
-def _call(form: str, *arguments: Any) -> tuple[Tensor, ...]:
+def _coefficient(x: float | Tensor, dtype: torch.dtype) -> tuple[float, Tensor | None]:
+    """A coefficient as the operator takes it: a number, and a tensor instead of it."""
+    return (1.0, x.to(dtype)) if isinstance(x, Tensor) else (float(x), None)
+
+
+def _call(form: str, arguments: list[Any]) -> reference.Terms:
     """The operator; its complaint about a label, which crosses PyTorch's boundary as a RuntimeError, as IndexError."""
-    outputs: tuple[Tensor, ...]
     if form == "traced":
-        outputs = torch.ops.udskd.dual_student_loss.default(*arguments)
-        return outputs
+        loss, components, weight, entropy, _ = torch.ops.udskd.dual_student_loss.default(*arguments)
+        return loss, components, weight, entropy
     try:
-        if form != "loss":
-            outputs = autograd.Loss.apply(form == "fused", *arguments)
-        elif arguments[1].device.type == "cpu":
-            outputs = torch.ops.udskd.dual_student_loss_fused.default(*arguments, False, False, False)
-        else:
-            outputs = torch.ops.udskd.dual_student_loss.default(*arguments)
+        if form == "loss":
+            return autograd.call(tuple(arguments), (False, False, False))[:4]  # type: ignore[return-value]
+        teacher, a, b, _, ce, kd, peer = arguments[:7]
+        loss = autograd.Loss.apply(form == "fused", arguments, teacher, a, b, ce, kd, peer)  # leaves the others there
     except RuntimeError as error:
         position = str(error).find("target: row ")
         if position < 0:
             raise
         raise IndexError(str(error)[position:].splitlines()[0]) from None
-    return outputs
+    components, weight, entropy = arguments
+    return loss, components, weight, entropy

@@ -2,7 +2,7 @@
 //
 // A row has at least kCount classes: shorter ones were padded (rows.h). Where the last vector is not whole, it overlaps
 // the one before, and only its new places are summed. Exponentials are base 2 (vector.h): a logit x becomes
-// s = (x - largest) k, k = log2(e) / temperature. Sums have kCount partial results, added in a fixed order.
+// s = (x - maximum) k, k = log2(e) / temperature. Sums have kCount partial results, added in a fixed order.
 // Included as vector.h is, after convert.h.
 
 // f(c, fresh) for every vector from begin to end; fresh(x) is x without the places that an earlier vector had.
@@ -19,14 +19,6 @@ INLINE void sweep(int64_t begin, int64_t end, F f) {
   if (c < end) f(end - kCount, [=](Vector<Acc> x) __attribute__((always_inline)) { return last<Acc>(end - c, x); });
 }
 
-template <class Acc>
-struct Extremes {
-  Acc largest, smallest;
-  INLINE void operator+=(const Extremes& x) {
-    largest = x.largest > largest ? x.largest : largest, smallest = x.smallest < smallest ? x.smallest : smallest;
-  }
-};
-
 // A row of fewer classes than a vector has; its first class is repeated beyond its end.
 template <class Acc, class In>
 INLINE Vector<Acc> read_short(const In* row, int64_t classes) {
@@ -35,18 +27,23 @@ INLINE Vector<Acc> read_short(const In* row, int64_t classes) {
   return read<Acc>(few);
 }
 
+template <class Acc>
+struct Largest {
+  Acc value;
+  INLINE void operator+=(const Largest& x) { value = x.value > value ? x.value : value; }
+};
+
 template <class Acc, class In>
-Extremes<Acc> extremes(const In* row, int64_t begin, int64_t end) {
-  Vector<Acc> largest = all<Acc>(-Acc(INFINITY)), smallest = -largest;
+Largest<Acc> largest(const In* row, int64_t begin, int64_t end) {
+  Vector<Acc> best = all<Acc>(-Acc(INFINITY));
   if (end < Lanes<Acc>::kCount) {
-    largest = smallest = read_short<Acc>(row, end);
+    best = read_short<Acc>(row, end);
   } else {
     sweep<Acc, 4>(begin, end, [&](int64_t c, auto) __attribute__((always_inline)) {
-      const Vector<Acc> x = read<Acc>(row + c);
-      largest = at_least(largest, x), smallest = at_most(smallest, x);
+      best = at_least(best, read<Acc>(row + c));
     });
   }
-  return {max_of<Acc>(largest), min_of<Acc>(smallest)};
+  return {max_of<Acc>(best)};
 }
 
 // What the next sweep will read, asked for while this one computes.
@@ -56,18 +53,26 @@ struct Ahead {
   INLINE void fetch(int64_t c) const { __builtin_prefetch(row + c * size); }
 };
 
-// A row in scratch as Acc, with kExcluded for -inf and in the places beyond a short row.
+struct Found {
+  double yes;
+  INLINE void operator+=(Found x) { yes += x.yes; }
+};
+
+// A row in scratch as Acc, with kExcluded for -inf and in the places beyond a short row. Whether there was a -inf.
 template <class Acc, class In>
-void copy_row(const In* row, int64_t begin, int64_t end, Acc* to) {
+Found copy_row(const In* row, int64_t begin, int64_t end, Acc* to) {
   const Vector<Acc> excluded = all<Acc>(Lanes<Acc>::kExcluded);
+  Vector<Acc> smallest = all<Acc>(Acc(INFINITY));
+  const auto copy = [&](Vector<Acc> x, Acc* place) __attribute__((always_inline)) {
+    smallest = at_most(smallest, x), store<Acc>(place, at_least(excluded, x));
+  };
   if (end < Lanes<Acc>::kCount) {
-    store<Acc>(to, at_least(excluded, read_short<Acc>(row, end)));
+    copy(read_short<Acc>(row, end), to);
     for (int64_t c = end; c < Lanes<Acc>::kCount; ++c) to[c] = Lanes<Acc>::kExcluded;
-    return;
+  } else {
+    sweep<Acc>(begin, end, [&](int64_t c, auto) __attribute__((always_inline)) { copy(read<Acc>(row + c), to + c); });
   }
-  sweep<Acc>(begin, end, [&](int64_t c, auto) __attribute__((always_inline)) {
-    store<Acc>(to + c, at_least(excluded, read<Acc>(row + c)));
-  });
+  return {min_of<Acc>(smallest) == -Acc(INFINITY) ? 1. : 0.};
 }
 
 // Gradients in scratch into a row of any dtype.
@@ -88,14 +93,14 @@ struct Sums {
   INLINE void operator+=(const Sums& x) { base += x.base, power += x.power, moment += x.moment; }
 };
 
-// s and e = 2^s of a row without -inf. For N > 0, e^N is summed, and kept unless its moment was asked for.
+// s and e = 2^s of a row. For N > 0, e^N is summed, and kept unless its moment was asked for.
 template <class Acc, int N, bool Moment, class In>
-Sums<Acc> exponentials(const In* row, Acc largest, Acc k, Acc* s, Acc* e, Acc* powers, int64_t begin, int64_t end,
+Sums<Acc> exponentials(const In* row, Acc shift, Acc k, Acc* s, Acc* e, Acc* powers, int64_t begin, int64_t end,
                        Ahead ahead) {
   Vector<Acc> base = all<Acc>(0), power_sum = base, moment = base;
   sweep<Acc, 2>(begin, end, [&](int64_t c, auto fresh) __attribute__((always_inline)) {
     ahead.fetch(c);
-    const Vector<Acc> x = (read<Acc>(row + c) - largest) * k, exponential = exp2<Acc>(x);
+    const Vector<Acc> x = (read<Acc>(row + c) - shift) * k, exponential = exp2<Acc>(x);
     store<Acc>(s + c, x), store<Acc>(e + c, exponential);
     base += fresh(exponential);
     if constexpr (N > 0) {

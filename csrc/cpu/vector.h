@@ -76,6 +76,22 @@ INLINE Vector<Acc> exp2(Vector<Acc> any) {
   return p * (Vector<Acc>)two_to_n;
 }
 
+// log x of positive, normal x to 1 unit in the last place: x = m 2^n with 1/sqrt(2) <= m < sqrt(2), whose bits the
+// constant has. NaN stays.
+INLINE Single log(Single x) {
+  typedef int32_t Integer __attribute__((vector_size(REGISTER)));
+  constexpr float kPowers[] = {7.0376836292e-2f, -1.1514610310e-1f, 1.1676998740e-1f, -1.2420140846e-1f, 1.4249322787e-1f,
+                               -1.6668057665e-1f, 2.0000714765e-1f, -2.4999993993e-1f, 3.3333331174e-1f};
+  const Word bits = (Word)x - 0x3f3504f3u;
+  const Single r = (Single)((bits & 0x7fffffu) + 0x3f3504f3u) - 1.f;
+  Single p = Single{} + kPowers[0];
+#pragma GCC unroll 8
+  for (int k = 1; k < 9; ++k) p = p * r + kPowers[k];
+  const Single tail = r * r * (r * p - 0.5f);  // log m = r + tail
+  const Single n = __builtin_convertvector((Integer)bits >> 23, Single);
+  return x == x ? n * 0.693359375f + (r + (tail - n * 2.12194440e-4f)) : x;  // log 2 in two parts
+}
+
 // e^N
 template <int N, class V>
 INLINE V power(V e) {

@@ -32,8 +32,13 @@ struct Level {
   void (*exponential)(const float* x, int64_t n, float* to);  // 2^x, for its test
 };
 
-constexpr int64_t kChunk = 16384;  // classes of a wide row that one thread takes at a time
+// A row's sums are formed chunk by chunk, by however many threads: so they do not depend on the threads, and their
+// rounding errors grow with the length of a chunk and the number of chunks rather than with their product.
+constexpr int64_t kChunk = 1024;
 
 inline int64_t chunks_of(int64_t classes) { return classes < 2 * kChunk ? 1 : classes / kChunk; }
+
+// Threads share a row only where each has this much of it.
+constexpr int64_t kSharedChunks = 16;
 
 }  // namespace udskd

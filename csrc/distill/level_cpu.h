@@ -7,12 +7,8 @@
 
 #include "../cpu/gradients.h"
 
-inline float logarithm(float x) { return __builtin_logf(x); }
-inline double logarithm(double x) { return __builtin_log(x); }
 inline float logarithm1(float x) { return __builtin_log1pf(x); }
 inline double logarithm1(double x) { return __builtin_log1p(x); }
-inline float logarithm2(float x) { return __builtin_log2f(x); }
-inline double logarithm2(double x) { return __builtin_log2(x); }
 inline float exponential(float x) { return __builtin_expf(x); }
 inline double exponential(double x) { return __builtin_exp(x); }
 

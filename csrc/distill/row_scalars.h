@@ -1,7 +1,7 @@
 // What is done once for a row rather than once for a class, written once for every backend.
 //
 // No include guard, and nothing included: each backend includes this file inside a namespace of its own (once for every
-// SIMD level, once for CUDA) after defining HD and logarithm().
+// SIMD level, once for CUDA) after defining HD.
 
 template <class Acc>
 struct Spread {
@@ -20,11 +20,11 @@ HD inline Acc not_negative(Acc x) {
 
 // The teacher's weight before normalisation.
 template <class Acc>
-HD inline Acc certainty(const Problem& p, int64_t row, const Spread<Acc>& s) {
+HD inline Acc certainty(const Problem& p, int64_t row, const Spread<Acc>& s, Acc log_classes) {
   if (p.uncertainty == kNone) return 1;
   if (p.uncertainty == kGiven) return value<Acc>(p.certainty, row);
   Acc sure = p.uncertainty == kMaxProb ? s.largest : s.largest - s.second;
-  if (p.uncertainty == kEntropyWeight) sure = 1 - s.entropy / logarithm(Acc(p.classes));
+  if (p.uncertainty == kEntropyWeight) sure = 1 - s.entropy / log_classes;
   sure = sure < 0 ? Acc(0) : sure > 1 ? Acc(1) : sure;
   return p.trust_uncertain ? 1 - sure : sure;
 }

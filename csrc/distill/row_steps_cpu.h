@@ -4,46 +4,41 @@
   template <class Acc, class Each> \
   inline
 
-// A network's s, exponentials and sums at its base temperature. Rows that a vector cannot read as they are (short, or
-// with -inf in them) are copied first; so are those whose arithmetic or dtype is not worth a sweep of their own.
+// A network's s, exponentials and sums at its base temperature. Rows are read in place, but for those that a vector
+// cannot read (short ones), that may have -inf in them, and those whose dtype is not worth a sweep of its own.
 template <class Acc, class Each>
 template <bool Moment>
-Sums<Acc> Worker<Acc, Each>::load(const Matrix& m, int64_t row, Acc k, int power, Student<Acc>& x, Ahead next) {
+Sums<Acc> Worker<Acc, Each>::load_network(const Matrix& m, int64_t row, Acc k, int power, Student<Acc>& x, Ahead next) {
   return typed<Acc>(m, row, [&](auto* from) {
-    const auto range = reduce<Extremes<Acc>>(
-        plan_.classes, [&](int64_t begin, int64_t end) { return extremes<Acc>(from, begin, end); });
-    x.largest = range.largest, x.excludes = range.smallest == -Acc(INFINITY);
+    x.excludes = false;
+    x.largest = reduce<Largest<Acc>>(plan_.classes, [&](int64_t begin, int64_t end) {
+                  return largest<Acc>(from, begin, end);
+                }).value;
     const auto sums = [&](auto* logits) {
       return reduce<Sums<Acc>>(plan_.padded, [&](int64_t begin, int64_t end) {
         return exponentials_and_powers<Acc, Moment>(power, logits, x.largest, k, x.s, x.e, x.one, begin, end, next);
       });
     };
     if constexpr (std::is_same_v<Acc, float> && !std::is_same_v<decltype(from), const Half*>)
-      if (plan_.classes >= Lanes<Acc>::kCount && !x.excludes) return sums(from);
-    every(plan_.classes, [&](int64_t begin, int64_t end) { copy_row<Acc>(from, begin, end, raw_); });
+      if (plan_.classes >= Lanes<Acc>::kCount && !careful_) return sums(from);
+    x.excludes = reduce<Found>(plan_.classes, [&](int64_t begin, int64_t end) {
+                   return copy_row<Acc>(from, begin, end, raw_);
+                 }).yes > 0;
     return sums(static_cast<const Acc*>(raw_));
   });
 }
 
 STEP void Worker<Acc, Each>::load_teacher(int64_t row) {
-  Sums<Acc> sums = load<true>(p_.teacher, row, plan_.teacher_k, plan_.spread_power, t_, ahead(p_.a, row));
-  t_.sum = sums.base;
-  if (!plan_.spread) return;
-  sums.moment *= plan_.to_spread;
-  if (!plan_.spread_power)
-    sums = reduce<Sums<Acc>>(plan_.padded, [&](int64_t begin, int64_t end) {
+  spread_sums_ = load_network<true>(p_.teacher, row, plan_.teacher_k, plan_.spread_power, t_, ahead(p_.a, row));
+  t_.sum = spread_sums_.base;
+  if (plan_.spread && !plan_.spread_power)
+    spread_sums_ = reduce<Sums<Acc>>(plan_.padded, [&](int64_t begin, int64_t end) {
       return other_exponentials<Acc, true>(t_.s, plan_.to_spread, nullptr, begin, end);
     });
-  const Acc over = 1 / sums.power;
-  spread_ = {logarithm(sums.power) - Acc(kLn2) * sums.moment * over, over, over};
-  if (p_.uncertainty != kMargin) return;
-  const auto next = reduce<RunnerUp<Acc>>(
-      plan_.padded, [&](int64_t begin, int64_t end) { return runner_up<Acc>(t_.s, begin, end); });
-  if (!(next.ties > 1)) spread_.second = exponential(next.best * plan_.to_spread * Acc(kLn2)) * over;
 }
 
 STEP void Worker<Acc, Each>::load_student(const Matrix& m, int64_t row, Student<Acc>& x, Ahead next) {
-  const Sums<Acc> sums = load<false>(m, row, plan_.k, plan_.one > 1 ? plan_.one : 0, x, next);
+  const Sums<Acc> sums = load_network<false>(m, row, plan_.k, plan_.one > 1 ? plan_.one : 0, x, next);
   const auto other = [&](Acc ratio, Acc* to) {
     return reduce<Sums<Acc>>(plan_.padded, [&](int64_t begin, int64_t end) {
              return other_exponentials<Acc, false>(x.s, ratio, to, begin, end);
@@ -53,6 +48,32 @@ STEP void Worker<Acc, Each>::load_student(const Matrix& m, int64_t row, Student<
   x.sum = sums.base;
   x.sum_one = plan_.one == 1 ? sums.base : plan_.one ? sums.power : other(plan_.to_one, x.one);
   x.sum_peer = plan_.peer != 2 ? sums.base : x.peer == x.one ? x.sum_one : other(plan_.to_peer, x.peer);
+}
+
+STEP void Worker<Acc, Each>::take_logarithms() {
+  logs_[kLogSpread] = plan_.spread ? spread_sums_.power : 1, logs_[kLogA] = a_.sum_one, logs_[kLogB] = b_.sum_one;
+  logs_[kGapTA] = a_.sum / t_.sum, logs_[kGapTB] = b_.sum / t_.sum, logs_[kGapAB] = b_.sum_peer / a_.sum_peer;
+  if constexpr (std::is_same_v<Acc, float>) {
+    for (int k = 0; k < kGapAB + 1; k += Lanes<Acc>::kCount) store<Acc>(logs_ + k, log(load<Acc>(logs_ + k)));
+  } else {
+    for (int k = 0; k < kGapAB + 1; ++k) logs_[k] = __builtin_log(logs_[k]);
+  }
+}
+
+// How sure the teacher is, and the weight that follows.
+STEP void Worker<Acc, Each>::weigh(int64_t row, Acc* out) {
+  spread_ = {};
+  if (plan_.spread) {
+    const Acc over = 1 / spread_sums_.power, scale = plan_.spread_power ? plan_.to_spread : Acc(1);
+    spread_ = {logs_[kLogSpread] - Acc(kLn2) * scale * spread_sums_.moment * over, over, over};
+  }
+  if (plan_.spread && p_.uncertainty == kMargin) {
+    const auto next = reduce<RunnerUp<Acc>>(
+        plan_.padded, [&](int64_t begin, int64_t end) { return runner_up<Acc>(t_.s, begin, end); });
+    if (!(next.ties > 1)) spread_.second = exponential(next.best * plan_.to_spread * Acc(kLn2)) * spread_.largest;
+  }
+  out[kWeight] = p_.teacher ? certainty<Acc>(p_, row, spread_, plan_.log_classes) : Acc(1);
+  out[kEntropy] = spread_.entropy;
 }
 
 // The target as a distribution in scratch.
@@ -69,11 +90,14 @@ STEP void Worker<Acc, Each>::load_target(int64_t row) {
   for (int64_t c = plan_.classes; c < plan_.padded; ++c) y_[c] = 0;
 }
 
-// log sum_c e^x(c), x shifted by the row's maximum. In a confident row 1 + (the rest) has lost most of the rest.
-STEP Acc Worker<Acc, Each>::log_sum(const Student<Acc>& x) {
-  if (!(x.sum_one < Acc(1.5))) return logarithm(x.sum_one);
-  return logarithm1(
-      reduce<Acc>(plan_.padded, [&](int64_t begin, int64_t end) { return rest<Acc>(x.one, begin, end); }));
+// log sum_c e^x(c), x shifted by the row's maximum. Where most of the sum is the maximum's 1, adding the rest to it class
+// by class has rounded much of the rest away: it is summed again, alone.
+STEP Acc Worker<Acc, Each>::log_sum(Student<Acc>& x) {
+  if (!(x.sum_one < Acc(1.5))) return logs_[&x == &a_ ? kLogA : kLogB];
+  const Acc others =
+      reduce<Acc>(plan_.padded, [&](int64_t begin, int64_t end) { return rest<Acc>(x.one, begin, end); });
+  x.sum_one = 1 + others;
+  return logarithm1(others);
 }
 
 // -sum_c y(c) log p(c) = mass log sum_c e^x(c) - sum_c y(c) x(c), x shifted by the row's maximum.
@@ -105,8 +129,9 @@ STEP Row<Acc> Worker<Acc, Each>::arrange(int64_t row, const Acc* out, Acc scale)
   r.y = plan_.soft ? y_ : nullptr, r.label = ce && !plan_.soft ? p_.labels[row] : -1;
   r.over_t = 1 / t_.sum, r.over_a = 1 / a_.sum, r.over_b = 1 / b_.sum;
   r.over_pa = 1 / a_.sum_peer, r.over_pb = 1 / b_.sum_peer;
-  r.gap_ta = logarithm2(a_.sum * r.over_t), r.gap_tb = logarithm2(b_.sum * r.over_t);
-  r.gap_ab = logarithm2(b_.sum_peer * r.over_pa), r.peer_ratio = plan_.to_peer;
+  const Acc log2_e = Acc(1 / kLn2);
+  r.gap_ta = logs_[kGapTA] * log2_e, r.gap_tb = logs_[kGapTB] * log2_e, r.gap_ab = logs_[kGapAB] * log2_e;
+  r.peer_ratio = plan_.to_peer;
   r.one_a = ce_scale * mass / a_.sum_one, r.one_b = ce_scale * mass / b_.sum_one, r.target = ce_scale;
   if (plan_.kd) r.kd = scale * value<Acc>(p_.kd, row) * out[kWeight] * Acc(p_.temperature);
   if (plan_.peer) r.peer = scale * value<Acc>(p_.peer, row) * Acc(p_.peer_temperature);
@@ -199,23 +224,32 @@ STEP void Worker<Acc, Each>::ignore(int64_t row) {
   zero(job.a, plan_.classes * size_of(p_.a.dtype)), zero(job.b, plan_.classes * size_of(p_.b.dtype));
 }
 
+// Everything about a row. False if something in it was not finite, which a row read in place must not have.
+STEP bool Worker<Acc, Each>::compute(int64_t row, Acc scale, Acc* out) {
+  const bool loss = !plan_.job.weights_only;
+  if (p_.teacher && (plan_.kd || plan_.spread)) load_teacher(row);
+  if (loss) load_student(p_.a, row, a_, ahead(plan_.two ? p_.b : p_.a, row));
+  if (loss && plan_.two) load_student(p_.b, row, b_, ahead(p_.teacher ? p_.teacher : p_.a, row + 1));
+  take_logarithms();
+  weigh(row, out);
+  if (!loss) return out[kEntropy] - out[kEntropy] == 0;
+  if (p_.has_ce()) cross_entropies(row, out);
+  const Divergences<Acc> kl = diverge(row, arrange(row, out, scale));
+  out[kKlTA] = kl.ta, out[kKlTB] = kl.tb, out[kKlAB] = kl.ab, out[kKlBA] = kl.ba;
+  const Acc seen = kl.ta + kl.tb + kl.ab + kl.ba + out[kEntropy] + out[kCeA] + out[kCeB];
+  return seen - seen == 0;
+}
+
 STEP void Worker<Acc, Each>::row(int64_t row) {
   const Job& job = plan_.job;
   Acc* saved = static_cast<Acc*>(job.saved) + row * kSavedColumns;
   if (job.terms ? p_.labels && p_.labels[row] == p_.ignore_index : saved[kSavedShare] == 0) return ignore(row);
-  Acc out[kColumns] = {};
-  if (p_.teacher && (plan_.kd || plan_.spread)) load_teacher(row);
-  out[kWeight] = p_.teacher ? certainty<Acc>(p_, row, spread_) : Acc(1), out[kEntropy] = spread_.entropy;
-  Acc scale = job.terms ? Acc(job.share) : saved[kSavedShare];
-  if (job.terms) saved[kSavedWeight] = out[kWeight], saved[kSavedShare] = scale;
-  if (job.weights_only) return;
+  Acc out[kColumns] = {}, scale = job.terms ? Acc(job.share) : saved[kSavedShare];
   if (job.grad_loss) scale *= static_cast<const Acc*>(job.grad_loss)[row * job.grad_stride];
-  load_student(p_.a, row, a_, ahead(plan_.two ? p_.b : p_.a, row));
-  if (plan_.two) load_student(p_.b, row, b_, ahead(p_.b, row + 1));
-  if (p_.has_ce()) cross_entropies(row, out);
-  const Divergences<Acc> kl = diverge(row, arrange(row, out, scale));
-  out[kKlTA] = kl.ta, out[kKlTB] = kl.tb, out[kKlAB] = kl.ab, out[kKlBA] = kl.ba;
-  finish(row, out, scale);
+  careful_ = false;
+  if (!compute(row, scale, out)) careful_ = true, compute(row, scale, out);
+  if (job.terms) saved[kSavedWeight] = out[kWeight], saved[kSavedShare] = Acc(job.share);
+  if (!job.weights_only) finish(row, out, scale);
 }
 
 STEP void Worker<Acc, Each>::finish(int64_t row, const Acc* out, Acc scale) {

@@ -175,7 +175,7 @@ HD inline void row_statistics(const Team& team, const Problem& p, int64_t row, T
   out[kWeight] = 1;
   if (p.teacher) {
     const Spread<Acc> s = spread<Acc>(team, n, teacher, Acc(1 / p.uncertainty_temperature), p.uncertainty == kMargin);
-    out[kEntropy] = s.entropy, out[kWeight] = certainty<Acc>(p, row, s);
+    out[kEntropy] = s.entropy, out[kWeight] = certainty<Acc>(p, row, s, logarithm(Acc(n)));
   }
   if (p.has_kd()) {
     const Divergence<Acc> d = divergence<Acc>(team, n, teacher, a, Acc(1 / p.temperature), false);

@@ -11,6 +11,7 @@ struct Plan {
   int peer, one, spread_power;              // peer: 0 none, 1 at the base temperature, 2 at its own; one: e^one is at 1
   Acc k, teacher_k, to_nats;                // log2(e) / temperature of students and teacher; s to_nats = logit - largest
   Acc to_peer, to_one, to_spread;           // s at another temperature = s * this
+  Acc log_classes;
 
   explicit Plan(const Job& asked) : job(asked), p(asked.p), classes(p.classes) {
     padded = classes < Lanes<Acc>::kCount ? Lanes<Acc>::kCount : classes, chunks = chunks_of(classes);
@@ -26,7 +27,7 @@ struct Plan {
     one = p.has_ce() ? power_for(base) : 1, peer_is_one = p.has_ce() && p.peer_temperature == 1;
     spread_power = spread ? power_for(teacher_base / p.uncertainty_temperature) : 0;
     to_peer = Acc(base / p.peer_temperature), to_one = Acc(base);
-    to_spread = Acc(teacher_base / p.uncertainty_temperature);
+    to_spread = Acc(teacher_base / p.uncertainty_temperature), log_classes = Acc(__builtin_log(double(classes)));
   }
 };
 
@@ -44,7 +45,7 @@ struct InTurn {
 struct AtOnce {
   template <class F>
   void operator()(int64_t n, F f) const {
-    torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, n, kSharedChunks, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) f(i);
     });
   }
@@ -94,7 +95,13 @@ class Worker {
   const Problem& p_;
   Acc *next_, *raw_, *y_, *gradient_[3], *parts_;
   Student<Acc> t_, a_, b_;
+  Sums<Acc> spread_sums_{};
   Spread<Acc> spread_{};
+  // Of the sums, all at once: log Z of the teacher's spread and of both students at 1, of S_a / S_t, S_b / S_t at T and
+  // of S_b / S_a at tau.
+  enum { kLogSpread, kLogA, kLogB, kGapTA, kGapTB, kGapAB, kLogs = 16 };
+  Acc logs_[kLogs] = {};
+  bool careful_ = false;  // the row may have infinities: they are looked for
 
   Acc* array() {
     Acc* out = next_;
@@ -130,11 +137,13 @@ class Worker {
   }
 
   template <bool Moment>
-  Sums<Acc> load(const Matrix& m, int64_t row, Acc k, int power, Student<Acc>& x, Ahead next);
+  Sums<Acc> load_network(const Matrix& m, int64_t row, Acc k, int power, Student<Acc>& x, Ahead next);
   void load_teacher(int64_t row);
   void load_student(const Matrix& m, int64_t row, Student<Acc>& x, Ahead next);
+  void take_logarithms();
+  void weigh(int64_t row, Acc* out);
   void load_target(int64_t row);
-  Acc log_sum(const Student<Acc>& x);
+  Acc log_sum(Student<Acc>& x);
   void cross_entropies(int64_t row, Acc* out);
   Row<Acc> arrange(int64_t row, const Acc* out, Acc scale) const;
   template <bool Grad, class Out>
@@ -144,5 +153,6 @@ class Worker {
   bool excluded(const Acc* mass, const Student<Acc>& x) const;
   void keep(const Acc* from, void* to, const Matrix& like, int64_t row);
   void ignore(int64_t row);
+  bool compute(int64_t row, Acc scale, Acc* out);
   void finish(int64_t row, const Acc* out, Acc scale);
 };
