@@ -1,8 +1,11 @@
 // The Python module udskd._C: what this build holds. Kept free of PyTorch headers; the operators register themselves
 // when it is loaded.
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -12,7 +15,23 @@
 #define UDSKD_CUDA_ARCHS ""  // setup.py gives the list, such as "7.5;9.0;12.0+PTX", when the CUDA kernels are compiled
 #endif
 
+namespace udskd {
+void exponential_of_level(const float* x, int64_t n, float* to);
+}
+
 namespace {
+
+using Array = pybind11::array_t<float, pybind11::array::c_style | pybind11::array::forcecast>;
+
+// 2^x by the CPU kernels' own exponential, at the SIMD level in use.
+Array exponential(const Array& x) {
+  constexpr int64_t kVector = 16;  // what every level's vectors divide
+  const int64_t n = x.size(), padded = (n + kVector - 1) / kVector * kVector;
+  std::vector<float> in(size_t(padded), 0.f), out(in);
+  std::copy_n(x.data(), n, in.begin());
+  udskd::exponential_of_level(in.data(), padded, out.data());
+  return Array(n, out.data());
+}
 
 std::vector<std::string> split(const std::string& list) {
   std::vector<std::string> parts;
@@ -40,5 +59,6 @@ pybind11::dict build_info() {
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native library of udskd: operators under torch.ops.udskd, and what this build holds.";
+  m.def("exponential", &exponential, "2^x of float32 x <= 1 as the CPU kernels compute it, for their tests.");
   m.def("build_info", &build_info, "SIMD levels (compiled, and in use) and CUDA architectures of this library.");
 }

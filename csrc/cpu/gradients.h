@@ -24,20 +24,20 @@ constexpr double kLn2 = 0.693147180559945309417;
 constexpr int64_t kFetch = 128;  // classes by which memory to be written is asked for ahead
 
 // KL(p || q) = sum p log(p / q) + q - p. The last two add up to 0 but for the error of the normalisers, which they
-// take out to first order.
-template <class Acc, bool Kd, bool Two, int Peer, bool Grad, class Out>
+// take out to first order. One: the power of 2^s that is at 1, or 0 to read it from scratch.
+template <class Acc, bool Kd, bool Two, int Peer, int One, bool Grad, class Out>
 Divergences<Acc> divergences_and_gradients(const Row<Acc> r, Out* to_a, Out* to_b, int64_t begin, int64_t end,
                                            Ahead ahead) {
   constexpr int kCount = Lanes<Acc>::kCount;
   const Vector<Acc> zero = all<Acc>(0);
   Vector<Acc> ta = zero, tb = zero, ab = zero, ba = zero, mass_ta = zero, mass_tb = zero, mass_ab = zero;
   const auto step = [&](int64_t c, auto special, auto fresh) __attribute__((always_inline)) {
-    Vector<Acc> grad_a = zero, grad_b = zero, qb = zero, sb = zero;
-    const Vector<Acc> sa = load<Acc>(r.sa + c), qa = load<Acc>(r.ea + c) * r.over_a;
-    if constexpr (Two) sb = load<Acc>(r.sb + c), qb = load<Acc>(r.eb + c) * r.over_b;
+    Vector<Acc> grad_a = zero, grad_b = zero, eb = zero, sb = zero;
+    const Vector<Acc> sa = load<Acc>(r.sa + c), ea = load<Acc>(r.ea + c);
+    if constexpr (Two) sb = load<Acc>(r.sb + c), eb = load<Acc>(r.eb + c);
     if constexpr (Grad) {
-      grad_a = load<Acc>(r.oa + c) * r.one_a;
-      if constexpr (Two) grad_b = load<Acc>(r.ob + c) * r.one_b;
+      grad_a = (One ? power<One>(ea) : load<Acc>(r.oa + c)) * r.one_a;
+      if constexpr (Two) grad_b = (One ? power<One>(eb) : load<Acc>(r.ob + c)) * r.one_b;
       if (r.y) {
         const Vector<Acc> y = load<Acc>(r.y + c) * r.target;
         grad_a -= y, grad_b -= y;
@@ -47,6 +47,7 @@ Divergences<Acc> divergences_and_gradients(const Row<Acc> r, Out* to_a, Out* to_
         grad_a -= load<Acc>(y), grad_b -= load<Acc>(y);
       }
     }
+    const Vector<Acc> qa = ea * r.over_a, qb = eb * r.over_b;
     if constexpr (Kd) {
       const Vector<Acc> st = load<Acc>(r.st + c), p = load<Acc>(r.et + c) * r.over_t, less_a = qa - p;
       ta += fresh(p * ((st - sa) + r.gap_ta)), mass_ta += fresh(less_a);

@@ -93,7 +93,10 @@ struct Sums {
   INLINE void operator+=(const Sums& x) { base += x.base, power += x.power, moment += x.moment; }
 };
 
-// s and e = 2^s of a row. For N > 0, e^N is summed, and kept unless its moment was asked for.
+// The power that is computed again where it is needed: two multiplications are cheaper than memory.
+constexpr int kFree = 4;
+
+// s and e = 2^s of a row. For N > 0, e^N is summed, and kept unless its moment was asked for or N is kFree.
 template <class Acc, int N, bool Moment, class In>
 Sums<Acc> exponentials(const In* row, Acc shift, Acc k, Acc* s, Acc* e, Acc* powers, int64_t begin, int64_t end,
                        Ahead ahead) {
@@ -107,7 +110,7 @@ Sums<Acc> exponentials(const In* row, Acc shift, Acc k, Acc* s, Acc* e, Acc* pow
       const Vector<Acc> raised = power<N>(exponential);
       power_sum += fresh(raised);
       if constexpr (Moment) moment += fresh(raised * x);
-      if constexpr (N > 1 && !Moment) store<Acc>(powers + c, raised);
+      if constexpr (N > 1 && N != kFree && !Moment) store<Acc>(powers + c, raised);
     }
   });
   return {sum_of<Acc>(base), sum_of<Acc>(power_sum), sum_of<Acc>(moment)};
@@ -155,13 +158,13 @@ Sums<Acc> other_exponentials(const Acc* s, Acc ratio, Acc* to, int64_t begin, in
   return {0, sum_of<Acc>(sum), sum_of<Acc>(moment)};
 }
 
-// The sum of those below the maximum, which is 1.
+// The sum of e^n without the maximum, which is 1.
 template <class Acc>
-Acc rest(const Acc* e, int64_t begin, int64_t end) {
+Acc rest(const Acc* e, int n, int64_t begin, int64_t end) {
   Vector<Acc> sum = all<Acc>(0);
-  sweep<Acc, 2>(begin, end, [&](int64_t c, auto fresh) __attribute__((always_inline)) {
-    const Vector<Acc> x = load<Acc>(e + c);
-    sum += fresh(x < Acc(1) ? x : Vector<Acc>{});
+  sweep<Acc>(begin, end, [&](int64_t c, auto fresh) __attribute__((always_inline)) {
+    const Vector<Acc> x = load<Acc>(e + c), raised = n == kFree ? power<kFree>(x) : x;
+    sum += fresh(x < Acc(1) ? raised : Vector<Acc>{});
   });
   return sum_of<Acc>(sum);
 }

@@ -95,7 +95,7 @@ STEP void Worker<Acc, Each>::load_target(int64_t row) {
 STEP Acc Worker<Acc, Each>::log_sum(Student<Acc>& x) {
   if (!(x.sum_one < Acc(1.5))) return logs_[&x == &a_ ? kLogA : kLogB];
   const Acc others =
-      reduce<Acc>(plan_.padded, [&](int64_t begin, int64_t end) { return rest<Acc>(x.one, begin, end); });
+      reduce<Acc>(plan_.padded, [&](int64_t begin, int64_t end) { return rest<Acc>(x.one, plan_.one == kFree ? kFree : 1, begin, end); });
   x.sum_one = 1 + others;
   return logarithm1(others);
 }
@@ -141,19 +141,25 @@ STEP Row<Acc> Worker<Acc, Each>::arrange(int64_t row, const Acc* out, Acc scale)
 template <class Acc, class Each>
 template <bool Grad, class Out>
 Divergences<Acc> Worker<Acc, Each>::sweep_row(const Row<Acc>& r, Out* to_a, Out* to_b, Ahead next) {
-  const auto run = [&](auto kd, auto two, auto peer) {
+  const auto run = [&](auto kd, auto two, auto peer, auto one) {
     return reduce<Divergences<Acc>>(plan_.padded, [&](int64_t begin, int64_t end) {
-      return divergences_and_gradients<Acc, kd.value, two.value, peer.value, Grad>(r, to_a, to_b, begin, end, next);
+      return divergences_and_gradients<Acc, kd.value, two.value, peer.value, one.value, Grad>(r, to_a, to_b, begin, end,
+                                                                                             next);
     });
   };
-  using Yes = std::true_type;
-  using No = std::false_type;
-  const std::integral_constant<int, 0> alone;
+  const std::integral_constant<int, 0> none;
   const std::integral_constant<int, 1> same;
   const std::integral_constant<int, 2> other;
-  if (!plan_.two) return plan_.kd ? run(Yes(), No(), alone) : run(No(), No(), alone);
-  if (plan_.kd) return plan_.peer == 2 ? run(Yes(), Yes(), other) : plan_.peer ? run(Yes(), Yes(), same) : run(Yes(), Yes(), alone);
-  return plan_.peer ? run(No(), Yes(), same) : run(No(), Yes(), alone);
+  const auto with = [&](auto one) {
+    const std::true_type yes;
+    const std::false_type no;
+    if (!plan_.two) return plan_.kd ? run(yes, no, none, one) : run(no, no, none, one);
+    if (!plan_.kd) return plan_.peer ? run(no, yes, same, one) : run(no, yes, none, one);
+    return plan_.peer == 2 ? run(yes, yes, other, one) : plan_.peer ? run(yes, yes, same, one) : run(yes, yes, none, one);
+  };
+  if constexpr (Grad)
+    if (plan_.one == kFree) return with(std::integral_constant<int, kFree>());
+  return with(none);
 }
 
 // Divergences, and the gradients on the way: straight into the caller's memory where nothing else flows into them.

@@ -7,7 +7,7 @@ struct Plan {
   const Job& job;
   const Problem& p;
   int64_t classes, padded, stride, chunks;  // stride: of the arrays in scratch
-  bool kd, two, soft, spread, peer_is_one;  // soft: the target is a distribution; spread: the teacher's is needed
+  bool kd, two, soft, spread, keeps_one, peer_is_one;  // soft: the target is a distribution; spread: the teacher's is needed
   int peer, one, spread_power;              // peer: 0 none, 1 at the base temperature, 2 at its own; one: e^one is at 1
   Acc k, teacher_k, to_nats;                // log2(e) / temperature of students and teacher; s to_nats = logit - largest
   Acc to_peer, to_one, to_spread;           // s at another temperature = s * this
@@ -24,7 +24,8 @@ struct Plan {
     constexpr double kLog2E = 1.44269504088896340736;
     k = Acc(kLog2E / base), teacher_k = Acc(kLog2E / teacher_base), to_nats = Acc(base * kLn2);
     peer = !p.has_peer() ? 0 : p.peer_temperature == base ? 1 : 2;
-    one = p.has_ce() ? power_for(base) : 1, peer_is_one = p.has_ce() && p.peer_temperature == 1;
+    one = p.has_ce() ? power_for(base) : 1;
+    keeps_one = one != 1 && one != kFree, peer_is_one = keeps_one && p.peer_temperature == 1;
     spread_power = spread ? power_for(teacher_base / p.uncertainty_temperature) : 0;
     to_peer = Acc(base / p.peer_temperature), to_one = Acc(base);
     to_spread = Acc(teacher_base / p.uncertainty_temperature), log_classes = Acc(__builtin_log(double(classes)));
@@ -77,14 +78,14 @@ class Worker {
   Worker(const Plan<Acc>& plan, Acc* scratch) : plan_(plan), p_(plan.p), next_(scratch) {
     raw_ = array(), t_.s = array(), t_.e = array(), y_ = plan.soft ? array() : nullptr;
     for (Student<Acc>* x : {&a_, &b_}) {
-      x->s = array(), x->e = array(), x->one = plan.one == 1 ? x->e : array();
+      x->s = array(), x->e = array(), x->one = plan.keeps_one ? array() : x->e;
       x->peer = plan.peer != 2 ? x->e : plan.peer_is_one ? x->one : array();
     }
     for (Acc*& g : gradient_) g = plan.job.gradients() ? array() : nullptr;
     parts_ = next_;
   }
   static int64_t arrays(const Plan<Acc>& plan) {
-    return 3 + plan.soft + 2 * (2 + (plan.peer == 2) + (plan.one != 1)) + 3 * plan.job.gradients();
+    return 3 + plan.soft + 2 * (2 + (plan.peer == 2) + plan.keeps_one) + 3 * plan.job.gradients();
   }
   static constexpr int64_t kPart = 8;  // room for what a sweep returns of one chunk
 
