@@ -14,7 +14,7 @@ from torch import Tensor
 from udskd.ops import gradients_of
 
 
-def call(arguments: tuple[Any, ...], wanted: tuple[bool, bool, bool]) -> tuple[Tensor, ...]:
+def call(arguments: list[Any], wanted: tuple[bool, bool, bool]) -> tuple[Tensor, ...]:
     """The operator's outputs, and after them the gradients that are wanted of teacher, student_a and student_b."""
     outputs: tuple[Tensor, ...]
     if arguments[1].device.type == "cpu":
@@ -25,35 +25,38 @@ def call(arguments: tuple[Any, ...], wanted: tuple[bool, bool, bool]) -> tuple[T
 
 
 class Loss(torch.autograd.Function):
-    """The loss. Takes the operator's arguments as one list, which it leaves the operator's other outputs in, and again
-    those tensors that may need gradients: every argument and output that autograd sees costs time."""
+    """The loss. Takes the operator's arguments as one list, in which it leaves the operator's other outputs, and again
+    those of them that need gradients, with their places in the list: whatever autograd sees costs time."""
 
     @staticmethod
-    def forward(ctx: Any, fused: bool, everything: list[Any], *logits_and_coefficients: Tensor | None) -> Tensor:  # type: ignore[override]
-        arguments = tuple(everything)
-        wanted = ctx.needs_input_grad[2:5] if fused else (False, False, False)
+    def forward(ctx: Any, fused: bool, places: tuple[int, ...], arguments: list[Any], *learning: Tensor) -> Tensor:  # type: ignore[override]
+        numbers, tensors = arguments[8:], arguments[:7]
+        wanted = (0 in places, 1 in places, 2 in places) if fused else (False, False, False)
         loss, components, weight, entropy, rows, *gradients = call(arguments, wanted)
-        everything[:] = components, weight, entropy
-        ctx.fused, ctx.gradients, ctx.numbers = fused, gradients if fused else None, arguments[8:]
-        ctx.save_for_backward(rows, *arguments[:7])
+        arguments[:] = components, weight, entropy
+        ctx.fused, ctx.places, ctx.numbers = fused, places, numbers
+        ctx.gradients = [gradients[place] for place in places] if fused else None
+        ctx.save_for_backward(rows, *tensors)
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        teacher, a, b, *coefficients = ctx.needs_input_grad[2:]
-        wanted = (teacher, a, b, False, *coefficients)
         # A graph of the gradient (create_graph) is the operator's own, which refuses a second derivative.
         if not ctx.fused or torch.is_grad_enabled():
-            gradients = gradients_of(grad_loss, ctx.saved_tensors, ctx.numbers, wanted)
-            return None, None, *gradients[:3], *gradients[4:]
+            return None, None, None, *recomputed(ctx, grad_loss)
         # Handed out once, so that nobody else holds what is scaled here: later passes compute them again.
         ready, ctx.gradients = ctx.gradients, None
         if ready is None:
-            ready = gradients_of(torch.ones_like(grad_loss), ctx.saved_tensors, ctx.numbers, wanted)
-        ready = [x if needed else None for x, needed in zip(ready[:3], wanted[:3], strict=True)]
+            ready = recomputed(ctx, torch.ones_like(grad_loss))
         scale = grad_loss.item()
         if scale != 1:
             for x in ready:
-                if x is not None:
-                    x.mul_(scale)
-        return None, None, *ready, None, None, None
+                x.mul_(scale)
+        return None, None, None, *ready
+
+
+def recomputed(ctx: Any, grad_loss: Tensor) -> list[Tensor]:
+    """The gradients of the inputs that need one, from the logits."""
+    wanted = tuple(place in ctx.places for place in range(7))
+    gradients = gradients_of(grad_loss, ctx.saved_tensors, ctx.numbers, wanted)
+    return [gradient for place in ctx.places if (gradient := gradients[place]) is not None]

@@ -68,7 +68,6 @@ def _compiled(
     kind, certainty = options["uncertainty"], None
     if isinstance(kind, Tensor):
         kind, certainty = "none", kind.detach().to(dtype)
-    form = forms.choose((teacher, a, b), (ce_weights, kd_weights, peer_weights), options["reduction"])
     arguments = [
         *(teacher, a, b, target, ce_weights, kd_weights, peer_weights, certainty, ce, kd, peer),
         *(options["temperature"], options["peer_temperature"], options["uncertainty_temperature"]),
@@ -76,7 +75,8 @@ def _compiled(
         *(options["normalize_weights"], options["detach_peer"], options["ignore_index"]),
         ops.REDUCTIONS.index(options["reduction"]),
     ]
-    return _call(form, arguments)
+    form, places = forms.choose(arguments, options["reduction"])
+    return _call(form, places, arguments)
 
 
 def _coefficient(x: float | Tensor, dtype: torch.dtype) -> tuple[float, Tensor | None]:
@@ -84,20 +84,20 @@ def _coefficient(x: float | Tensor, dtype: torch.dtype) -> tuple[float, Tensor |
     return (1.0, x.to(dtype)) if isinstance(x, Tensor) else (float(x), None)
 
 
-def _call(form: str, arguments: list[Any]) -> reference.Terms:
+def _call(form: str, places: tuple[int, ...], arguments: list[Any]) -> reference.Terms:
     """The operator; its complaint about a label, which crosses PyTorch's boundary as a RuntimeError, as IndexError."""
     if form == "traced":
         loss, components, weight, entropy, _ = torch.ops.udskd.dual_student_loss.default(*arguments)
         return loss, components, weight, entropy
     try:
         if form == "loss":
-            return autograd.call(tuple(arguments), (False, False, False))[:4]  # type: ignore[return-value]
-        teacher, a, b, _, ce, kd, peer = arguments[:7]
-        loss = autograd.Loss.apply(form == "fused", arguments, teacher, a, b, ce, kd, peer)  # leaves the others there
+            loss, components, weight, entropy, *_ = autograd.call(arguments, (False, False, False))
+            return loss, components, weight, entropy
+        loss = autograd.Loss.apply(form == "fused", places, arguments, *[arguments[k] for k in places])
     except RuntimeError as error:
         position = str(error).find("target: row ")
         if position < 0:
             raise
         raise IndexError(str(error)[position:].splitlines()[0]) from None
-    components, weight, entropy = arguments
+    components, weight, entropy = arguments  # where the Function left them
     return loss, components, weight, entropy

@@ -5,37 +5,38 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 Form = Literal["auto", "fused", "recompute"]
 _only: Form = "auto"
+_DIFFERENTIABLE = (0, 1, 2, 4, 5, 6)  # places of the logits and the coefficients' tensors among the arguments
 
 
-def choose(logits: tuple[Tensor | None, ...], coefficients: tuple[Tensor | None, ...], reduction: str) -> str:
-    """What runs: "traced", "loss" (no gradients), "fused" or "recompute".
+def choose(arguments: list[Any], reduction: str) -> tuple[str, tuple[int, ...]]:
+    """What runs for the operator's arguments: "traced", "loss" (no gradients), "fused" or "recompute"; and the places of
+    those that need gradients.
 
     Fused is faster wherever the gradient can be known before grad_output is: for a reduced loss, which grad_output only
     scales. Not in float16, in which small gradients would underflow before a loss scale reaches them; not for learned
     coefficients, whose gradients are formed with the others; and not on CUDA yet.
     """
-    student = logits[1]
+    student = arguments[1]
     if torch.compiler.is_compiling() or type(student) not in (Tensor, nn.Parameter):
-        return "traced"
-    learned = [x for x in coefficients if x is not None and x.requires_grad]
-    learning = [x for x in logits if x is not None and x.requires_grad]
-    if not torch.is_grad_enabled() or not (learned or learning):
-        return "loss"
-    fusable = (
-        not learned
-        and reduction != "none"
-        and all(x.dtype is not torch.float16 and x.device.type == "cpu" for x in learning)
-    )
+        return "traced", ()
+    if not torch.is_grad_enabled():
+        return "loss", ()
+    places = tuple([k for k in _DIFFERENTIABLE if arguments[k] is not None and arguments[k].requires_grad])
+    if not places:
+        return "loss", ()
+    fusable = reduction != "none" and student.device.type == "cpu"
+    for k in places:
+        fusable = fusable and k < 3 and arguments[k].dtype is not torch.float16
     if _only == "fused" and not fusable:
         raise ValueError("the fused form needs a reduced loss, float coefficients, no float16, and the CPU")
-    return "fused" if fusable and _only != "recompute" else "recompute"
+    return "fused" if fusable and _only != "recompute" else "recompute", places
 
 
 @contextmanager

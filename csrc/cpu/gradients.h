@@ -91,9 +91,9 @@ Divergences<Acc> divergences_and_gradients(const Row<Acc> r, Out* to_a, Out* to_
     });
     c += count;
   }
-  const Acc ln2 = Acc(kLn2), less = sum_of<Acc>(mass_ab);
-  return {sum_of<Acc>(ta) * ln2 + sum_of<Acc>(mass_ta), sum_of<Acc>(tb) * ln2 + sum_of<Acc>(mass_tb),
-          sum_of<Acc>(ab) * ln2 + less, sum_of<Acc>(ba) * ln2 - less};
+  const Acc ln2 = Acc(kLn2);
+  return {Kd ? sum_of<Acc>(ta * ln2 + mass_ta) : 0, Kd && Two ? sum_of<Acc>(tb * ln2 + mass_tb) : 0,
+          Peer ? sum_of<Acc>(ab * ln2 + mass_ab) : 0, Peer ? sum_of<Acc>(ba * ln2 - mass_ab) : 0};
 }
 
 // p log(p / q) + q - p of one class, d = log(p / q). It is never negative; small d: p (e^-d - 1 + d) by its series, in

@@ -75,7 +75,7 @@ struct Student {
 template <class Acc, class Each>
 class Worker {
  public:
-  Worker(const Plan<Acc>& plan, Acc* scratch) : plan_(plan), p_(plan.p), next_(scratch) {
+  Worker(const Plan<Acc>& plan, Acc* scratch, Acc* logs) : plan_(plan), p_(plan.p), next_(scratch), logs_(logs) {
     raw_ = array(), t_.s = array(), t_.e = array(), y_ = plan.soft ? array() : nullptr;
     for (Student<Acc>* x : {&a_, &b_}) {
       x->s = array(), x->e = array(), x->one = plan.keeps_one ? array() : x->e;
@@ -84,12 +84,22 @@ class Worker {
     for (Acc*& g : gradient_) g = plan.job.gradients() ? array() : nullptr;
     parts_ = next_;
   }
-  static int64_t arrays(const Plan<Acc>& plan) {
-    return 3 + plan.soft + 2 * (2 + (plan.peer == 2) + plan.keeps_one) + 3 * plan.job.gradients();
+  static int64_t scratch_size(const Plan<Acc>& plan) {
+    const int64_t arrays =
+        3 + plan.soft + 2 * (2 + (plan.peer == 2) + plan.keeps_one) + 3 * plan.job.gradients();
+    return arrays * plan.stride + (plan.chunks * kPart + 15) / 16 * 16;
   }
   static constexpr int64_t kPart = 8;  // room for what a sweep returns of one chunk
 
-  void row(int64_t row);
+  // The row up to its sums, of which it leaves those whose logarithms it will need; false if it counts for nothing.
+  bool begin(int64_t row);
+  // The rest, once there are the logarithms; false if something was not finite, which a row read in place must not have.
+  bool end();
+  void look_for_infinities() { careful_ = true; }
+
+  // What is left for logarithm(): the sum of the teacher's spread, both students' at 1, and of S_a / S_t, S_b / S_t at T
+  // and S_b / S_a at tau.
+  enum { kLogSpread, kLogA, kLogB, kGapTA, kGapTB, kGapAB, kLogs = 16 };
 
  private:
   const Plan<Acc>& plan_;
@@ -98,10 +108,9 @@ class Worker {
   Student<Acc> t_, a_, b_;
   Sums<Acc> spread_sums_{};
   Spread<Acc> spread_{};
-  // Of the sums, all at once: log Z of the teacher's spread and of both students at 1, of S_a / S_t, S_b / S_t at T and
-  // of S_b / S_a at tau.
-  enum { kLogSpread, kLogA, kLogB, kGapTA, kGapTB, kGapAB, kLogs = 16 };
-  Acc logs_[kLogs] = {};
+  Acc* logs_;
+  int64_t row_ = 0;
+  Acc scale_ = 0, out_[kColumns] = {};
   bool careful_ = false;  // the row may have infinities: they are looked for
 
   Acc* array() {
@@ -138,22 +147,20 @@ class Worker {
   }
 
   template <bool Moment>
-  Sums<Acc> load_network(const Matrix& m, int64_t row, Acc k, int power, Student<Acc>& x, Ahead next);
-  void load_teacher(int64_t row);
-  void load_student(const Matrix& m, int64_t row, Student<Acc>& x, Ahead next);
-  void take_logarithms();
-  void weigh(int64_t row, Acc* out);
-  void load_target(int64_t row);
+  Sums<Acc> load_network(const Matrix& m, Acc k, int power, Student<Acc>& x, Ahead next);
+  void load_teacher();
+  void load_student(const Matrix& m, Student<Acc>& x, Ahead next);
+  void weigh();
+  void load_target();
   Acc log_sum(Student<Acc>& x);
-  void cross_entropies(int64_t row, Acc* out);
-  Row<Acc> arrange(int64_t row, const Acc* out, Acc scale) const;
+  void cross_entropies();
+  Row<Acc> arrange() const;
   template <bool Grad, class Out>
   Divergences<Acc> sweep_row(const Row<Acc>& r, Out* to_a, Out* to_b, Ahead next);
-  Divergences<Acc> diverge(int64_t row, const Row<Acc>& r);
+  Divergences<Acc> diverge(const Row<Acc>& r);
   Divergences<Acc> mended(const Row<Acc>& r, Divergences<Acc> kl);
   bool excluded(const Acc* mass, const Student<Acc>& x) const;
-  void keep(const Acc* from, void* to, const Matrix& like, int64_t row);
-  void ignore(int64_t row);
-  bool compute(int64_t row, Acc scale, Acc* out);
-  void finish(int64_t row, const Acc* out, Acc scale);
+  void keep(const Acc* from, void* to, const Matrix& like);
+  void ignore();
+  void finish();
 };
