@@ -44,9 +44,14 @@ INLINE Vector<Acc> read(const In* from) {
   }
 }
 
-// kCount values to memory of dtype Out.
+// kCount values to memory of dtype Out; past the cache if `streaming`.
 template <class Acc, class Out>
-INLINE void write(Out* to, Vector<Acc> x) {
+INLINE void write(Out* to, Vector<Acc> x, bool streaming = false) {
+  if constexpr (std::is_same_v<Acc, float> && sizeof(Out) <= 4) {
+    if (streaming && sizeof(Out) == 4) return stream(reinterpret_cast<float*>(to), x);
+    if constexpr (sizeof(Out) == 2)
+      if (streaming) return stream(reinterpret_cast<uint16_t*>(to), narrow(x, Out{}));
+  }
   if constexpr (std::is_same_v<Out, Acc>) {
     store<Acc>(to, x);
   } else if constexpr (sizeof(Out) == 2 && std::is_same_v<Acc, float>) {

@@ -11,7 +11,23 @@ struct Row {
   Acc over_t, over_a, over_b, over_pa, over_pb;  // 1 / sums at T and tau
   Acc gap_ta, gap_tb, gap_ab;                    // log2 of the ratios of the sums: log2(p / q) = s_p - s_q + gap
   Acc peer_ratio;                                // s at tau = peer_ratio * s
+  bool streaming;                                // gradients past the cache
   Acc one_a, one_b, target, kd, peer;            // scales of the exponentials at 1, of y, of q - p at T and tau
+};
+
+// A copy, field by field: gradients are stored between its uses, and the compiler cannot know that they are not in the
+// row itself; and a copy as a whole would wait for the single fields that were just written.
+template <class Acc>
+struct Local : Row<Acc> {
+  INLINE explicit Local(const Row<Acc>& r) {
+    this->st = r.st, this->et = r.et, this->sa = r.sa, this->ea = r.ea, this->pa = r.pa, this->oa = r.oa;
+    this->sb = r.sb, this->eb = r.eb, this->pb = r.pb, this->ob = r.ob, this->y = r.y, this->label = r.label;
+    this->over_t = r.over_t, this->over_a = r.over_a, this->over_b = r.over_b;
+    this->over_pa = r.over_pa, this->over_pb = r.over_pb;
+    this->gap_ta = r.gap_ta, this->gap_tb = r.gap_tb, this->gap_ab = r.gap_ab, this->peer_ratio = r.peer_ratio;
+    this->streaming = r.streaming, this->one_a = r.one_a, this->one_b = r.one_b, this->target = r.target;
+    this->kd = r.kd, this->peer = r.peer;
+  }
 };
 
 template <class Acc>
@@ -26,9 +42,9 @@ constexpr int64_t kFetch = 128;  // classes by which memory to be written is ask
 // KL(p || q) = sum p log(p / q) + q - p. The last two add up to 0 but for the error of the normalisers, which they
 // take out to first order. One: the power of 2^s that is at 1, or 0 to read it from scratch.
 template <class Acc, bool Kd, bool Two, int Peer, int One, bool Grad, class Out>
-Divergences<Acc> divergences_and_gradients(const Row<Acc> r, Out* to_a, Out* to_b, int64_t begin, int64_t end,
-                                           Ahead ahead) {
+Divergences<Acc> divergences_and_gradients(const Row<Acc>& row, Out* to_a, Out* to_b, Span span, Ahead ahead) {
   constexpr int kCount = Lanes<Acc>::kCount;
+  const Local<Acc> r(row);
   const Vector<Acc> zero = all<Acc>(0);
   Vector<Acc> ta = zero, tb = zero, ab = zero, ba = zero, mass_ta = zero, mass_tb = zero, mass_ab = zero;
   const auto step = [&](int64_t c, auto special, auto fresh) __attribute__((always_inline)) {
@@ -70,18 +86,25 @@ Divergences<Acc> divergences_and_gradients(const Row<Acc> r, Out* to_a, Out* to_
       if constexpr (Grad) grad_a -= r.peer * less, grad_b += r.peer * less;
     }
     if constexpr (Grad) {
-      if (to_a) write<Acc>(to_a + c, grad_a);
-      if (to_b) write<Acc>(to_b + c, grad_b);
+      const bool streaming = !special && r.streaming;
+      if (to_a) write<Acc>(to_a + c, grad_a, streaming);
+      if (to_b) write<Acc>(to_b + c, grad_b, streaming);
     }
   };
-  // The vector with the label and the one that overlaps take the longer way.
+  // The vectors that overlap and the one with the label take the longer way.
   const auto keep = [](Vector<Acc> x) __attribute__((always_inline)) { return x; };
-  const int64_t whole = begin + (end - begin) / kCount * kCount, labelled = r.label / kCount * kCount;
-  int64_t c = begin;
-  for (const int64_t stop : {r.label >= begin && labelled < whole ? labelled : whole, whole}) {
+  if (span.head)
+    step(span.begin, std::true_type(), [&](Vector<Acc> x) __attribute__((always_inline)) {
+      return first<Acc>(span.head, x);
+    });
+  int64_t c = span.begin + span.head;
+  const int64_t end = span.end();
+  const int64_t whole = c + (end - c) / kCount * kCount, labelled = r.label - (r.label - c) % kCount;
+  const bool mine = r.label >= c && labelled < whole;
+  for (const int64_t stop : {mine ? labelled : whole, whole}) {
     for (; c < stop; c += kCount) {
       ahead.fetch(c);
-      if constexpr (Grad) __builtin_prefetch(to_a + c + kFetch, 1), __builtin_prefetch(to_b + c + kFetch, 1);
+      if (Grad && !r.streaming) __builtin_prefetch(to_a + c + kFetch, 1), __builtin_prefetch(to_b + c + kFetch, 1);
       step(c, std::false_type(), keep);
     }
     if (c >= end) break;
@@ -110,10 +133,10 @@ INLINE Vector<Acc> excess(Vector<Acc> p, Vector<Acc> q, Vector<Acc> d) {
 // The divergences again, as sums of terms none of which is negative: for distributions so near that the rounding of p
 // and q, which divergences_and_gradients subtracts, would be seen.
 template <class Acc>
-Divergences<Acc> precise_divergences(const Row<Acc>& r, bool kd, bool two, int peer, int64_t begin, int64_t end) {
+Divergences<Acc> precise_divergences(const Row<Acc>& r, bool kd, bool two, int peer, Span span) {
   Vector<Acc> ta = all<Acc>(0), tb = ta, ab = ta, ba = ta;
   const Acc ln2 = Acc(kLn2);
-  sweep<Acc>(begin, end, [&](int64_t c, auto fresh) __attribute__((always_inline)) {
+  sweep<Acc>(span, [&](int64_t c, auto fresh) __attribute__((always_inline)) {
     const Vector<Acc> sa = load<Acc>(r.sa + c), qa = load<Acc>(r.ea + c) * r.over_a;
     const Vector<Acc> sb = load<Acc>(two ? r.sb + c : r.sa + c), qb = load<Acc>(two ? r.eb + c : r.ea + c) * r.over_b;
     if (kd) {
@@ -141,9 +164,9 @@ INLINE Vector<Acc> mass_times(Vector<Acc> p, Vector<Acc> x) {
 // between peers that are not detached. Added to the students' gradients, stored as the teacher's.
 template <class Acc>
 void target_gradients(const Row<Acc>& r, const Divergences<Acc>& kl, bool kd, bool two, int peer, Acc* to_t, Acc* to_a,
-                      Acc* to_b, int64_t begin, int64_t end) {
+                      Acc* to_b, Span span) {
   const Acc ln2 = Acc(kLn2);
-  for (int64_t c = begin; c < end; c += Lanes<Acc>::kCount) {  // past the end: scratch that nobody reads
+  sweep<Acc>(span, [&](int64_t c, auto fresh) __attribute__((always_inline)) {
     const Vector<Acc> sa = load<Acc>(r.sa + c), sb = two ? load<Acc>(r.sb + c) : sa;
     if (to_t) {
       Vector<Acc> flow{};
@@ -154,11 +177,11 @@ void target_gradients(const Row<Acc>& r, const Divergences<Acc>& kl, bool kd, bo
       }
       store<Acc>(to_t + c, flow * r.kd);
     }
-    if (!peer) continue;
+    if (!peer) return;
     const Vector<Acc> d = ((sa - sb) * r.peer_ratio + r.gap_ab) * ln2;
     const Vector<Acc> pa = peer == 2 ? load<Acc>(r.pa + c) * r.over_pa : load<Acc>(r.ea + c) * r.over_a;
     const Vector<Acc> pb = peer == 2 ? load<Acc>(r.pb + c) * r.over_pb : load<Acc>(r.eb + c) * r.over_b;
-    if (to_a) store<Acc>(to_a + c, load<Acc>(to_a + c) + mass_times<Acc>(pa * r.peer, d - kl.ab));
-    if (to_b) store<Acc>(to_b + c, load<Acc>(to_b + c) + mass_times<Acc>(pb * r.peer, -d - kl.ba));
-  }
+    if (to_a) store<Acc>(to_a + c, load<Acc>(to_a + c) + fresh(mass_times<Acc>(pa * r.peer, d - kl.ab)));
+    if (to_b) store<Acc>(to_b + c, load<Acc>(to_b + c) + fresh(mass_times<Acc>(pb * r.peer, -d - kl.ba)));
+  });
 }

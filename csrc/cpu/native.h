@@ -51,5 +51,20 @@ INLINE Narrow to_half(Single x) {
 }
 #endif
 
+// Stores that leave the cache alone, for what is too large to stay in it anyway; `to` is aligned to the register.
+#if UDSKD_X86 && REGISTER == 64 && !defined(__SANITIZE_ADDRESS__)
+INLINE void stream(float* to, Single x) { _mm512_stream_ps(to, (__m512)x); }
+INLINE void stream(uint16_t* to, Narrow x) { _mm256_stream_si256((__m256i*)to, (__m256i)x); }
+INLINE void streamed() { _mm_sfence(); }
+#elif UDSKD_X86 && REGISTER == 32 && !defined(__SANITIZE_ADDRESS__)
+INLINE void stream(float* to, Single x) { _mm256_stream_ps(to, (__m256)x); }
+INLINE void stream(uint16_t* to, Narrow x) { _mm_stream_si128((__m128i*)to, (__m128i)x); }
+INLINE void streamed() { _mm_sfence(); }
+#else  // AddressSanitizer does not see streaming stores
+INLINE void stream(float* to, Single x) { __builtin_memcpy(to, &x, sizeof x); }
+INLINE void stream(uint16_t* to, Narrow x) { __builtin_memcpy(to, &x, sizeof x); }
+INLINE void streamed() {}
+#endif
+
 INLINE Double at_least(Double floor, Double x) { return floor > x ? floor : x; }
 INLINE Double at_most(Double roof, Double x) { return roof < x ? roof : x; }

@@ -1,16 +1,25 @@
-// The sweeps that a row's statistics are made of, each over the classes from begin to end of one row.
+// The sweeps that a row's statistics are made of, each over a span of one row's classes.
 //
-// A row has at least kCount classes: shorter ones were padded (rows.h). Where the last vector is not whole, it overlaps
-// the one before, and only its new places are summed. Exponentials are base 2 (vector.h): a logit x becomes
-// s = (x - maximum) k, k = log2(e) / temperature. Sums have kCount partial results, added in a fixed order.
-// Included as vector.h is, after convert.h.
+// A row has at least kCount classes: shorter ones were padded (rows_cpu.h). Where the first or the last vector of a span
+// is not whole, it overlaps its neighbour, and only its own places are summed. Exponentials are base 2 (vector.h): a
+// logit x becomes s = (x - maximum) k, k = log2(e) / temperature. Sums have kCount partial results, added in a fixed
+// order. Included as vector.h is, after convert.h.
 
-// f(c, fresh) for every vector from begin to end; fresh(x) is x without the places that an earlier vector had.
+struct Span {  // of 16 bytes, which travel in registers
+  int64_t begin;
+  int32_t count;
+  int32_t head;  // classes before the first vector that memory is aligned to; 0 if there are none, or it does not matter
+  INLINE int64_t end() const { return begin + count; }
+};
+
+// f(c, fresh) for every vector of the span; fresh(x) is x without the places that another vector has.
 template <class Acc, int Unroll = 1, class F>
-INLINE void sweep(int64_t begin, int64_t end, F f) {
+INLINE void sweep(Span span, F f) {
   constexpr int kCount = Lanes<Acc>::kCount;
-  int64_t c = begin;
+  int64_t c = span.begin;
+  const int64_t end = span.end(), head = span.head;
   const auto whole = [](Vector<Acc> x) __attribute__((always_inline)) { return x; };
+  if (head) f(c, [=](Vector<Acc> x) __attribute__((always_inline)) { return first<Acc>(head, x); }), c += head;
   for (; Unroll > 1 && c + Unroll * kCount <= end; c += Unroll * kCount) {
 #pragma GCC unroll 8
     for (int u = 0; u < Unroll; ++u) f(c + u * kCount, whole);
@@ -34,12 +43,12 @@ struct Largest {
 };
 
 template <class Acc, class In>
-Largest<Acc> largest(const In* row, int64_t begin, int64_t end) {
+Largest<Acc> largest(const In* row, Span span) {
   Vector<Acc> best = all<Acc>(-Acc(INFINITY));
-  if (end < Lanes<Acc>::kCount) {
-    best = read_short<Acc>(row, end);
+  if (span.end() < Lanes<Acc>::kCount) {
+    best = read_short<Acc>(row, span.end());
   } else {
-    sweep<Acc, 4>(begin, end, [&](int64_t c, auto) __attribute__((always_inline)) {
+    sweep<Acc, 4>(span, [&](int64_t c, auto) __attribute__((always_inline)) {
       best = at_least(best, read<Acc>(row + c));
     });
   }
@@ -60,31 +69,31 @@ struct Found {
 
 // A row in scratch as Acc, with kExcluded for -inf and in the places beyond a short row. Whether there was a -inf.
 template <class Acc, class In>
-Found copy_row(const In* row, int64_t begin, int64_t end, Acc* to) {
+Found copy_row(const In* row, Span span, Acc* to) {
   const Vector<Acc> excluded = all<Acc>(Lanes<Acc>::kExcluded);
   Vector<Acc> smallest = all<Acc>(Acc(INFINITY));
   const auto copy = [&](Vector<Acc> x, Acc* place) __attribute__((always_inline)) {
     smallest = at_most(smallest, x), store<Acc>(place, at_least(excluded, x));
   };
-  if (end < Lanes<Acc>::kCount) {
-    copy(read_short<Acc>(row, end), to);
-    for (int64_t c = end; c < Lanes<Acc>::kCount; ++c) to[c] = Lanes<Acc>::kExcluded;
+  if (span.end() < Lanes<Acc>::kCount) {
+    copy(read_short<Acc>(row, span.end()), to);
+    for (int64_t c = span.end(); c < Lanes<Acc>::kCount; ++c) to[c] = Lanes<Acc>::kExcluded;
   } else {
-    sweep<Acc>(begin, end, [&](int64_t c, auto) __attribute__((always_inline)) { copy(read<Acc>(row + c), to + c); });
+    sweep<Acc>(span, [&](int64_t c, auto) __attribute__((always_inline)) { copy(read<Acc>(row + c), to + c); });
   }
   return {min_of<Acc>(smallest) == -Acc(INFINITY) ? 1. : 0.};
 }
 
 // Gradients in scratch into a row of any dtype.
 template <class Acc, class Out>
-void store_row(const Acc* from, int64_t begin, int64_t end, Out* to) {
-  if (end < Lanes<Acc>::kCount) {
+void store_row(const Acc* from, Span span, Out* to) {
+  if (span.end() < Lanes<Acc>::kCount) {
     Out few[Lanes<Acc>::kCount];
     write<Acc>(few, load<Acc>(from));
-    for (int64_t c = 0; c < end; ++c) to[c] = few[c];
+    for (int64_t c = 0; c < span.end(); ++c) to[c] = few[c];
     return;
   }
-  sweep<Acc>(begin, end, [&](int64_t c, auto) __attribute__((always_inline)) { write<Acc>(to + c, load<Acc>(from + c)); });
+  sweep<Acc>(span, [&](int64_t c, auto) __attribute__((always_inline)) { write<Acc>(to + c, load<Acc>(from + c)); });
 }
 
 template <class Acc>
@@ -98,10 +107,10 @@ constexpr int kFree = 4;
 
 // s and e = 2^s of a row. For N > 0, e^N is summed, and kept unless its moment was asked for or N is kFree.
 template <class Acc, int N, bool Moment, class In>
-Sums<Acc> exponentials(const In* row, Acc shift, Acc k, Acc* s, Acc* e, Acc* powers, int64_t begin, int64_t end,
+Sums<Acc> exponentials(const In* row, Acc shift, Acc k, Acc* s, Acc* e, Acc* powers, Span span,
                        Ahead ahead) {
   Vector<Acc> base = all<Acc>(0), power_sum = base, moment = base;
-  sweep<Acc, 2>(begin, end, [&](int64_t c, auto fresh) __attribute__((always_inline)) {
+  sweep<Acc, 2>(span, [&](int64_t c, auto fresh) __attribute__((always_inline)) {
     ahead.fetch(c);
     const Vector<Acc> x = (read<Acc>(row + c) - shift) * k, exponential = exp2<Acc>(x);
     store<Acc>(s + c, x), store<Acc>(e + c, exponential);
@@ -147,9 +156,9 @@ Sums<Acc> exponentials_and_powers(int n, const In* row, Rest... rest) {
 
 // The same row at another temperature: 2^(ratio s), kept unless its moment was asked for.
 template <class Acc, bool Moment>
-Sums<Acc> other_exponentials(const Acc* s, Acc ratio, Acc* to, int64_t begin, int64_t end) {
+Sums<Acc> other_exponentials(const Acc* s, Acc ratio, Acc* to, Span span) {
   Vector<Acc> sum = all<Acc>(0), moment = sum;
-  sweep<Acc, 2>(begin, end, [&](int64_t c, auto fresh) __attribute__((always_inline)) {
+  sweep<Acc, 2>(span, [&](int64_t c, auto fresh) __attribute__((always_inline)) {
     const Vector<Acc> x = load<Acc>(s + c) * ratio, exponential = exp2<Acc>(x);
     sum += fresh(exponential);
     if constexpr (Moment) moment += fresh(exponential * x);
@@ -160,9 +169,9 @@ Sums<Acc> other_exponentials(const Acc* s, Acc ratio, Acc* to, int64_t begin, in
 
 // The sum of e^n without the maximum, which is 1.
 template <class Acc>
-Acc rest(const Acc* e, int n, int64_t begin, int64_t end) {
+Acc rest(const Acc* e, int n, Span span) {
   Vector<Acc> sum = all<Acc>(0);
-  sweep<Acc>(begin, end, [&](int64_t c, auto fresh) __attribute__((always_inline)) {
+  sweep<Acc>(span, [&](int64_t c, auto fresh) __attribute__((always_inline)) {
     const Vector<Acc> x = load<Acc>(e + c), raised = n == kFree ? power<kFree>(x) : x;
     sum += fresh(x < Acc(1) ? raised : Vector<Acc>{});
   });
@@ -176,10 +185,10 @@ struct RunnerUp {
 };
 
 template <class Acc>
-RunnerUp<Acc> runner_up(const Acc* s, int64_t begin, int64_t end) {
+RunnerUp<Acc> runner_up(const Acc* s, Span span) {
   const Vector<Acc> zero = all<Acc>(0), one = all<Acc>(1), none = all<Acc>(-Acc(INFINITY));
   Vector<Acc> ties = zero, best = none;
-  sweep<Acc>(begin, end, [&](int64_t c, auto fresh) __attribute__((always_inline)) {
+  sweep<Acc>(span, [&](int64_t c, auto fresh) __attribute__((always_inline)) {
     const Vector<Acc> x = load<Acc>(s + c);
     ties += fresh(x < zero ? zero : one), best = at_least(best, x < zero ? x : none);
   });
@@ -193,9 +202,9 @@ struct TargetSums {
 };
 
 template <class Acc>
-TargetSums<Acc> target_sums(const Acc* y, const Acc* a, const Acc* b, int64_t begin, int64_t end) {
+TargetSums<Acc> target_sums(const Acc* y, const Acc* a, const Acc* b, Span span) {
   Vector<Acc> mass = all<Acc>(0), with_a = mass, with_b = mass;
-  sweep<Acc>(begin, end, [&](int64_t c, auto fresh) __attribute__((always_inline)) {
+  sweep<Acc>(span, [&](int64_t c, auto fresh) __attribute__((always_inline)) {
     const Vector<Acc> share = fresh(load<Acc>(y + c));
     mass += share, with_a += share * load<Acc>(a + c);
     if (b) with_b += share * load<Acc>(b + c);
@@ -205,8 +214,8 @@ TargetSums<Acc> target_sums(const Acc* y, const Acc* a, const Acc* b, int64_t be
 
 // The target of one row in scratch as a distribution, smoothed: y keep + floor.
 template <class Acc, class In>
-void copy_target(const In* y, Acc keep, Acc floor, int64_t begin, int64_t end, Acc* to) {
-  for (int64_t c = begin; c < end; ++c) to[c] = Acc(widened(y[c])) * keep + floor;
+void copy_target(const In* y, Acc keep, Acc floor, Span span, Acc* to) {
+  for (int64_t c = span.begin; c < span.end(); ++c) to[c] = Acc(widened(y[c])) * keep + floor;
 }
 
 // Whether p has mass on a class that q excludes, so that q diverges infinitely from p.

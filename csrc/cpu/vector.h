@@ -53,13 +53,22 @@ INLINE void store(Acc* to, Vector<Acc> x) {
   __builtin_memcpy(to, &x, sizeof x);
 }
 
-// Zero but in the last `count` places.
 template <class Acc>
-INLINE Vector<Acc> last(int64_t count, Vector<Acc> x) {
+INLINE Vector<Acc> places() {
   Vector<Acc> place;
 #pragma GCC unroll 16
   for (int l = 0; l < Lanes<Acc>::kCount; ++l) place[l] = Acc(l);
-  return place < Acc(Lanes<Acc>::kCount - count) ? Vector<Acc>{} : x;
+  return place;
+}
+
+// Zero but in the first, the last `count` places.
+template <class Acc>
+INLINE Vector<Acc> first(int64_t count, Vector<Acc> x) {
+  return places<Acc>() < Acc(count) ? x : Vector<Acc>{};
+}
+template <class Acc>
+INLINE Vector<Acc> last(int64_t count, Vector<Acc> x) {
+  return places<Acc>() < Acc(Lanes<Acc>::kCount - count) ? Vector<Acc>{} : x;
 }
 
 // 2^x for x <= 1, to 1 unit in the last place; 0 from 2^-126.5 down (2^-1022.5 in double).

@@ -11,18 +11,18 @@ template <bool Moment>
 Sums<Acc> Worker<Acc, Each>::load_network(const Matrix& m, Acc k, int power, Student<Acc>& x, Ahead next) {
   return typed<Acc>(m, row_, [&](auto* from) {
     x.excludes = false;
-    x.largest = reduce<Largest<Acc>>(plan_.classes, [&](int64_t begin, int64_t end) {
-                  return largest<Acc>(from, begin, end);
+    x.largest = reduce<Largest<Acc>>(plan_.classes, [&](Span span) {
+                  return largest<Acc>(from, span);
                 }).value;
     const auto sums = [&](auto* logits) {
-      return reduce<Sums<Acc>>(plan_.padded, [&](int64_t begin, int64_t end) {
-        return exponentials_and_powers<Acc, Moment>(power, logits, x.largest, k, x.s, x.e, x.one, begin, end, next);
+      return reduce<Sums<Acc>>(plan_.padded, [&](Span span) {
+        return exponentials_and_powers<Acc, Moment>(power, logits, x.largest, k, x.s, x.e, x.one, span, next);
       });
     };
     if constexpr (std::is_same_v<Acc, float> && !std::is_same_v<decltype(from), const Half*>)
       if (plan_.classes >= Lanes<Acc>::kCount && !careful_) return sums(from);
-    x.excludes = reduce<Found>(plan_.classes, [&](int64_t begin, int64_t end) {
-                   return copy_row<Acc>(from, begin, end, raw_);
+    x.excludes = reduce<Found>(plan_.classes, [&](Span span) {
+                   return copy_row<Acc>(from, span, raw_);
                  }).yes > 0;
     return sums(static_cast<const Acc*>(raw_));
   });
@@ -32,16 +32,16 @@ STEP void Worker<Acc, Each>::load_teacher() {
   spread_sums_ = load_network<true>(p_.teacher, plan_.teacher_k, plan_.spread_power, t_, ahead(p_.a, row_));
   t_.sum = spread_sums_.base;
   if (plan_.spread && !plan_.spread_power)
-    spread_sums_ = reduce<Sums<Acc>>(plan_.padded, [&](int64_t begin, int64_t end) {
-      return other_exponentials<Acc, true>(t_.s, plan_.to_spread, nullptr, begin, end);
+    spread_sums_ = reduce<Sums<Acc>>(plan_.padded, [&](Span span) {
+      return other_exponentials<Acc, true>(t_.s, plan_.to_spread, nullptr, span);
     });
 }
 
 STEP void Worker<Acc, Each>::load_student(const Matrix& m, Student<Acc>& x, Ahead next) {
   const Sums<Acc> sums = load_network<false>(m, plan_.k, plan_.one > 1 ? plan_.one : 0, x, next);
   const auto other = [&](Acc ratio, Acc* to) {
-    return reduce<Sums<Acc>>(plan_.padded, [&](int64_t begin, int64_t end) {
-             return other_exponentials<Acc, false>(x.s, ratio, to, begin, end);
+    return reduce<Sums<Acc>>(plan_.padded, [&](Span span) {
+             return other_exponentials<Acc, false>(x.s, ratio, to, span);
            })
         .power;
   };
@@ -59,7 +59,7 @@ STEP void Worker<Acc, Each>::weigh() {
   }
   if (plan_.spread && p_.uncertainty == kMargin) {
     const auto next = reduce<RunnerUp<Acc>>(
-        plan_.padded, [&](int64_t begin, int64_t end) { return runner_up<Acc>(t_.s, begin, end); });
+        plan_.padded, [&](Span span) { return runner_up<Acc>(t_.s, span); });
     if (!(next.ties > 1)) spread_.second = exponential(next.best * plan_.to_spread * Acc(kLn2)) * spread_.largest;
   }
   out_[kWeight] = p_.teacher ? certainty<Acc>(p_, row_, spread_, plan_.log_classes) : Acc(1);
@@ -71,7 +71,7 @@ STEP void Worker<Acc, Each>::load_target() {
   const Acc keep = Acc(1 - p_.label_smoothing), floor = Acc(p_.label_smoothing / double(p_.classes));
   if (p_.target) {
     typed<Acc>(p_.target, row_, [&](auto* y) {
-      every(plan_.classes, [&](int64_t begin, int64_t end) { copy_target<Acc>(y, keep, floor, begin, end, y_); });
+      every(plan_.classes, [&](Span span) { copy_target<Acc>(y, keep, floor, span, y_); });
     });
   } else {
     std::fill(y_, y_ + plan_.classes, floor);
@@ -85,7 +85,7 @@ STEP void Worker<Acc, Each>::load_target() {
 STEP Acc Worker<Acc, Each>::log_sum(Student<Acc>& x) {
   if (!(x.sum_one < Acc(1.5))) return logs_[&x == &a_ ? kLogA : kLogB];
   const Acc others =
-      reduce<Acc>(plan_.padded, [&](int64_t begin, int64_t end) { return rest<Acc>(x.one, plan_.one == kFree ? kFree : 1, begin, end); });
+      reduce<Acc>(plan_.padded, [&](Span span) { return rest<Acc>(x.one, plan_.one == kFree ? kFree : 1, span); });
   x.sum_one = 1 + others;
   return logarithm1(others);
 }
@@ -102,8 +102,8 @@ STEP void Worker<Acc, Each>::cross_entropies() {
     return;
   }
   load_target();
-  const auto sums = reduce<TargetSums<Acc>>(plan_.padded, [&](int64_t begin, int64_t end) {
-    return target_sums<Acc>(y_, a_.s, plan_.two ? b_.s : nullptr, begin, end);
+  const auto sums = reduce<TargetSums<Acc>>(plan_.padded, [&](Span span) {
+    return target_sums<Acc>(y_, a_.s, plan_.two ? b_.s : nullptr, span);
   });
   out_[kTargetMass] = sums.mass;
   out_[kCeA] = excluded(y_, a_) ? Acc(INFINITY) : sums.mass * lse_a - plan_.to_nats * sums.with_a;
@@ -116,6 +116,7 @@ STEP Row<Acc> Worker<Acc, Each>::arrange() const {
   Row<Acc> r{};
   r.st = t_.s, r.et = t_.e, r.sa = a_.s, r.ea = a_.e, r.pa = a_.peer, r.oa = a_.one;
   r.sb = b_.s, r.eb = b_.e, r.pb = b_.peer, r.ob = b_.one;
+  r.streaming = streaming_;
   r.y = plan_.soft ? y_ : nullptr, r.label = ce && !plan_.soft ? p_.labels[row_] : -1;
   r.over_t = 1 / t_.sum, r.over_a = 1 / a_.sum, r.over_b = 1 / b_.sum;
   r.over_pa = 1 / a_.sum_peer, r.over_pb = 1 / b_.sum_peer;
@@ -132,8 +133,8 @@ template <class Acc, class Each>
 template <bool Grad, class Out>
 Divergences<Acc> Worker<Acc, Each>::sweep_row(const Row<Acc>& r, Out* to_a, Out* to_b, Ahead next) {
   const auto run = [&](auto kd, auto two, auto peer, auto one) {
-    return reduce<Divergences<Acc>>(plan_.padded, [&](int64_t begin, int64_t end) {
-      return divergences_and_gradients<Acc, kd.value, two.value, peer.value, one.value, Grad>(r, to_a, to_b, begin, end,
+    return reduce<Divergences<Acc>>(plan_.padded, [&](Span span) {
+      return divergences_and_gradients<Acc, kd.value, two.value, peer.value, one.value, Grad>(r, to_a, to_b, span,
                                                                                              next);
     });
   };
@@ -173,8 +174,8 @@ STEP Divergences<Acc> Worker<Acc, Each>::diverge(const Row<Acc>& r) {
       *to_b = job.b ? gradient_[2] : nullptr;
   const Divergences<Acc> kl = mended(r, sweep_row<true, Acc>(r, to_a, to_b, next));
   if (coupled)
-    every(plan_.padded, [&](int64_t begin, int64_t end) {
-      target_gradients<Acc>(r, kl, plan_.kd, plan_.two, p_.detach_peer ? 0 : plan_.peer, to_t, to_a, to_b, begin, end);
+    every(plan_.padded, [&](Span span) {
+      target_gradients<Acc>(r, kl, plan_.kd, plan_.two, p_.detach_peer ? 0 : plan_.peer, to_t, to_a, to_b, span);
     });
   keep(to_t, job.teacher, p_.teacher), keep(to_a, job.a, p_.a), keep(to_b, job.b, p_.b);
   return kl;
@@ -184,7 +185,7 @@ STEP void Worker<Acc, Each>::keep(const Acc* from, void* to, const Matrix& like)
   if (!to) return;
   typed<Acc>(Matrix{to, plan_.classes, like.dtype}, row_, [&](auto* place) {
     auto* out = const_cast<std::remove_const_t<std::remove_pointer_t<decltype(place)>>*>(place);
-    every(plan_.classes, [&](int64_t begin, int64_t end) { store_row<Acc>(from, begin, end, out); });
+    every(plan_.classes, [&](Span span) { store_row<Acc>(from, span, out); });
   });
 }
 
@@ -193,8 +194,8 @@ STEP Divergences<Acc> Worker<Acc, Each>::mended(const Row<Acc>& r, Divergences<A
   const Acc near = Acc(1. / 128);
   const bool kd = plan_.kd, two = plan_.two, peer = plan_.peer;
   if ((kd && (kl.ta < near || (two && kl.tb < near))) || (peer && (kl.ab < near || kl.ba < near)))
-    kl = reduce<Divergences<Acc>>(plan_.padded, [&](int64_t begin, int64_t end) {
-      return precise_divergences<Acc>(r, kd, two, plan_.peer, begin, end);
+    kl = reduce<Divergences<Acc>>(plan_.padded, [&](Span span) {
+      return precise_divergences<Acc>(r, kd, two, plan_.peer, span);
     });
   const Acc infinity = Acc(INFINITY);
   if (kd && excluded(t_.e, a_)) kl.ta = infinity;
@@ -220,9 +221,20 @@ STEP void Worker<Acc, Each>::ignore() {
   zero(job.a, plan_.classes * size_of(p_.a.dtype)), zero(job.b, plan_.classes * size_of(p_.b.dtype));
 }
 
+// So that vectors begin where the students' gradients (and with them, usually, all logits) are aligned in memory.
+STEP void Worker<Acc, Each>::align(int64_t row) {
+  const int64_t size = size_of(p_.a.dtype), offset = row * plan_.classes % Lanes<Acc>::kCount;
+  static_assert(64 % (Lanes<Acc>::kCount * sizeof(Acc)) == 0);
+  head_ = offset ? int32_t(Lanes<Acc>::kCount - offset) : 0;
+  const auto aligned = [&](void* to) { return reinterpret_cast<uintptr_t>(to) % uintptr_t(Lanes<Acc>::kCount * size) == 0; };
+  streaming_ = plan_.streaming && aligned(plan_.job.a) && aligned(plan_.job.b);
+  assign(offset);
+}
+
 STEP bool Worker<Acc, Each>::begin(int64_t row) {
   const Job& job = plan_.job;
   row_ = row, scale_ = Acc(job.share);
+  if (plan_.aligned) align(row);
   const Acc* saved = static_cast<const Acc*>(job.saved) + row * kSavedColumns;
   if (!job.terms) scale_ = saved[kSavedShare];
   if (job.terms ? p_.labels && p_.labels[row] == p_.ignore_index : scale_ == 0) return ignore(), false;
@@ -306,6 +318,7 @@ void run(const Job& job, int64_t begin, int64_t end, void* scratch) {
       workers[i].end();
     }
   }
+  if (plan.streaming) streamed();
 }
 
 template <class Acc>

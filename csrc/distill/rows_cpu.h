@@ -1,12 +1,16 @@
 // One row after the other at one SIMD level: what its sweeps are, and what is done between them. Included as vector.h
 // is, after the sweeps and row_scalars.h.
 
+constexpr int64_t kAlignedFrom = 512;          // classes: below, one more vector costs more than alignment gains
+constexpr int64_t kStreamedFrom = 4 << 20;      // rows times classes: gradients that no cache would keep
+
 // What all rows of a job have in common.
 template <class Acc>
 struct Plan {
   const Job& job;
   const Problem& p;
   int64_t classes, padded, stride, chunks;  // stride: of the arrays in scratch
+  bool aligned, streaming;                             // see Worker::align; gradients past the cache
   bool kd, two, soft, spread, keeps_one, peer_is_one;  // soft: the target is a distribution; spread: the teacher's is needed
   int peer, one, spread_power;              // peer: 0 none, 1 at the base temperature, 2 at its own; one: e^one is at 1
   Acc k, teacher_k, to_nats;                // log2(e) / temperature of students and teacher; s to_nats = logit - largest
@@ -15,8 +19,9 @@ struct Plan {
 
   explicit Plan(const Job& asked) : job(asked), p(asked.p), classes(p.classes) {
     padded = classes < Lanes<Acc>::kCount ? Lanes<Acc>::kCount : classes, chunks = chunks_of(classes);
-    stride = (padded + 15) / 16 * 16 + 16;
+    stride = (padded + 15) / 16 * 16 + 32;
     if ((stride + 128) % 1024 < 256) stride += 272;  // arrays a multiple of 4 KiB apart would evict each other
+    aligned = sizeof(Acc) == 4 && classes >= kAlignedFrom, streaming = p.rows * classes >= kStreamedFrom;
     kd = p.has_kd() && !job.weights_only, two = bool(p.b), soft = p.has_ce() && (p.target || p.label_smoothing != 0);
     spread = p.teacher && (job.entropy || p.uncertainty < kNone);
     const double base = kd ? p.temperature : p.has_peer() ? p.peer_temperature : 1;
@@ -75,19 +80,13 @@ struct Student {
 template <class Acc, class Each>
 class Worker {
  public:
-  Worker(const Plan<Acc>& plan, Acc* scratch, Acc* logs) : plan_(plan), p_(plan.p), next_(scratch), logs_(logs) {
-    raw_ = array(), t_.s = array(), t_.e = array(), y_ = plan.soft ? array() : nullptr;
-    for (Student<Acc>* x : {&a_, &b_}) {
-      x->s = array(), x->e = array(), x->one = plan.keeps_one ? array() : x->e;
-      x->peer = plan.peer != 2 ? x->e : plan.peer_is_one ? x->one : array();
-    }
-    for (Acc*& g : gradient_) g = plan.job.gradients() ? array() : nullptr;
-    parts_ = next_;
+  Worker(const Plan<Acc>& plan, Acc* scratch, Acc* logs) : plan_(plan), p_(plan.p), scratch_(scratch), logs_(logs) {
+    assign(0);
   }
   static int64_t scratch_size(const Plan<Acc>& plan) {
     const int64_t arrays =
         3 + plan.soft + 2 * (2 + (plan.peer == 2) + plan.keeps_one) + 3 * plan.job.gradients();
-    return arrays * plan.stride + (plan.chunks * kPart + 15) / 16 * 16;
+    return arrays * plan.stride + (plan.chunks * kPart + 15) / 16 * 16 + 16;
   }
   static constexpr int64_t kPart = 8;  // room for what a sweep returns of one chunk
 
@@ -104,28 +103,28 @@ class Worker {
  private:
   const Plan<Acc>& plan_;
   const Problem& p_;
-  Acc *next_, *raw_, *y_, *gradient_[3], *parts_;
+  Acc *scratch_, *raw_, *y_, *gradient_[3], *parts_;
   Student<Acc> t_, a_, b_;
   Sums<Acc> spread_sums_{};
   Spread<Acc> spread_{};
   Acc* logs_;
   int64_t row_ = 0;
+  int32_t head_ = 0;
+  bool streaming_ = false;
   Acc scale_ = 0, out_[kColumns] = {};
   bool careful_ = false;  // the row may have infinities: they are looked for
 
-  Acc* array() {
-    Acc* out = next_;
-    next_ += plan_.stride;
-    return out;
-  }
-
-  // The sum of f(begin, end) over the chunks of `classes`.
+  // The sum of f(span) over the chunks of `classes`.
   template <class R, class F>
   R reduce(int64_t classes, F f) {
-    if (plan_.chunks == 1) return f(0, classes);
+    if (plan_.chunks == 1) return f(Span{0, int32_t(classes), head_});
     static_assert(sizeof(R) <= kPart * sizeof(Acc));
     R* parts = reinterpret_cast<R*>(parts_);
-    Each()(plan_.chunks, [&](int64_t i) { parts[i] = f(i * kChunk, i + 1 < plan_.chunks ? (i + 1) * kChunk : classes); });
+    Each()(plan_.chunks, [&](int64_t i) {
+      const int64_t end = i + 1 < plan_.chunks ? (i + 1) * kChunk + head_ : classes;
+      const int64_t begin = i ? i * kChunk + head_ : 0;
+      parts[i] = f(Span{begin, int32_t(end - begin), i ? 0 : head_});
+    });
     R total = parts[0];
     for (int64_t i = 1; i < plan_.chunks; ++i) total += parts[i];
     return total;
@@ -135,10 +134,23 @@ class Worker {
     struct Nothing {
       void operator+=(Nothing) {}
     };
-    reduce<Nothing>(classes, [&](int64_t begin, int64_t end) {
-      f(begin, end);
+    reduce<Nothing>(classes, [&](Span span) {
+      f(span);
       return Nothing();
     });
+  }
+
+  // The arrays in scratch, each from its `offset`th place on.
+  void assign(int64_t offset) {
+    Acc* next = scratch_;
+    parts_ = next, next += (plan_.chunks * kPart + 15) / 16 * 16 + offset;
+    const auto array = [&] { return std::exchange(next, next + plan_.stride); };
+    raw_ = array(), t_.s = array(), t_.e = array(), y_ = plan_.soft ? array() : nullptr;
+    for (Student<Acc>* x : {&a_, &b_}) {
+      x->s = array(), x->e = array(), x->one = plan_.keeps_one ? array() : x->e;
+      x->peer = plan_.peer != 2 ? x->e : plan_.peer_is_one ? x->one : array();
+    }
+    for (Acc*& g : gradient_) g = plan_.job.gradients() ? array() : nullptr;
   }
 
   Ahead ahead(const Matrix& m, int64_t row) const {
@@ -162,5 +174,6 @@ class Worker {
   bool excluded(const Acc* mass, const Student<Acc>& x) const;
   void keep(const Acc* from, void* to, const Matrix& like);
   void ignore();
+  void align(int64_t row);
   void finish();
 };
