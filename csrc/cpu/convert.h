@@ -10,11 +10,15 @@ struct Brain {  // bfloat16
 INLINE Single widen(Narrow x, Brain) { return (Single)(zero_extended(x) << 16); }
 INLINE Single widen(Narrow x, Half) { return from_half(x); }
 
-// To nearest even. A NaN may not round into an infinity.
-INLINE Narrow narrow(Single x, Brain) {
-  const Word bits = (Word)x, rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
-  return low_half((x == x ? rounded : bits | 0x400000u) >> 16);
+// To nearest even; what is not a NaN.
+INLINE Narrow narrow_number(Single x, Brain) {
+  const Word bits = (Word)x;
+  return low_half((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
+INLINE Narrow narrow_number(Single x, Half) { return to_half(x); }
+
+// The same, and a NaN whatever its payload, which may not carry over into the exponent.
+INLINE Narrow narrow(Single x, Brain) { return narrow_number(x == x ? x : Single{} + __builtin_nanf(""), Brain{}); }
 INLINE Narrow narrow(Single x, Half) { return to_half(x); }
 
 template <class In>
@@ -44,14 +48,23 @@ INLINE Vector<Acc> read(const In* from) {
   }
 }
 
-// kCount values to memory of dtype Out; past the cache if `streaming`.
+// kCount values, of which NaN may come out as anything, to memory of dtype Out; past the cache if `streaming`.
 template <class Acc, class Out>
-INLINE void write(Out* to, Vector<Acc> x, bool streaming = false) {
-  if constexpr (std::is_same_v<Acc, float> && sizeof(Out) <= 4) {
-    if (streaming && sizeof(Out) == 4) return stream(reinterpret_cast<float*>(to), x);
-    if constexpr (sizeof(Out) == 2)
-      if (streaming) return stream(reinterpret_cast<uint16_t*>(to), narrow(x, Out{}));
+INLINE void write_numbers(Out* to, Vector<Acc> x, bool streaming) {
+  if constexpr (std::is_same_v<Acc, Out>) {
+    if constexpr (std::is_same_v<Acc, float>)
+      if (streaming) return stream(to, x);
+    store<Acc>(to, x);
+  } else {
+    const Narrow raw = narrow_number(x, Out{});
+    if (streaming) return stream(&to->bits, raw);
+    __builtin_memcpy(to, &raw, sizeof raw);
   }
+}
+
+// kCount values to memory of dtype Out.
+template <class Acc, class Out>
+INLINE void write(Out* to, Vector<Acc> x) {
   if constexpr (std::is_same_v<Out, Acc>) {
     store<Acc>(to, x);
   } else if constexpr (sizeof(Out) == 2 && std::is_same_v<Acc, float>) {

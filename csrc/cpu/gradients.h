@@ -87,8 +87,8 @@ Divergences<Acc> divergences_and_gradients(const Row<Acc>& row, Out* to_a, Out* 
     }
     if constexpr (Grad) {
       const bool streaming = !special && r.streaming;
-      if (to_a) write<Acc>(to_a + c, grad_a, streaming);
-      if (to_b) write<Acc>(to_b + c, grad_b, streaming);
+      if (to_a) write_numbers<Acc>(to_a + c, grad_a, streaming);
+      if (to_b) write_numbers<Acc>(to_b + c, grad_b, streaming);
     }
   };
   // The vectors that overlap and the one with the label take the longer way.

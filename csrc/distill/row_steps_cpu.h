@@ -160,7 +160,7 @@ STEP Divergences<Acc> Worker<Acc, Each>::diverge(const Row<Acc>& r) {
   if (!job.gradients()) return mended(r, sweep_row<false, Acc>(r, nullptr, nullptr, next));
   const bool coupled = job.teacher || (plan_.peer && !p_.detach_peer);
   if constexpr (std::is_same_v<Acc, float>) {
-    if (!coupled && plan_.classes >= Lanes<Acc>::kCount) {
+    if (!coupled && !careful_ && plan_.classes >= Lanes<Acc>::kCount) {
       const auto direct = [&](auto zero) {
         using Out = decltype(zero);
         const auto place = [&](void* to) { return to ? static_cast<Out*>(to) + row_ * plan_.classes : nullptr; };
