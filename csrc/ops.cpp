@@ -18,7 +18,8 @@ STABLE_TORCH_LIBRARY(udskd, m) {
   // The same of a reduced loss, and the gradients asked for as if grad_output were 1; an empty tensor stands for each
   // that was not.
   m.def(
-      "dual_student_loss_fused(Tensor? teacher, Tensor student_a, Tensor? student_b, Tensor? target, Tensor? ce_weights, "
+      "dual_student_loss_fused(Tensor? teacher, Tensor student_a, Tensor? student_b, Tensor? target, Tensor? "
+      "ce_weights, "
       "Tensor? kd_weights, "
       "Tensor? peer_weights, Tensor? certainty, float ce_weight, float kd_weight, float peer_weight, float "
       "temperature, "
@@ -26,7 +27,8 @@ STABLE_TORCH_LIBRARY(udskd, m) {
       "trust_uncertain, "
       "bool normalize_weights, bool detach_peer, int ignore_index, int reduction, bool grad_teacher, bool grad_a, bool "
       "grad_b) "
-      "-> (Tensor loss, Tensor components, Tensor weight, Tensor entropy, Tensor rows, Tensor teacher, Tensor student_a, "
+      "-> (Tensor loss, Tensor components, Tensor weight, Tensor entropy, Tensor rows, Tensor teacher, Tensor "
+      "student_a, "
       "Tensor student_b)");
   m.def(
       "dual_student_loss_backward(Tensor grad_loss, Tensor rows, Tensor? teacher, Tensor student_a, Tensor? student_b, "

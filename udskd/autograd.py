@@ -29,7 +29,7 @@ class Loss(torch.autograd.Function):
     those of them that need gradients, with their places in the list: whatever autograd sees costs time."""
 
     @staticmethod
-    def forward(ctx: Any, fused: bool, places: tuple[int, ...], arguments: list[Any], *learning: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, fused: bool, places: tuple[int, ...], arguments: list[Any], *learning: Tensor) -> Tensor:
         numbers, tensors = arguments[8:], arguments[:7]
         wanted = (0 in places, 1 in places, 2 in places) if fused else (False, False, False)
         loss, components, weight, entropy, rows, *gradients = call(arguments, wanted)
@@ -40,7 +40,7 @@ class Loss(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         # A graph of the gradient (create_graph) is the operator's own, which refuses a second derivative.
         if not ctx.fused or torch.is_grad_enabled():
             return None, None, None, *recomputed(ctx, grad_loss)
@@ -60,3 +60,6 @@ def recomputed(ctx: Any, grad_loss: Tensor) -> list[Tensor]:
     wanted = tuple(place in ctx.places for place in range(7))
     gradients = gradients_of(grad_loss, ctx.saved_tensors, ctx.numbers, wanted)
     return [gradient for place in ctx.places if (gradient := gradients[place]) is not None]
+
+
+apply: Any = Loss.apply

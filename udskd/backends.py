@@ -65,13 +65,16 @@ def _compiled(
     ce, ce_weights = _coefficient(options["ce_weight"], dtype)
     kd, kd_weights = _coefficient(options["kd_weight"], dtype)
     peer, peer_weights = _coefficient(options["peer_weight"], dtype)
-    kind, certainty = options["uncertainty"], None
-    if isinstance(kind, Tensor):
-        kind, certainty = "none", kind.detach().to(dtype)
+    kind = options["uncertainty"]
+    certainty = kind.detach().to(dtype) if isinstance(kind, Tensor) else None
     arguments = [
         *(teacher, a, b, target, ce_weights, kd_weights, peer_weights, certainty, ce, kd, peer),
         *(options["temperature"], options["peer_temperature"], options["uncertainty_temperature"]),
-        *(options["label_smoothing"], ops.UNCERTAINTIES.index(kind), options["trust"] == "uncertain"),
+        *(
+            options["label_smoothing"],
+            ops.UNCERTAINTIES.index(kind if certainty is None else "none"),
+            options["trust"] == "uncertain",
+        ),
         *(options["normalize_weights"], options["detach_peer"], options["ignore_index"]),
         ops.REDUCTIONS.index(options["reduction"]),
     ]
@@ -93,7 +96,7 @@ def _call(form: str, places: tuple[int, ...], arguments: list[Any]) -> reference
         if form == "loss":
             loss, components, weight, entropy, *_ = autograd.call(arguments, (False, False, False))
             return loss, components, weight, entropy
-        loss = autograd.Loss.apply(form == "fused", places, arguments, *[arguments[k] for k in places])
+        loss = autograd.apply(form == "fused", places, arguments, *[arguments[k] for k in places])
     except RuntimeError as error:
         position = str(error).find("target: row ")
         if position < 0:

@@ -16,8 +16,8 @@ _DIFFERENTIABLE = (0, 1, 2, 4, 5, 6)  # places of the logits and the coefficient
 
 
 def choose(arguments: list[Any], reduction: str) -> tuple[str, tuple[int, ...]]:
-    """What runs for the operator's arguments: "traced", "loss" (no gradients), "fused" or "recompute"; and the places of
-    those that need gradients.
+    """What runs for the operator's arguments: "traced", "loss" (no gradients), "fused" or "recompute"; and the places
+    of those that need gradients.
 
     Fused is faster wherever the gradient can be known before grad_output is: for a reduced loss, which grad_output only
     scales. Not in float16, in which small gradients would underflow before a loss scale reaches them; not for learned

@@ -3,11 +3,11 @@
 // One row in scratch, and the numbers that its gradients are made of. Null for what is not there.
 template <class Acc>
 struct Row {
-  const Acc *st, *et;            // the teacher: s and 2^s at T
-  const Acc *sa, *ea, *pa, *oa;  // student a: s and 2^s at the base temperature, 2^s at tau, at 1
-  const Acc *sb, *eb, *pb, *ob;  // student b
-  const Acc* y;                  // the target as a distribution, or null
-  int64_t label;                 // or a label, or -1
+  const Acc *st, *et;                            // the teacher: s and 2^s at T
+  const Acc *sa, *ea, *pa, *oa;                  // student a: s and 2^s at the base temperature, 2^s at tau, at 1
+  const Acc *sb, *eb, *pb, *ob;                  // student b
+  const Acc* y;                                  // the target as a distribution, or null
+  int64_t label;                                 // or a label, or -1
   Acc over_t, over_a, over_b, over_pa, over_pb;  // 1 / sums at T and tau
   Acc gap_ta, gap_tb, gap_ab;                    // log2 of the ratios of the sums: log2(p / q) = s_p - s_q + gap
   Acc peer_ratio;                                // s at tau = peer_ratio * s
@@ -94,9 +94,8 @@ Divergences<Acc> divergences_and_gradients(const Row<Acc>& row, Out* to_a, Out* 
   // The vectors that overlap and the one with the label take the longer way.
   const auto keep = [](Vector<Acc> x) __attribute__((always_inline)) { return x; };
   if (span.head)
-    step(span.begin, std::true_type(), [&](Vector<Acc> x) __attribute__((always_inline)) {
-      return first<Acc>(span.head, x);
-    });
+    step(span.begin, std::true_type(),
+         [&](Vector<Acc> x) __attribute__((always_inline)) { return first<Acc>(span.head, x); });
   int64_t c = span.begin + span.head;
   const int64_t end = span.end();
   const int64_t whole = c + (end - c) / kCount * kCount, labelled = r.label - (r.label - c) % kCount;
@@ -109,9 +108,8 @@ Divergences<Acc> divergences_and_gradients(const Row<Acc>& row, Out* to_a, Out* 
     }
     if (c >= end) break;
     const int64_t count = end - c < kCount ? end - c : kCount;
-    step(c + count - kCount, std::true_type(), [=](Vector<Acc> x) __attribute__((always_inline)) {
-      return last<Acc>(count, x);
-    });
+    step(c + count - kCount, std::true_type(),
+         [=](Vector<Acc> x) __attribute__((always_inline)) { return last<Acc>(count, x); });
     c += count;
   }
   const Acc ln2 = Acc(kLn2);

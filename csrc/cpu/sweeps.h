@@ -1,14 +1,15 @@
 // The sweeps that a row's statistics are made of, each over a span of one row's classes.
 //
-// A row has at least kCount classes: shorter ones were padded (rows_cpu.h). Where the first or the last vector of a span
-// is not whole, it overlaps its neighbour, and only its own places are summed. Exponentials are base 2 (vector.h): a
-// logit x becomes s = (x - maximum) k, k = log2(e) / temperature. Sums have kCount partial results, added in a fixed
+// A row has at least kCount classes: shorter ones were padded (rows_cpu.h). Where the first or the last vector of a
+// span is not whole, it overlaps its neighbour, and only its own places are summed. Exponentials are base 2 (vector.h):
+// a logit x becomes s = (x - maximum) k, k = log2(e) / temperature. Sums have kCount partial results, added in a fixed
 // order. Included as vector.h is, after convert.h.
 
 struct Span {  // of 16 bytes, which travel in registers
   int64_t begin;
   int32_t count;
-  int32_t head;  // classes before the first vector that memory is aligned to; 0 if there are none, or it does not matter
+  int32_t
+      head;  // classes before the first vector that memory is aligned to; 0 if there are none, or it does not matter
   INLINE int64_t end() const { return begin + count; }
 };
 
@@ -48,9 +49,8 @@ Largest<Acc> largest(const In* row, Span span) {
   if (span.end() < Lanes<Acc>::kCount) {
     best = read_short<Acc>(row, span.end());
   } else {
-    sweep<Acc, 4>(span, [&](int64_t c, auto) __attribute__((always_inline)) {
-      best = at_least(best, read<Acc>(row + c));
-    });
+    sweep<Acc, 4>(span,
+                  [&](int64_t c, auto) __attribute__((always_inline)) { best = at_least(best, read<Acc>(row + c)); });
   }
   return {max_of<Acc>(best)};
 }
@@ -105,10 +105,9 @@ struct Sums {
 // The power that is computed again where it is needed: two multiplications are cheaper than memory.
 constexpr int kFree = 4;
 
-// s and e = 2^s of a row. For N > 0, e^N is summed, and kept unless its moment was asked for or N is kFree.
+// s and e = 2^s of a row. For N > 0, e^N is summed, and kept where there are `powers`.
 template <class Acc, int N, bool Moment, class In>
-Sums<Acc> exponentials(const In* row, Acc shift, Acc k, Acc* s, Acc* e, Acc* powers, Span span,
-                       Ahead ahead) {
+Sums<Acc> exponentials(const In* row, Acc shift, Acc k, Acc* s, Acc* e, Acc* powers, Span span, Ahead ahead) {
   Vector<Acc> base = all<Acc>(0), power_sum = base, moment = base;
   sweep<Acc, 2>(span, [&](int64_t c, auto fresh) __attribute__((always_inline)) {
     ahead.fetch(c);
@@ -119,7 +118,7 @@ Sums<Acc> exponentials(const In* row, Acc shift, Acc k, Acc* s, Acc* e, Acc* pow
       const Vector<Acc> raised = power<N>(exponential);
       power_sum += fresh(raised);
       if constexpr (Moment) moment += fresh(raised * x);
-      if constexpr (N > 1 && N != kFree && !Moment) store<Acc>(powers + c, raised);
+      if (N > 1 && powers) store<Acc>(powers + c, raised);
     }
   });
   return {sum_of<Acc>(base), sum_of<Acc>(power_sum), sum_of<Acc>(moment)};

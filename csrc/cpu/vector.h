@@ -1,8 +1,8 @@
 // A register of numbers, and its exponential.
 //
 // No include guard, and nothing included: every SIMD level includes this file inside a namespace of its own, under its
-// target options and with REGISTER, the bytes of one of its registers, defined: so no inline function of one level can be
-// linked into another. After native.h.
+// target options and with REGISTER, the bytes of one of its registers, defined: so no inline function of one level can
+// be linked into another. After native.h.
 
 template <class Acc>
 struct Lanes;
@@ -29,9 +29,10 @@ struct Lanes<double> {
   static constexpr double kExcluded = -1e300;
   static constexpr double kShifter = 6755399441056767;  // 1.5 * 2^52 + 1023
   static constexpr double kPowers[] = {                 // 1.5e-18
-      0.6931471805599452928,     0.24022650695910057401,    0.055504108664822570117,   0.0096181291076353945575,
-      0.0013333558146230174751,  0.00015403530381594699778, 1.5252733985260334092e-5,  1.3215495777735315399e-6,
-      1.0178004009438954945e-7,  7.0517514737123452663e-9,  4.4630983346111152909e-10, 2.9871966125897226035e-11};
+                                       0.6931471805599452928,    0.24022650695910057401,    0.055504108664822570117,
+                                       0.0096181291076353945575, 0.0013333558146230174751,  0.00015403530381594699778,
+                                       1.5252733985260334092e-5, 1.3215495777735315399e-6,  1.0178004009438954945e-7,
+                                       7.0517514737123452663e-9, 4.4630983346111152909e-10, 2.9871966125897226035e-11};
 };
 
 template <class Acc>
@@ -89,8 +90,9 @@ INLINE Vector<Acc> exp2(Vector<Acc> any) {
 // constant has. NaN stays.
 INLINE Single log(Single x) {
   typedef int32_t Integer __attribute__((vector_size(REGISTER)));
-  constexpr float kPowers[] = {7.0376836292e-2f, -1.1514610310e-1f, 1.1676998740e-1f, -1.2420140846e-1f, 1.4249322787e-1f,
-                               -1.6668057665e-1f, 2.0000714765e-1f, -2.4999993993e-1f, 3.3333331174e-1f};
+  constexpr float kPowers[] = {7.0376836292e-2f,  -1.1514610310e-1f, 1.1676998740e-1f,
+                               -1.2420140846e-1f, 1.4249322787e-1f,  -1.6668057665e-1f,
+                               2.0000714765e-1f,  -2.4999993993e-1f, 3.3333331174e-1f};
   const Word bits = (Word)x - 0x3f3504f3u;
   const Single r = (Single)((bits & 0x7fffffu) + 0x3f3504f3u) - 1.f;
   Single p = Single{} + kPowers[0];

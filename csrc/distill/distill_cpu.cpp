@@ -12,7 +12,8 @@
 #include "job_cpu.h"
 #include "operator.h"
 #if UDSKD_X86
-#ifdef __GNUC__  // its intrinsics begin with values that are undefined on purpose, and are warned of where they are used
+#ifdef __GNUC__  // its intrinsics begin with values that are undefined on purpose, and are warned of where they are
+                 // used
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -97,8 +98,8 @@ void run(const Job& job) {
     return;
   }
   const int64_t grain = job.p.classes < 8192 ? 8192 / job.p.classes : 1;
-  torch::stable::parallel_for(
-      0, rows, grain, [&](int64_t begin, int64_t end) { now.rows(job, begin, end, scratch(bytes)); });
+  torch::stable::parallel_for(0, rows, grain,
+                              [&](int64_t begin, int64_t end) { now.rows(job, begin, end, scratch(bytes)); });
 }
 
 // The number of rows that are not ignored. Looks at every label.

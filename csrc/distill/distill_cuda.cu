@@ -64,7 +64,6 @@ struct Block {
 };
 
 #include "row_scalars.h"
-
 #include "row_team.h"
 
 // One row of a matrix, converted as it is read.
@@ -243,9 +242,13 @@ Outputs forward_cuda(const Problem& p, const Tensor& like) {
 
 void backward_cuda(const Problem& p, const Tensor& grad_loss, const Tensor& saved, Gradients& to) {
   const OnDevice on(saved);
-  const Backward job{saved.const_data_ptr(),      grad_loss.const_data_ptr(),
+  const Backward job{saved.const_data_ptr(),
+                     grad_loss.const_data_ptr(),
                      grad_loss.dim() == 0 ? 0 : grad_loss.stride(0),
-                     pointer(to.teacher), pointer(to.a), pointer(to.b), pointer(to.coefficients)};
+                     pointer(to.teacher),
+                     pointer(to.a),
+                     pointer(to.b),
+                     pointer(to.coefficients)};
   if (p.wide) {
     gradients<double><<<grid(p), kThreads, 0, on.stream()>>>(p, job);
   } else {

@@ -12,13 +12,13 @@ enum SavedColumn : int { kSavedWeight, kSavedShare, kSavedColumns };
 // Arrays are in the arithmetic's dtype, except gradients, which have their input's. Null for what is not asked for.
 struct Job {
   const Problem& p;
-  bool weights_only = false;          // before anything else, when weights are to be normalised
-  void* terms = nullptr;              // [rows, kComponents + 1]: each row's components and loss
-  void* entropy = nullptr;            // [rows]
-  void* saved = nullptr;              // [rows, kSavedColumns]: written with the loss, read without
-  const void* grad_loss = nullptr;    // [rows] or one number, grad_stride apart; 1 when it is null
+  bool weights_only = false;        // before anything else, when weights are to be normalised
+  void* terms = nullptr;            // [rows, kComponents + 1]: each row's components and loss
+  void* entropy = nullptr;          // [rows]
+  void* saved = nullptr;            // [rows, kSavedColumns]: written with the loss, read without
+  const void* grad_loss = nullptr;  // [rows] or one number, grad_stride apart; 1 when it is null
   int64_t grad_stride = 0;
-  double share = 1;                   // of each row in the loss
+  double share = 1;                                     // of each row in the loss
   void *teacher = nullptr, *a = nullptr, *b = nullptr;  // gradients [rows, classes]
   void* coefficients = nullptr;                         // gradients [rows, 3] of ce, kd and peer
   bool gradients() const { return teacher || a || b; }

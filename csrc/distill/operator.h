@@ -89,5 +89,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_operator(
     m.impl("dual_student_loss_backward", TORCH_BOX(&udskd::backward_operator<backward>)); \
   }
 
-#define UDSKD_REGISTER_FUSED(key, fused) \
-  STABLE_TORCH_LIBRARY_IMPL(udskd, key, m) { m.impl("dual_student_loss_fused", TORCH_BOX(&udskd::fused_operator<fused>)); }
+#define UDSKD_REGISTER_FUSED(key, fused)                                         \
+  STABLE_TORCH_LIBRARY_IMPL(udskd, key, m) {                                     \
+    m.impl("dual_student_loss_fused", TORCH_BOX(&udskd::fused_operator<fused>)); \
+  }

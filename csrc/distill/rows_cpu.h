@@ -1,8 +1,8 @@
 // One row after the other at one SIMD level: what its sweeps are, and what is done between them. Included as vector.h
 // is, after the sweeps and row_scalars.h.
 
-constexpr int64_t kAlignedFrom = 512;          // classes: below, one more vector costs more than alignment gains
-constexpr int64_t kStreamedFrom = 4 << 20;      // rows times classes: gradients that no cache would keep
+constexpr int64_t kAlignedFrom = 512;       // classes: below, one more vector costs more than alignment gains
+constexpr int64_t kStreamedFrom = 4 << 20;  // rows times classes: gradients that no cache would keep
 
 // What all rows of a job have in common.
 template <class Acc>
@@ -10,11 +10,12 @@ struct Plan {
   const Job& job;
   const Problem& p;
   int64_t classes, padded, stride, chunks;  // stride: of the arrays in scratch
-  bool aligned, streaming;                             // see Worker::align; gradients past the cache
-  bool kd, two, soft, spread, keeps_one, peer_is_one;  // soft: the target is a distribution; spread: the teacher's is needed
+  bool aligned, streaming;                  // see Worker::align; gradients past the cache
+  bool kd, two, soft, spread;               // soft: the target is a distribution; spread: the teacher's is needed
+  bool keeps_one, peer_is_one;              // exponentials at 1 have an array; they are those at tau
   int peer, one, spread_power;              // peer: 0 none, 1 at the base temperature, 2 at its own; one: e^one is at 1
-  Acc k, teacher_k, to_nats;                // log2(e) / temperature of students and teacher; s to_nats = logit - largest
-  Acc to_peer, to_one, to_spread;           // s at another temperature = s * this
+  Acc k, teacher_k, to_nats;       // log2(e) / temperature of students and teacher; s to_nats = logit - largest
+  Acc to_peer, to_one, to_spread;  // s at another temperature = s * this
   Acc log_classes;
 
   explicit Plan(const Job& asked) : job(asked), p(asked.p), classes(p.classes) {
@@ -30,7 +31,8 @@ struct Plan {
     k = Acc(kLog2E / base), teacher_k = Acc(kLog2E / teacher_base), to_nats = Acc(base * kLn2);
     peer = !p.has_peer() ? 0 : p.peer_temperature == base ? 1 : 2;
     one = p.has_ce() ? power_for(base) : 1;
-    keeps_one = one != 1 && one != kFree, peer_is_one = keeps_one && p.peer_temperature == 1;
+    keeps_one = one != 1 && (one != kFree || (peer == 2 && p.peer_temperature == 1));
+    peer_is_one = keeps_one && p.peer_temperature == 1;
     spread_power = spread ? power_for(teacher_base / p.uncertainty_temperature) : 0;
     to_peer = Acc(base / p.peer_temperature), to_one = Acc(base);
     to_spread = Acc(teacher_base / p.uncertainty_temperature), log_classes = Acc(__builtin_log(double(classes)));
@@ -84,20 +86,20 @@ class Worker {
     assign(0);
   }
   static int64_t scratch_size(const Plan<Acc>& plan) {
-    const int64_t arrays =
-        3 + plan.soft + 2 * (2 + (plan.peer == 2) + plan.keeps_one) + 3 * plan.job.gradients();
+    const int64_t arrays = 3 + plan.soft + 2 * (2 + (plan.peer == 2) + plan.keeps_one) + 3 * plan.job.gradients();
     return arrays * plan.stride + (plan.chunks * kPart + 15) / 16 * 16 + 16;
   }
   static constexpr int64_t kPart = 8;  // room for what a sweep returns of one chunk
 
   // The row up to its sums, of which it leaves those whose logarithms it will need; false if it counts for nothing.
   bool begin(int64_t row);
-  // The rest, once there are the logarithms; false if something was not finite, which a row read in place must not have.
+  // The rest, once there are the logarithms; false if something was not finite, which a row read in place must not
+  // have.
   bool end();
   void look_for_infinities() { careful_ = true; }
 
-  // What is left for logarithm(): the sum of the teacher's spread, both students' at 1, and of S_a / S_t, S_b / S_t at T
-  // and S_b / S_a at tau.
+  // What is left for logarithm(): the sum of the teacher's spread, both students' at 1, and of S_a / S_t, S_b / S_t at
+  // T and S_b / S_a at tau.
   enum { kLogSpread, kLogA, kLogB, kGapTA, kGapTB, kGapAB, kLogs = 16 };
 
  private:

@@ -123,11 +123,13 @@ def test_only_fused_refuses_what_cannot_be(why: str) -> None:
 
 def test_only_ends_with_its_block_even_by_an_exception() -> None:
     made = make(dtype=torch.float32)
-    with pytest.raises(KeyError), forms.only("recompute"):
+    with forms.only("recompute"):
         with forms.only("fused"):
             assert form_of(made) == "fused"
         assert form_of(made) == "recompute"
-        raise KeyError
+        with pytest.raises(ValueError, match="temperature"), forms.only("fused"):
+            udskd.dual_student_loss(*made.inputs, temperature=0.0)
+        assert form_of(made) == "recompute"
     assert form_of(made) == "fused"
 
 
@@ -137,7 +139,7 @@ def operator(problem: Problem, flags: tuple[bool, ...], reduction: int = 0) -> l
     return list(torch.ops.udskd.dual_student_loss_fused.default(*inputs, None, None, None, None, *numbers, *flags))
 
 
-@pytest.mark.parametrize("flags", itertools.product([False, True], repeat=3), ids=str)
+@pytest.mark.parametrize("flags", list(itertools.product([False, True], repeat=3)), ids=str)
 @pytest.mark.parametrize("missing", [{}, {"teacher": False}, {"two": False}], ids=str)
 def test_the_operator_gives_an_empty_tensor_for_a_gradient_nobody_wants(
     missing: dict[str, bool], flags: tuple[bool, ...]

@@ -1,5 +1,5 @@
-"""The two forms of the gradient, fused with the loss and recomputed from the logits: that they agree, with each other and
-with the oracle, whatever is done to the graph, its inputs and its gradients in between."""
+"""The two forms of the gradient, fused with the loss and recomputed from the logits: that they agree, with each other
+and with the oracle, whatever is done to the graph, its inputs and its gradients in between."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def gradients(form: Any, problem: Problem, upstream: float = 1.0, **options: Any
 
 
 def close(x: Tensor, y: Tensor) -> None:
-    """Equal but for the rounding of x and y, whose elements are differences of terms as large as the largest of them."""
+    """Equal but for rounding; elements are differences of terms as large as the largest element."""
     eps = torch.finfo(y.dtype).eps
     torch.testing.assert_close(x, y, rtol=4 * eps, atol=4 * eps * y.abs().max().item())
 
