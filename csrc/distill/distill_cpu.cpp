@@ -74,18 +74,26 @@ const Level& level() {
   return baseline::kLevel;
 }
 
-// A thread's scratch, kept from call to call while it is small.
-void* scratch(size_t bytes) {
-  struct Free {
-    void operator()(void* x) const { std::free(x); }
-  };
-  thread_local std::unique_ptr<void, Free> kept;
+struct Free {
+  void operator()(void* x) const { std::free(x); }
+};
+using Memory = std::unique_ptr<void, Free>;
+
+Memory allocate_scratch(size_t bytes) {
+  Memory memory(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
+  STD_TORCH_CHECK(memory, "no memory for ", bytes, " bytes of scratch");
+  return memory;
+}
+
+// f(scratch); what a thread needs of it is kept from call to call unless it is large.
+template <class F>
+void with_scratch(size_t bytes, F f) {
+  constexpr size_t kKept = 8 << 20;
+  if (bytes > kKept) return f(allocate_scratch(bytes).get());
+  thread_local Memory kept;
   thread_local size_t size = 0;
-  if (size < bytes) {
-    size = (bytes + 63) / 64 * 64;
-    kept.reset(std::aligned_alloc(64, size));
-  }
-  return kept.get();
+  if (size < bytes) kept = allocate_scratch(bytes), size = bytes;
+  f(kept.get());
 }
 
 // Threads share rows, or, where there are fewer rows than threads, the classes of one row after the other.
@@ -94,12 +102,15 @@ void run(const Job& job) {
   const size_t bytes = now.scratch_bytes(job);
   const int64_t rows = job.p.rows;
   if (chunks_of(job.p.classes) >= 2 * kSharedChunks && rows < int64_t(torch::stable::get_num_threads())) {
-    for (int64_t row = 0; row < rows; ++row) now.wide_row(job, row, scratch(bytes));
+    with_scratch(bytes, [&](void* scratch) {
+      for (int64_t row = 0; row < rows; ++row) now.wide_row(job, row, scratch);
+    });
     return;
   }
   const int64_t grain = job.p.classes < 8192 ? 8192 / job.p.classes : 1;
-  torch::stable::parallel_for(0, rows, grain,
-                              [&](int64_t begin, int64_t end) { now.rows(job, begin, end, scratch(bytes)); });
+  torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
+    with_scratch(bytes, [&](void* scratch) { now.rows(job, begin, end, scratch); });
+  });
 }
 
 // The number of rows that are not ignored. Looks at every label.
