@@ -1,11 +1,13 @@
 """Shared by all tests: hypothesis without deadlines (the machine may be busy), the same examples every time, one thread
-unless a test asks for more."""
+unless a test asks for more, or UDSKD_TEST_THREADS (tests/ops/test_simd.py)."""
 
 from __future__ import annotations
+
+import os
 
 import torch
 from hypothesis import settings
 
 settings.register_profile("udskd", deadline=None, derandomize=True, max_examples=100)
 settings.load_profile("udskd")
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("UDSKD_TEST_THREADS", "1")))

@@ -158,6 +158,27 @@ INLINE Vector<Acc> mass_times(Vector<Acc> p, Vector<Acc> x) {
   return p == 0 ? Vector<Acc>{} : p * x;
 }
 
+// sum p log(p / q) as it is, for target_gradients: what is wrong with the normalisers in log(p / q) is then wrong in
+// both and cancels.
+template <class Acc>
+Divergences<Acc> plain_divergences(const Row<Acc>& r, bool kd, bool two, int peer, Span span) {
+  const Vector<Acc> zero = all<Acc>(0);
+  Vector<Acc> ta = zero, tb = zero, ab = zero, ba = zero;
+  sweep<Acc>(span, [&](int64_t c, auto fresh) __attribute__((always_inline)) {
+    const Vector<Acc> sa = load<Acc>(r.sa + c), sb = two ? load<Acc>(r.sb + c) : sa;
+    if (kd) {
+      const Vector<Acc> st = load<Acc>(r.st + c), p = load<Acc>(r.et + c) * r.over_t;
+      ta += fresh(p * ((st - sa) + r.gap_ta)), tb += fresh(p * ((st - sb) + r.gap_tb));
+    }
+    if (!peer) return;
+    const Vector<Acc> d = (sa - sb) * r.peer_ratio + r.gap_ab;
+    ab += fresh((peer == 2 ? load<Acc>(r.pa + c) * r.over_pa : load<Acc>(r.ea + c) * r.over_a) * d);
+    ba -= fresh((peer == 2 ? load<Acc>(r.pb + c) * r.over_pb : load<Acc>(r.eb + c) * r.over_b) * d);
+  });
+  const Acc ln2 = Acc(kLn2);
+  return {sum_of<Acc>(ta) * ln2, sum_of<Acc>(tb) * ln2, sum_of<Acc>(ab) * ln2, sum_of<Acc>(ba) * ln2};
+}
+
 // What flows into a divergence's first argument, for which the divergence must be known: to a teacher that learns, and
 // between peers that are not detached. Added to the students' gradients, stored as the teacher's.
 template <class Acc>

@@ -200,15 +200,23 @@ struct TargetSums {
   INLINE void operator+=(const TargetSums& x) { mass += x.mass, with_a += x.with_a, with_b += x.with_b; }
 };
 
+// In two levels, eight vectors and then those, since the terms of a smoothed target are many and alike.
 template <class Acc>
 TargetSums<Acc> target_sums(const Acc* y, const Acc* a, const Acc* b, Span span) {
-  Vector<Acc> mass = all<Acc>(0), with_a = mass, with_b = mass;
+  const Vector<Acc> zero = all<Acc>(0);
+  Vector<Acc> sums[3] = {zero, zero, zero}, recent[3] = {zero, zero, zero};
+  int taken = 0;
+  const auto settle = [&] {
+    for (int k = 0; k < 3; ++k) sums[k] += recent[k], recent[k] = zero;
+  };
   sweep<Acc>(span, [&](int64_t c, auto fresh) __attribute__((always_inline)) {
     const Vector<Acc> share = fresh(load<Acc>(y + c));
-    mass += share, with_a += share * load<Acc>(a + c);
-    if (b) with_b += share * load<Acc>(b + c);
+    recent[0] += share, recent[1] += share * load<Acc>(a + c);
+    if (b) recent[2] += share * load<Acc>(b + c);
+    if (++taken % 8 == 0) settle();
   });
-  return {sum_of<Acc>(mass), sum_of<Acc>(with_a), sum_of<Acc>(with_b)};
+  settle();
+  return {sum_of<Acc>(sums[0]), sum_of<Acc>(sums[1]), sum_of<Acc>(sums[2])};
 }
 
 // The target of one row in scratch as a distribution, smoothed: y keep + floor.

@@ -101,7 +101,7 @@ void run(const Job& job) {
   const Level& now = level();
   const size_t bytes = now.scratch_bytes(job);
   const int64_t rows = job.p.rows;
-  if (chunks_of(job.p.classes) >= 2 * kSharedChunks && rows < int64_t(torch::stable::get_num_threads())) {
+  if (job.p.classes >= 2 * kSharedClasses && rows < int64_t(torch::stable::get_num_threads())) {
     with_scratch(bytes, [&](void* scratch) {
       for (int64_t row = 0; row < rows; ++row) now.wide_row(job, row, scratch);
     });

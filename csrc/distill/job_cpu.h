@@ -32,13 +32,7 @@ struct Level {
   void (*exponential)(const float* x, int64_t n, float* to);  // 2^x, for its test
 };
 
-// A row's sums are formed chunk by chunk, by however many threads: so they do not depend on the threads, and their
-// rounding errors grow with the length of a chunk and the number of chunks rather than with their product.
-constexpr int64_t kChunk = 1024;
-
-inline int64_t chunks_of(int64_t classes) { return classes < 2 * kChunk ? 1 : classes / kChunk; }
-
-// Threads share a row only where each has this much of it.
-constexpr int64_t kSharedChunks = 16;
+// Threads share a row only where each has this many classes of it.
+constexpr int64_t kSharedClasses = 16384;
 
 }  // namespace udskd

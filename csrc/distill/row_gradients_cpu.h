@@ -65,10 +65,16 @@ STEP Divergences<Acc> Worker<Acc, Each>::diverge(const Row<Acc>& r) {
   Acc *to_t = job.teacher ? gradient_[0] : nullptr, *to_a = job.a ? gradient_[1] : nullptr,
       *to_b = job.b ? gradient_[2] : nullptr;
   const Divergences<Acc> kl = mended(r, sweep_row<true, Acc>(r, to_a, to_b, next));
-  if (coupled)
-    every(plan_.padded, [&](Span span) {
-      target_gradients<Acc>(r, kl, plan_.kd, plan_.two, p_.detach_peer ? 0 : plan_.peer, to_t, to_a, to_b, span);
-    });
+  if (coupled) {
+    const int peer = p_.detach_peer ? 0 : plan_.peer;
+    auto plain = reduce<Divergences<Acc>>(
+        plan_.padded, [&](Span span) { return plain_divergences<Acc>(r, plan_.kd, plan_.two, peer, span); });
+    const auto infinite_too = [](Acc& x, Acc exact) { x = exact == Acc(INFINITY) ? exact : x; };
+    infinite_too(plain.ta, kl.ta), infinite_too(plain.tb, kl.tb), infinite_too(plain.ab, kl.ab),
+        infinite_too(plain.ba, kl.ba);
+    every(plan_.padded,
+          [&](Span span) { target_gradients<Acc>(r, plain, plan_.kd, plan_.two, peer, to_t, to_a, to_b, span); });
+  }
   keep(to_t, job.teacher, p_.teacher), keep(to_a, job.a, p_.a), keep(to_b, job.b, p_.b);
   return kl;
 }

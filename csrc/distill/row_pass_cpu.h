@@ -118,17 +118,19 @@ void run(const Job& job, int64_t begin, int64_t end, void* scratch) {
 template <class Acc>
 size_t scratch_of(const Job& job) {
   const Plan<Acc> plan(job);
-  return size_t(together(plan.classes) * Worker<Acc, InTurn>::scratch_size(plan)) * sizeof(Acc);
+  return size_t(together(plan.classes) * Worker<Acc, InTurn<Acc>>::scratch_size(plan)) * sizeof(Acc);
 }
 
 inline size_t scratch_bytes(const Job& job) { return job.p.wide ? scratch_of<double>(job) : scratch_of<float>(job); }
 
 inline void rows(const Job& job, int64_t begin, int64_t end, void* scratch) {
-  job.p.wide ? run<double, InTurn>(job, begin, end, scratch) : run<float, InTurn>(job, begin, end, scratch);
+  job.p.wide ? run<double, InTurn<double>>(job, begin, end, scratch)
+             : run<float, InTurn<float>>(job, begin, end, scratch);
 }
 
 inline void wide_row(const Job& job, int64_t row, void* scratch) {
-  job.p.wide ? run<double, AtOnce>(job, row, row + 1, scratch) : run<float, AtOnce>(job, row, row + 1, scratch);
+  job.p.wide ? run<double, AtOnce<double>>(job, row, row + 1, scratch)
+             : run<float, AtOnce<float>>(job, row, row + 1, scratch);
 }
 
 inline void exponential_of(const float* x, int64_t n, float* to) {

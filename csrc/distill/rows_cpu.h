@@ -4,6 +4,13 @@
 constexpr int64_t kAlignedFrom = 512;       // classes: below, one more vector costs more than alignment gains
 constexpr int64_t kStreamedFrom = 4 << 20;  // rows times classes: gradients that no cache would keep
 
+// A row's sums are formed chunk by chunk, by however many threads: so they do not depend on the threads, and their
+// rounding errors grow with the length of a chunk and the number of chunks rather than with their product.
+template <class Acc>
+constexpr int64_t kChunk = 64 * Lanes<Acc>::kCount;
+
+inline int64_t nearest(int64_t n, int64_t to) { return (n + to / 2) / to; }
+
 // What all rows of a job have in common.
 template <class Acc>
 struct Plan {
@@ -19,7 +26,8 @@ struct Plan {
   Acc log_classes;
 
   explicit Plan(const Job& asked) : job(asked), p(asked.p), classes(p.classes) {
-    padded = classes < Lanes<Acc>::kCount ? Lanes<Acc>::kCount : classes, chunks = chunks_of(classes);
+    padded = classes < Lanes<Acc>::kCount ? Lanes<Acc>::kCount : classes, chunks = nearest(classes, kChunk<Acc>);
+    if (chunks == 0) chunks = 1;
     stride = (padded + 15) / 16 * 16 + 32;
     if ((stride + 128) % 1024 < 256) stride += 272;  // arrays a multiple of 4 KiB apart would evict each other
     aligned = sizeof(Acc) == 4 && classes >= kAlignedFrom, streaming = p.rows * classes >= kStreamedFrom;
@@ -43,6 +51,7 @@ inline int64_t size_of(ScalarType dtype) {
   return dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2;
 }
 
+template <class Acc>
 struct InTurn {
   template <class F>
   void operator()(int64_t n, F f) const {
@@ -50,10 +59,11 @@ struct InTurn {
   }
 };
 
+template <class Acc>
 struct AtOnce {
   template <class F>
   void operator()(int64_t n, F f) const {
-    torch::stable::parallel_for(0, n, kSharedChunks, [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, n, kSharedClasses / kChunk<Acc>, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) f(i);
     });
   }
@@ -123,8 +133,8 @@ class Worker {
     static_assert(sizeof(R) <= kPart * sizeof(Acc));
     R* parts = reinterpret_cast<R*>(parts_);
     Each()(plan_.chunks, [&](int64_t i) {
-      const int64_t end = i + 1 < plan_.chunks ? (i + 1) * kChunk + head_ : classes;
-      const int64_t begin = i ? i * kChunk + head_ : 0;
+      const int64_t end = i + 1 < plan_.chunks ? (i + 1) * kChunk<Acc> + head_ : classes;
+      const int64_t begin = i ? i * kChunk<Acc> + head_ : 0;
       parts[i] = f(Span{begin, int32_t(end - begin), i ? 0 : head_});
     });
     R total = parts[0];
