@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 import udskd
 from tests.ops.problems import DTYPES, backends, device_of, make
@@ -71,14 +72,30 @@ def test_without_grad_the_loss_is_the_same_and_keeps_nothing(backend: str) -> No
         assert torch.equal(out.loss, expected)
 
 
-def test_no_buffer_of_the_logits_size_is_kept_for_the_backward_pass() -> None:
-    made = make(4, 500, dtype=torch.float32)
-    inputs = {x.data_ptr() for x in made.logits}
-    packed: list[torch.Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: (packed.append(x), x)[1], lambda x: x):
-        udskd.dual_student_loss(*made.inputs, backend="cpu")
-    assert packed
-    assert all(x.data_ptr() in inputs or x.numel() < made.student_a.numel() / 4 for x in packed)
+@pytest.mark.xfail(strict=True, reason="save_for_backward refuses tensors of inference mode, such as the teacher's")
+@pytest.mark.parametrize("backend", backends("cpu", "cuda"))
+def test_the_teacher_may_come_from_inference_mode(backend: str) -> None:
+    made = make().like(device=device_of(backend))
+    assert made.teacher is not None
+    with torch.inference_mode():
+        teacher = made.teacher.detach() * 1
+    loss = udskd.dual_student_loss(teacher, *made.inputs[1:], backend=backend).loss
+    expected = udskd.dual_student_loss(made.teacher.detach(), *made.inputs[1:], backend=backend).loss
+    for x, y in zip(*(torch.autograd.grad(out, made.logits[1:]) for out in (loss, expected)), strict=True):
+        assert torch.equal(x, y)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="the operator without gradients has no derivative of any kind, nor a word on that"
+)
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize("backend", backends("cpu"))
+def test_forward_mode_is_refused_rather_than_ignored(backend: str) -> None:
+    made = make().like(device=device_of(backend))
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(made.student_a.detach(), torch.randn_like(made.student_a))
+        with pytest.raises((NotImplementedError, RuntimeError), match="forward"):
+            udskd.dual_student_loss(None, dual, None, made.target, backend=backend)
 
 
 @pytest.mark.parametrize("layout", ["transposed", "sliced", "padded rows", "unaligned", "expanded"])
@@ -146,18 +163,6 @@ def test_bits_repeat(backend: str, dtype: torch.dtype) -> None:
     for _ in range(10):
         out = udskd.dual_student_loss(*made.inputs, backend=backend)
         runs.append([*out, *torch.autograd.grad(out.loss, made.logits)])
-    assert all(torch.equal(x, y) for run in runs[1:] for x, y in zip(run, runs[0], strict=True))
-
-
-def test_bits_do_not_depend_on_the_number_of_threads() -> None:
-    made, runs, before = make(300, 100, dtype=torch.float32), [], torch.get_num_threads()
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            out = udskd.dual_student_loss(*made.inputs, backend="cpu")
-            runs.append([*out, *torch.autograd.grad(out.loss, made.logits)])
-    finally:
-        torch.set_num_threads(before)
     assert all(torch.equal(x, y) for run in runs[1:] for x, y in zip(run, runs[0], strict=True))
 
 

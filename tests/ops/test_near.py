@@ -21,8 +21,8 @@ from tests.ops.problems import Problem, backends
 from udskd import forms
 
 pytestmark = [mark for parameter in backends("cpu") for mark in parameter.marks]
-# Without a fused multiply-add, and with four places to a vector, rounding adds up to somewhat more than PyTorch's, which
-# uses whatever the processor has.
+# Without a fused multiply-add, and with four places to a vector, rounding adds up to somewhat more than PyTorch's,
+# which uses whatever the processor has.
 LENIENCE = 1.5 if udskd.build_info()["simd"] == "baseline" else 1.0
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OPTIONS: tuple[dict[str, Any], ...] = ({}, {"temperature": 1.0}, {"temperature": 2.5, "peer_temperature": 1.5})
@@ -141,7 +141,7 @@ def test_smoothed_labels(classes: int) -> None:
 def test_gradients_into_what_is_learned_from(classes: int) -> None:
     for problem in (confident(classes, 1 - 1e-7), confident(classes, 0.99), near(classes, 0.1), far(classes)):
         for options in OPTIONS:
-            # p (log(p / q) - KL) at temperature 1 multiplies what log(p / q) was rounded by: 2.2 times PyTorch's error seen
+            # p (log(p / q) - KL) at temperature 1 multiplies what log(p / q) was rounded by: 2.2 times PyTorch's error
             assert_as_exact(problem, (0, 1, 2), more=1.25, detach_peer=False, **options)
 
 

@@ -74,8 +74,8 @@ def test_nor_do_those_of_other_dtypes(dtype: torch.dtype, shape: tuple[int, int]
             assert_same_bits(results("auto", made), expected)
 
 
-# From 512 classes on, sums begin where the row is aligned in memory, so that only rows that are all aligned alike have the
-# same bits wherever they stand.
+# From 512 classes on, sums begin where the row is aligned in memory, so that only rows that are all aligned alike have
+# the same bits wherever they stand.
 @pytest.mark.parametrize("classes", [10, 100, 511, 512, 2048, 32768])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("count", [1, 2, 3])

@@ -77,16 +77,32 @@ def test_error_is_at_most_twice_that_of_pytorch(backend: str, dtype: torch.dtype
     assert_as_exact_as_eager(backend, make(33, 100, seed=3), dtype, **options)
 
 
-@pytest.mark.parametrize("classes", [2, 3, 15, 16, 17, 31, 33, 100, 1000, 1001, 4097, 21841])
+@pytest.mark.parametrize("classes", [2, 3, 15, 16, 17, 31, 33, 100, 511, 512, 513, 1000, 1001, 2047, 2048, 4097, 21841])
 @pytest.mark.parametrize("backend", backends("cpu", "cuda"))
 def test_every_number_of_classes(backend: str, classes: int) -> None:
     assert_as_exact_as_eager(backend, make(3, classes, seed=classes), torch.float32)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 257])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 257])
 @pytest.mark.parametrize("backend", backends())
 def test_every_number_of_rows(backend: str, rows: int) -> None:
     assert_as_exact_as_eager(backend, make(rows, 21, seed=rows), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("backend", backends("cpu", "cuda"))
+def test_a_batch_too_large_for_caches_has_the_gradients_of_its_parts(backend: str, dtype: torch.dtype) -> None:
+    rows, classes = 16 * 264, 1001  # parts of sixteen rows begin as the whole does, as far as alignment goes
+    g, device = torch.Generator().manual_seed(0), device_of(backend)
+    logits = [torch.randn(rows, classes, generator=g).to(device, dtype).requires_grad_() for _ in range(3)]
+    labels = torch.randint(0, classes, (rows,), generator=g).to(device)
+    loss = udskd.dual_student_loss(*logits, labels, reduction="sum", backend=backend).loss
+    whole = torch.autograd.grad(loss, logits[1:])
+    for begin in range(0, rows, rows // 8):
+        part = [x.detach()[begin : begin + rows // 8].requires_grad_() for x in logits]
+        each = udskd.dual_student_loss(*part, labels[begin : begin + rows // 8], reduction="sum", backend=backend).loss
+        for x, y in zip(torch.autograd.grad(each, part[1:]), whole, strict=True):
+            assert torch.equal(x, y[begin : begin + rows // 8])
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
