@@ -36,7 +36,10 @@ class Loss(torch.autograd.Function):
         arguments[:] = components, weight, entropy
         ctx.fused, ctx.places, ctx.numbers = fused, places, numbers
         ctx.gradients = [gradients[place] for place in places] if fused else None
-        ctx.save_for_backward(rows, *tensors)
+        # A teacher's logits may come from inference_mode, whose tensors autograd does not take; nor do they ever change.
+        untracked = [x is not None and x.is_inference() for x in tensors]
+        ctx.save_for_backward(rows, *[None if alone else x for x, alone in zip(tensors, untracked, strict=True)])
+        ctx.untracked = [x if alone else None for x, alone in zip(tensors, untracked, strict=True)]
         return loss
 
     @staticmethod
@@ -58,7 +61,9 @@ class Loss(torch.autograd.Function):
 def recomputed(ctx: Any, grad_loss: Tensor) -> list[Tensor]:
     """The gradients of the inputs that need one, from the logits."""
     wanted = tuple(place in ctx.places for place in range(7))
-    gradients = gradients_of(grad_loss, ctx.saved_tensors, ctx.numbers, wanted)
+    rows, *tracked = ctx.saved_tensors
+    tensors = [x if x is not None else alone for x, alone in zip(tracked, ctx.untracked, strict=True)]
+    gradients = gradients_of(grad_loss, (rows, *tensors), ctx.numbers, wanted)
     return [gradient for place in ctx.places if (gradient := gradients[place]) is not None]
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 Form = Literal["auto", "fused", "recompute"]
 _only: Form = "auto"
@@ -26,6 +27,7 @@ def choose(arguments: list[Any], reduction: str) -> tuple[str, tuple[int, ...]]:
     student = arguments[1]
     if torch.compiler.is_compiling() or type(student) not in (Tensor, nn.Parameter):
         return "traced", ()
+    _refuse_forward_mode(arguments)
     if not torch.is_grad_enabled():
         return "loss", ()
     places = tuple([k for k in _DIFFERENTIABLE if arguments[k] is not None and arguments[k].requires_grad])
@@ -37,6 +39,14 @@ def choose(arguments: list[Any], reduction: str) -> tuple[str, tuple[int, ...]]:
     if _only == "fused" and not fusable:
         raise ValueError("the fused form needs a reduced loss, float coefficients, no float16, and the CPU")
     return "fused" if fusable and _only != "recompute" else "recompute", places
+
+
+def _refuse_forward_mode(arguments: list[Any]) -> None:
+    if getattr(forward_ad, "_current_level", -1) < 0:  # looked at first because it costs nothing
+        return
+    for k in _DIFFERENTIABLE:
+        if arguments[k] is not None and forward_ad.unpack_dual(arguments[k]).tangent is not None:
+            raise NotImplementedError("udskd.dual_student_loss has no forward-mode derivative; use backend='reference'")
 
 
 @contextmanager

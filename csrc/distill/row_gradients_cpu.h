@@ -94,11 +94,9 @@ STEP Divergences<Acc> Worker<Acc, Each>::mended(const Row<Acc>& r, Divergences<A
   if ((kd && (kl.ta < near || (two && kl.tb < near))) || (peer && (kl.ab < near || kl.ba < near)))
     kl = reduce<Divergences<Acc>>(plan_.padded,
                                   [&](Span span) { return precise_divergences<Acc>(r, kd, two, plan_.peer, span); });
-  const Acc infinity = Acc(INFINITY);
-  if (kd && excluded(t_.e, a_)) kl.ta = infinity;
-  if (kd && two && excluded(t_.e, b_)) kl.tb = infinity;
-  if (peer && excluded(a_.peer, b_)) kl.ab = infinity;
-  if (peer && excluded(b_.peer, a_)) kl.ba = infinity;
+  const auto infinite_if = [](bool excluded, Acc& x) { x = excluded && x == x ? Acc(INFINITY) : x; };
+  infinite_if(kd && excluded(t_.e, a_), kl.ta), infinite_if(kd && two && excluded(t_.e, b_), kl.tb);
+  infinite_if(peer && excluded(a_.peer, b_), kl.ab), infinite_if(peer && excluded(b_.peer, a_), kl.ba);
   return {not_negative(kl.ta), not_negative(kl.tb), not_negative(kl.ab), not_negative(kl.ba)};
 }
 

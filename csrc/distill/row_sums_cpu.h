@@ -98,6 +98,10 @@ STEP void Worker<Acc, Each>::cross_entropies() {
   const auto sums = reduce<TargetSums<Acc>>(
       plan_.padded, [&](Span span) { return target_sums<Acc>(y_, a_.s, plan_.two ? b_.s : nullptr, span); });
   out_[kTargetMass] = sums.mass;
-  out_[kCeA] = excluded(y_, a_) ? Acc(INFINITY) : sums.mass * lse_a - plan_.to_nats * sums.with_a;
-  if (plan_.two) out_[kCeB] = excluded(y_, b_) ? Acc(INFINITY) : sums.mass * lse_b - plan_.to_nats * sums.with_b;
+  const auto value = [&](const Student<Acc>& x, Acc lse, Acc with) {
+    const Acc finite = sums.mass * lse - plan_.to_nats * with;
+    return excluded(y_, x) && finite == finite ? Acc(INFINITY) : finite;
+  };
+  out_[kCeA] = value(a_, lse_a, sums.with_a);
+  if (plan_.two) out_[kCeB] = value(b_, lse_b, sums.with_b);
 }

@@ -72,7 +72,6 @@ def test_without_grad_the_loss_is_the_same_and_keeps_nothing(backend: str) -> No
         assert torch.equal(out.loss, expected)
 
 
-@pytest.mark.xfail(strict=True, reason="save_for_backward refuses tensors of inference mode, such as the teacher's")
 @pytest.mark.parametrize("backend", backends("cpu", "cuda"))
 def test_the_teacher_may_come_from_inference_mode(backend: str) -> None:
     made = make().like(device=device_of(backend))
@@ -85,9 +84,6 @@ def test_the_teacher_may_come_from_inference_mode(backend: str) -> None:
         assert torch.equal(x, y)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the operator without gradients has no derivative of any kind, nor a word on that"
-)
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 @pytest.mark.parametrize("backend", backends("cpu"))
 def test_forward_mode_is_refused_rather_than_ignored(backend: str) -> None:

@@ -21,8 +21,8 @@ RUNNABLE = udskd.build_info()["simd_levels"][: udskd.build_info()["simd_levels"]
 # The level in use on one thread runs anyway. Beside it, each level at least once, and each of two and three threads.
 RUNS = [(level, 3 - k % 2) for k, level in enumerate(reversed(RUNNABLE))]
 RUNS += [(level, 2) for level in RUNNABLE if len(RUNNABLE) == 1]
-# Once is enough for what starts torch.compile, which is slow, and for what does not run the CPU kernels.
-ELSEWHERE = "not [reference and not [cuda and not compiled and not export"
+# Once is enough for what is slow and about PyTorch's tracing, and for what does not run the CPU kernels.
+ELSEWHERE = "not [reference and not [cuda and not compiled and not export and not opcheck"
 
 
 def run(level: str, *command: str, threads: int = 1) -> subprocess.CompletedProcess[str]:
