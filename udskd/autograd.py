@@ -36,7 +36,7 @@ class Loss(torch.autograd.Function):
         arguments[:] = components, weight, entropy
         ctx.fused, ctx.places, ctx.numbers = fused, places, numbers
         ctx.gradients = [gradients[place] for place in places] if fused else None
-        # A teacher's logits may come from inference_mode, whose tensors autograd does not take; nor do they ever change.
+        # A teacher's logits may come from inference_mode, whose tensors autograd does not take.
         untracked = [x is not None and x.is_inference() for x in tensors]
         ctx.save_for_backward(rows, *[None if alone else x for x, alone in zip(tensors, untracked, strict=True)])
         ctx.untracked = [x if alone else None for x, alone in zip(tensors, untracked, strict=True)]

@@ -44,8 +44,9 @@ def choose(arguments: list[Any], reduction: str) -> tuple[str, tuple[int, ...]]:
 def _refuse_forward_mode(arguments: list[Any]) -> None:
     if getattr(forward_ad, "_current_level", -1) < 0:  # looked at first because it costs nothing
         return
+    unpack: Any = forward_ad.unpack_dual
     for k in _DIFFERENTIABLE:
-        if arguments[k] is not None and forward_ad.unpack_dual(arguments[k]).tangent is not None:
+        if arguments[k] is not None and unpack(arguments[k]).tangent is not None:
             raise NotImplementedError("udskd.dual_student_loss has no forward-mode derivative; use backend='reference'")
 
 
