@@ -15,11 +15,10 @@ import udskd
 _C = pytest.importorskip("udskd._C")
 
 Floats = npt.NDArray[np.float32]
-# Units in the last place. Every level but x86's baseline rounds a product and a sum at once, unless it was compiled with
-# little optimisation, as under sanitizers.
-FUSES = (
-    udskd.build_info()["simd"] != "baseline" or platform.machine() != "x86_64"
-) and "ASAN_OPTIONS" not in os.environ
+# Units in the last place. Every level but x86's baseline rounds a product and a sum at once, unless it was compiled
+# with little optimisation, as under sanitizers.
+HAS_FMA = udskd.build_info()["simd"] != "baseline" or platform.machine() != "x86_64"
+FUSES = HAS_FMA and "ASAN_OPTIONS" not in os.environ
 LIMIT = 0.9 if FUSES else 1.1
 
 
