@@ -6,6 +6,7 @@ torch.library.register_autograd (python -m bench.call), which udskd/ops.py keeps
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -47,11 +48,13 @@ class Loss(torch.autograd.Function):
         # A graph of the gradient (create_graph) is the operator's own, which refuses a second derivative.
         if not ctx.fused or torch.is_grad_enabled():
             return None, None, None, *recomputed(ctx, grad_loss)
+        scale = grad_loss.item()
+        if not math.isfinite(scale):  # the zeros of ignored rows are to stay zeros
+            return None, None, None, *recomputed(ctx, grad_loss)
         # Handed out once, so that nobody else holds what is scaled here: later passes compute them again.
         ready, ctx.gradients = ctx.gradients, None
         if ready is None:
             ready = recomputed(ctx, torch.ones_like(grad_loss))
-        scale = grad_loss.item()
         if scale != 1:
             for x in ready:
                 x.mul_(scale)

@@ -190,3 +190,15 @@ def test_checkpointing_changes_nothing(form: Any) -> None:
         )
         again = torch.autograd.grad(loss, made.logits)
     assert all(torch.equal(x, y) for x, y in zip(again, gradients(form, made), strict=True))
+
+
+@pytest.mark.parametrize("upstream", [float("nan"), float("inf")])
+@pytest.mark.parametrize("form", ["fused", "recompute"])
+def test_ignored_rows_stay_zero_whatever_comes_from_upstream(form: str, upstream: float) -> None:
+    made = make(4, 20, dtype=torch.float32, ignored=2)
+    with forms.only(form):  # type: ignore[arg-type]
+        loss = udskd.dual_student_loss(*made.inputs, backend="cpu").loss
+        (gradient,) = torch.autograd.grad(loss, made.student_a, torch.tensor(upstream))
+    assert made.target is not None
+    assert (gradient[made.target == -100] == 0).all()
+    assert not gradient[made.target != -100].isfinite().all()
