@@ -1,15 +1,15 @@
 // The sweeps that a row's statistics are made of, each over a span of one row's classes.
 //
-// A row has at least kCount classes: shorter ones were padded (rows_cpu.h). Where the first or the last vector of a
+// A row has at least kCount classes: shorter ones were padded (copy_row). Where the first or the last vector of a
 // span is not whole, it overlaps its neighbour, and only its own places are summed. Exponentials are base 2 (vector.h):
 // a logit x becomes s = (x - maximum) k, k = log2(e) / temperature. Sums have kCount partial results, added in a fixed
 // order. Included as vector.h is, after convert.h.
 
-struct Span {  // of 16 bytes, which travel in registers
+// Of 16 bytes, which travel in registers. `head` classes come before the first vector that memory is aligned to; 0 if
+// there are none, or if it does not matter.
+struct Span {
   int64_t begin;
-  int32_t count;
-  int32_t
-      head;  // classes before the first vector that memory is aligned to; 0 if there are none, or it does not matter
+  int32_t count, head;
   INLINE int64_t end() const { return begin + count; }
 };
 

@@ -100,6 +100,6 @@ STEP Divergences<Acc> Worker<Acc, Each>::mended(const Row<Acc>& r, Divergences<A
   return {not_negative(kl.ta), not_negative(kl.tb), not_negative(kl.ab), not_negative(kl.ba)};
 }
 
-STEP bool Worker<Acc, Each>::excluded(const Acc* mass, const Student<Acc>& x) const {
+STEP bool Worker<Acc, Each>::excluded(const Acc* mass, const Network<Acc>& x) const {
   return x.excludes && infinite<Acc>(mass, x.s, Lanes<Acc>::kExcluded / 2 * plan_.k, plan_.classes);
 }

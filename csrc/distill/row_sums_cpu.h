@@ -8,7 +8,7 @@
 // cannot read (short ones), that may have -inf in them, and those whose dtype is not worth a sweep of its own.
 template <class Acc, class Each>
 template <bool Moment>
-Sums<Acc> Worker<Acc, Each>::load_network(const Matrix& m, Acc k, int power, Student<Acc>& x, Ahead next) {
+Sums<Acc> Worker<Acc, Each>::load_network(const Matrix& m, Acc k, int power, Network<Acc>& x, Ahead next) {
   return typed<Acc>(m, row_, [&](auto* from) {
     Acc* const powers = plan_.keeps_one && !Moment ? x.one : nullptr;
     x.excludes = false;
@@ -33,7 +33,7 @@ STEP void Worker<Acc, Each>::load_teacher() {
         plan_.padded, [&](Span span) { return other_exponentials<Acc, true>(t_.s, plan_.to_spread, nullptr, span); });
 }
 
-STEP void Worker<Acc, Each>::load_student(const Matrix& m, Student<Acc>& x, Ahead next) {
+STEP void Worker<Acc, Each>::load_student(const Matrix& m, Network<Acc>& x, Ahead next) {
   const Sums<Acc> sums = load_network<false>(m, plan_.k, plan_.one > 1 ? plan_.one : 0, x, next);
   const auto other = [&](Acc ratio, Acc* to) {
     return reduce<Sums<Acc>>(plan_.padded,
@@ -75,7 +75,7 @@ STEP void Worker<Acc, Each>::load_target() {
 
 // log sum_c e^x(c), x shifted by the row's maximum. Where most of the sum is the maximum's 1, adding the rest to it
 // class by class has rounded much of the rest away: it is summed again, alone.
-STEP Acc Worker<Acc, Each>::log_sum(Student<Acc>& x) {
+STEP Acc Worker<Acc, Each>::log_sum(Network<Acc>& x) {
   if (!(x.sum_one < Acc(1.5))) return logs_[&x == &a_ ? kLogA : kLogB];
   const Acc others =
       reduce<Acc>(plan_.padded, [&](Span span) { return rest<Acc>(x.one, plan_.keeps_one ? 1 : plan_.one, span); });
@@ -98,7 +98,7 @@ STEP void Worker<Acc, Each>::cross_entropies() {
   const auto sums = reduce<TargetSums<Acc>>(
       plan_.padded, [&](Span span) { return target_sums<Acc>(y_, a_.s, plan_.two ? b_.s : nullptr, span); });
   out_[kTargetMass] = sums.mass;
-  const auto value = [&](const Student<Acc>& x, Acc lse, Acc with) {
+  const auto value = [&](const Network<Acc>& x, Acc lse, Acc with) {
     const Acc finite = sums.mass * lse - plan_.to_nats * with;
     return excluded(y_, x) && finite == finite ? Acc(INFINITY) : finite;
   };

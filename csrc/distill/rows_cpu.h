@@ -82,7 +82,7 @@ INLINE auto typed(const Matrix& m, int64_t row, F f) {
 
 // A network's row in scratch.
 template <class Acc>
-struct Student {
+struct Network {
   Acc *s = nullptr, *e = nullptr, *peer = nullptr, *one = nullptr;
   Acc sum = 1, sum_peer = 1, sum_one = 1, largest = 0;
   bool excludes = false;
@@ -116,7 +116,7 @@ class Worker {
   const Plan<Acc>& plan_;
   const Problem& p_;
   Acc *scratch_, *raw_, *y_, *gradient_[3], *parts_;
-  Student<Acc> t_, a_, b_;
+  Network<Acc> t_, a_, b_;
   Sums<Acc> spread_sums_{};
   Spread<Acc> spread_{};
   Acc* logs_;
@@ -158,7 +158,7 @@ class Worker {
     parts_ = next, next += (plan_.chunks * kPart + 15) / 16 * 16 + offset;
     const auto array = [&] { return std::exchange(next, next + plan_.stride); };
     raw_ = array(), t_.s = array(), t_.e = array(), y_ = plan_.soft ? array() : nullptr;
-    for (Student<Acc>* x : {&a_, &b_}) {
+    for (Network<Acc>* x : {&a_, &b_}) {
       x->s = array(), x->e = array(), x->one = plan_.keeps_one ? array() : x->e;
       x->peer = plan_.peer != 2 ? x->e : plan_.peer_is_one ? x->one : array();
     }
@@ -171,19 +171,19 @@ class Worker {
   }
 
   template <bool Moment>
-  Sums<Acc> load_network(const Matrix& m, Acc k, int power, Student<Acc>& x, Ahead next);
+  Sums<Acc> load_network(const Matrix& m, Acc k, int power, Network<Acc>& x, Ahead next);
   void load_teacher();
-  void load_student(const Matrix& m, Student<Acc>& x, Ahead next);
+  void load_student(const Matrix& m, Network<Acc>& x, Ahead next);
   void weigh();
   void load_target();
-  Acc log_sum(Student<Acc>& x);
+  Acc log_sum(Network<Acc>& x);
   void cross_entropies();
   Row<Acc> arrange() const;
   template <bool Grad, class Out>
   Divergences<Acc> sweep_row(const Row<Acc>& r, Out* to_a, Out* to_b, Ahead next);
   Divergences<Acc> diverge(const Row<Acc>& r);
   Divergences<Acc> mended(const Row<Acc>& r, Divergences<Acc> kl);
-  bool excluded(const Acc* mass, const Student<Acc>& x) const;
+  bool excluded(const Acc* mass, const Network<Acc>& x) const;
   void keep(const Acc* from, void* to, const Matrix& like);
   void ignore();
   void align(int64_t row);
