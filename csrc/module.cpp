@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "backend/simd.h"
+#include "distill/plan_cuda.h"
 
 #ifndef UDSKD_CUDA_ARCHS
 #define UDSKD_CUDA_ARCHS ""  // setup.py gives the list, such as "7.5;9.0;12.0+PTX", when the CUDA kernels are compiled
@@ -55,10 +56,45 @@ pybind11::dict build_info() {
   return info;
 }
 
+// Which kernel a problem gets on a GPU: plain arithmetic, so that it can be asked anywhere.
+pybind11::dict plan(int64_t rows, int64_t classes, const std::string& dtype, bool usual, int sms, int capability,
+                    int64_t shared, int64_t l2, const std::string& force) {
+  using namespace udskd::cuda;
+  const std::vector<std::string> formats = {"float32", "bfloat16", "float16"};
+  const auto format = std::find(formats.begin(), formats.end(), dtype);
+  if (format == formats.end()) throw pybind11::value_error("dtype: float32, bfloat16 or float16, not " + dtype);
+  const Device device{sms, capability, shared, l2};
+  const auto which = Format(format - formats.begin());
+  const Plan best = udskd::cuda::plan(rows, classes, which, usual, device, force.empty() ? nullptr : force.c_str());
+  pybind11::dict out;
+  out["regime"] = name_of(best.regime);
+  out["usual"] = best.usual;
+  out["threads"] = kLanes[best.regime];
+  out["blocks"] = best.group;
+  out["packets"] = best.regime < kInShared ? kInRegisters[best.regime][which] : best.packets_of_thread;
+  return out;
+}
+
+std::vector<std::string> regimes() {
+  std::vector<std::string> names;
+  for (int regime = 0; regime < udskd::cuda::kRegimes; ++regime)
+    names.push_back(udskd::cuda::name_of(udskd::cuda::Regime(regime)));
+  return names;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native library of udskd: operators under torch.ops.udskd, and what this build holds.";
   m.def("exponential", &exponential, "2^x of float32 x <= 1 as the CPU kernels compute it, for their tests.");
+  m.def("plan", &plan, pybind11::arg("rows"), pybind11::arg("classes"), pybind11::arg("dtype") = "float32",
+        pybind11::arg("usual") = true, pybind11::arg("sms") = udskd::cuda::Device().sms,
+        pybind11::arg("capability") = udskd::cuda::Device().capability,
+        pybind11::arg("shared") = udskd::cuda::Device().shared, pybind11::arg("l2") = udskd::cuda::Device().l2,
+        pybind11::arg("force") = "",
+        "The CUDA kernel of a problem: its regime, the threads that share a row in each of so many blocks, and the "
+        "16-byte packets of each network that a thread holds. usual: labels, a teacher, two students at one "
+        "temperature, for which most kernels are compiled. The device is an H100 unless said otherwise.");
+  m.def("regimes", &regimes, "The regimes that plan() chooses from, which UDSKD_CUDA_PLAN can ask for.");
   m.def("build_info", &build_info, "SIMD levels (compiled, and in use) and CUDA architectures of this library.");
 }

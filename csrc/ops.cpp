@@ -2,7 +2,11 @@
 // (udskd/ops.py).
 #include <torch/csrc/stable/library.h>
 
+#ifdef UDSKD_EMULATE  // see distill/operator.h
+STABLE_TORCH_LIBRARY(udskd_emulated, m) {
+#else
 STABLE_TORCH_LIBRARY(udskd, m) {
+#endif
   // Logits [rows, classes]; target: int64 [rows] or a distribution [rows, classes]. A coefficient is a float unless its
   // tensor (one number or [rows], in the arithmetic's dtype) is given. uncertainty: 0 entropy, 1 max_prob, 2 margin, 3
   // none; reduction: 0 mean, 1 sum, 2 none.
@@ -38,4 +42,9 @@ STABLE_TORCH_LIBRARY(udskd, m) {
       "float temperature, float peer_temperature, float label_smoothing, bool detach_peer, bool grad_teacher, bool "
       "grad_a, bool grad_b, "
       "bool grad_weights) -> (Tensor teacher, Tensor student_a, Tensor student_b, Tensor weights)");
+  // The fused operator's gradients times grad_output, in place, but for rows that count for nothing. Does not wait for
+  // grad_output to be known to the host.
+  m.def(
+      "dual_student_loss_scale(Tensor grad_loss, Tensor rows, Tensor(a!) teacher, Tensor(b!) student_a, Tensor(c!) "
+      "student_b) -> ()");
 }

@@ -9,15 +9,13 @@ from torch import Tensor
 
 from udskd import _library, autograd, checks, forms, ops, reference
 
-BACKENDS = ("auto", "cuda", "cpu", "reference")
-
 if _library.problem is None:
     ops.register()
 
 
 def choose(backend: str, device: torch.device) -> str:
     """The backend that runs for tensors on a device; ValueError if the one asked for cannot."""
-    checks.choice("backend", backend, BACKENDS)
+    checks.choice("backend", backend, ("auto", *ops.OPERATORS, "reference"))
     if backend == "auto":
         return device.type if _library.has_kernels(device.type) else "reference"
     if backend == "reference":
@@ -25,8 +23,9 @@ def choose(backend: str, device: torch.device) -> str:
     reason = _library.unavailable(backend)
     if reason is not None:
         raise ValueError(f"backend {backend!r} is unavailable: {reason}")
-    if device.type != backend:
-        raise ValueError(f"backend {backend!r} needs tensors on {backend!r}, got student_a on {device}")
+    needed = ops.OPERATORS[backend].device
+    if device.type != needed:
+        raise ValueError(f"backend {backend!r} needs tensors on {needed!r}, got student_a on {device}")
     return backend
 
 
@@ -42,8 +41,9 @@ def run(backend: str, *inputs: Tensor | None, **options: Any) -> reference.Terms
                 options[name] = options[name].flatten()
     if target is not None and target.requires_grad:
         target = target.detach()
-    implementation = _reference if backend == "reference" else _compiled
-    return implementation(teacher, student_a, student_b, target, **options)
+    if backend == "reference":
+        return _reference(teacher, student_a, student_b, target, **options)
+    return _compiled(ops.OPERATORS[backend], teacher, student_a, student_b, target, **options)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -59,7 +59,12 @@ def _reference(
 
 
 def _compiled(
-    teacher: Tensor | None, a: Tensor, b: Tensor | None, target: Tensor | None, **options: Any
+    operators: ops.Operators,
+    teacher: Tensor | None,
+    a: Tensor,
+    b: Tensor | None,
+    target: Tensor | None,
+    **options: Any,
 ) -> reference.Terms:
     dtype = ops.arithmetic(teacher, a, b)
     ce, ce_weights = _coefficient(options["ce_weight"], dtype)
@@ -78,8 +83,8 @@ def _compiled(
         *(options["normalize_weights"], options["detach_peer"], options["ignore_index"]),
         ops.REDUCTIONS.index(options["reduction"]),
     ]
-    form, places = forms.choose(arguments, options["reduction"])
-    return _call(form, places, arguments)
+    form, places = forms.choose(operators, arguments, options["reduction"], options["normalize_weights"])
+    return _call(operators, form, places, arguments)
 
 
 def _coefficient(x: float | Tensor, dtype: torch.dtype) -> tuple[float, Tensor | None]:
@@ -87,16 +92,16 @@ def _coefficient(x: float | Tensor, dtype: torch.dtype) -> tuple[float, Tensor |
     return (1.0, x.to(dtype)) if isinstance(x, Tensor) else (float(x), None)
 
 
-def _call(form: str, places: tuple[int, ...], arguments: list[Any]) -> reference.Terms:
+def _call(operators: ops.Operators, form: str, places: tuple[int, ...], arguments: list[Any]) -> reference.Terms:
     """The operator; its complaint about a label, which crosses PyTorch's boundary as a RuntimeError, as IndexError."""
     if form == "traced":
-        loss, components, weight, entropy, _ = torch.ops.udskd.dual_student_loss.default(*arguments)
+        loss, components, weight, entropy, _ = operators.namespace.dual_student_loss.default(*arguments)
         return loss, components, weight, entropy
     try:
         if form == "loss":
-            loss, components, weight, entropy, *_ = autograd.call(arguments, (False, False, False))
+            loss, components, weight, entropy, *_ = autograd.call(operators, arguments, (False, False, False))
             return loss, components, weight, entropy
-        loss = autograd.apply(form == "fused", places, arguments, *[arguments[k] for k in places])
+        loss = autograd.apply((operators, form == "fused", places), arguments, *[arguments[k] for k in places])
     except RuntimeError as error:
         position = str(error).find("target: row ")
         if position < 0:

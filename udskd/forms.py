@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from udskd.ops import Operators
+
 Form = Literal["auto", "fused", "recompute"]
 _only: Form = "auto"
 _DIFFERENTIABLE = (0, 1, 2, 4, 5, 6)  # places of the logits and the coefficients' tensors among the arguments
 
 
-def choose(arguments: list[Any], reduction: str) -> tuple[str, tuple[int, ...]]:
+def choose(operators: Operators, arguments: list[Any], reduction: str, normalized: bool) -> tuple[str, tuple[int, ...]]:
     """What runs for the operator's arguments: "traced", "loss" (no gradients), "fused" or "recompute"; and the places
     of those that need gradients.
 
@@ -33,11 +35,12 @@ def choose(arguments: list[Any], reduction: str) -> tuple[str, tuple[int, ...]]:
     places = tuple([k for k in _DIFFERENTIABLE if arguments[k] is not None and arguments[k].requires_grad])
     if not places:
         return "loss", ()
-    fusable = reduction != "none" and student.device.type == "cpu"
+    fusable = reduction != "none" and not (normalized and operators.gpu)
     for k in places:
         fusable = fusable and k < 3 and arguments[k].dtype is not torch.float16
     if _only == "fused" and not fusable:
-        raise ValueError("the fused form needs a reduced loss, float coefficients, no float16, and the CPU")
+        gpu = ", and on a GPU no normalized weights" if operators.gpu else ""
+        raise ValueError(f"the fused form needs a reduced loss, float coefficients and no float16{gpu}")
     return "fused" if fusable and _only != "recompute" else "recompute", places
 
 

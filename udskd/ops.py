@@ -1,4 +1,5 @@
-"""The compiled operators as PyTorch sees them when it traces: fake kernels, and the derivative.
+"""The compiled operators: the table of those that a backend runs, and how PyTorch sees them when it traces: fake
+kernels, and the derivative.
 
 The schemas are in csrc/ops.cpp. The forward operator returns, after the loss and what is logged, a few numbers of each
 row that the backward operator needs beside the logits; nothing of the logits' size is kept. Only the loss is
@@ -7,13 +8,30 @@ differentiable. Outside of tracing, udskd/autograd.py does the same at less cost
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+
+@dataclass(frozen=True)
+class Operators:
+    """What a backend runs. A name in OPERATORS is one that backend= of the loss takes."""
+
+    namespace: Any  # of torch.ops
+    device: str  # the type of its tensors' device
+    columns: int  # kept of each row for the backward pass: csrc/distill, enum SavedColumn and Column
+    gpu: bool  # one launch computes a pass, and nothing waits for it
+
+
+OPERATORS = {
+    "cuda": Operators(torch.ops.udskd, "cuda", columns=20, gpu=True),
+    "cpu": Operators(torch.ops.udskd, "cpu", columns=2, gpu=False),
+}
 COEFFICIENTS = ("ce_weights", "kd_weights", "peer_weights")
-_COLUMNS = {"cpu": 2, "cuda": 20}  # kept of each row: csrc/distill, enum SavedColumn and Column
 _TENSORS = ("teacher", "student_a", "student_b", "target", *COEFFICIENTS, "certainty")
 _NUMBERS = (  # the forward operator's arguments after the tensors, in the order of its schema
     *("ce_weight", "kd_weight", "peer_weight", "temperature", "peer_temperature", "uncertainty_temperature"),
@@ -36,18 +54,25 @@ def arithmetic(*tensors: Tensor | None) -> torch.dtype:
     return torch.float64 if any(x is not None and x.dtype == torch.float64 for x in tensors) else torch.float32
 
 
+def _columns(namespace: Any, device: str) -> int:
+    kept = (x.columns for x in OPERATORS.values() if x.namespace is namespace and x.device == device)
+    return next(kept, 0)
+
+
 def _forward_fake(
-    teacher: Tensor | None, student_a: Tensor, student_b: Tensor | None, *rest: Any
+    namespace: Any, teacher: Tensor | None, student_a: Tensor, student_b: Tensor | None, *rest: Any
 ) -> tuple[Tensor, ...]:
     rows, dtype = student_a.shape[0], arithmetic(teacher, student_a, student_b)
     each = REDUCTIONS[rest[len(_TENSORS) - 3 + _NUMBERS.index("reduction")]] == "none"
     shapes = ((rows,), (6, rows)) if each else ((), (6,))
-    kept = (rows, _COLUMNS.get(student_a.device.type, 0))
+    kept = (rows, _columns(namespace, student_a.device.type))
     return tuple(student_a.new_empty(shape, dtype=dtype) for shape in (*shapes, (rows,), (rows,), kept))
 
 
-def _fused_fake(teacher: Tensor | None, student_a: Tensor, student_b: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
-    outputs = _forward_fake(teacher, student_a, student_b, *rest)
+def _fused_fake(
+    namespace: Any, teacher: Tensor | None, student_a: Tensor, student_b: Tensor | None, *rest: Any
+) -> tuple[Tensor, ...]:
+    outputs = _forward_fake(namespace, teacher, student_a, student_b, *rest)
     return (*outputs, *_wanted((teacher, student_a, student_b), rest[-3:], outputs[-1]))
 
 
@@ -64,13 +89,17 @@ def _backward_fake(
     return (*gradients, rows.new_empty((rows.shape[0], 3)) if rest[-1] else rows.new_empty(0))
 
 
+def _scale_fake(grad_loss: Tensor, rows: Tensor, *gradients: Tensor) -> None:
+    """Nothing is returned: the gradients are scaled where they are."""
+
+
 def gradients_of(
-    grad_loss: Tensor, saved: tuple[Any, ...], numbers: tuple[Any, ...], wanted: tuple[bool, ...]
+    namespace: Any, grad_loss: Tensor, saved: tuple[Any, ...], numbers: tuple[Any, ...], wanted: tuple[bool, ...]
 ) -> tuple[Tensor | None, ...]:
     """The gradients of the forward operator's first seven arguments, from what it returned as `rows` and themselves."""
     rows, *tensors = saved
     flags = (*wanted[:3], any(wanted[4:7]))
-    *gradients, per_row = torch.ops.udskd.dual_student_loss_backward.default(
+    *gradients, per_row = namespace.dual_student_loss_backward.default(
         grad_loss.to(rows.dtype), rows, *tensors, *(numbers[k] for k in _BACKWARD_NUMBERS), *flags
     )
     logits = (x if needed else None for x, needed in zip(gradients, wanted[:3], strict=True))
@@ -87,8 +116,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.mark_non_differentiable(*output[1:])
 
 
-def _backward(ctx: Any, grad_loss: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
-    gradients = gradients_of(grad_loss, ctx.saved_tensors, ctx.numbers, ctx.needs_input_grad)
+def _backward(namespace: Any, ctx: Any, grad_loss: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
+    gradients = gradients_of(namespace, grad_loss, ctx.saved_tensors, ctx.numbers, ctx.needs_input_grad)
     return gradients + (None,) * (len(ctx.needs_input_grad) - len(gradients))
 
 
@@ -99,10 +128,18 @@ def _no_second_derivative(ctx: Any, *grads: Any) -> None:
     )
 
 
-def register() -> None:
-    """Attaches everything above to the operators of the compiled library; called once, when it is loaded."""
-    torch.library.register_fake("udskd::dual_student_loss", _forward_fake)
-    torch.library.register_fake("udskd::dual_student_loss_fused", _fused_fake)
-    torch.library.register_fake("udskd::dual_student_loss_backward", _backward_fake)
-    torch.library.register_autograd("udskd::dual_student_loss", _backward, setup_context=_setup_context)
-    torch.library.register_autograd("udskd::dual_student_loss_backward", _no_second_derivative)
+def register(name: str = "udskd") -> None:
+    """Attaches everything above to the operators of a namespace; called once, when their library is loaded."""
+    namespace = getattr(torch.ops, name)
+    fakes: dict[str, Callable[..., Any]] = {
+        "": partial(_forward_fake, namespace),
+        "_fused": partial(_fused_fake, namespace),
+        "_backward": _backward_fake,
+    }
+    if hasattr(namespace, "dual_student_loss_scale"):  # not in a library that was compiled before there was one
+        fakes["_scale"] = _scale_fake
+    for suffix, fake in fakes.items():
+        torch.library.register_fake(f"{name}::dual_student_loss{suffix}", fake)
+    derivative = partial(_backward, namespace)
+    torch.library.register_autograd(f"{name}::dual_student_loss", derivative, setup_context=_setup_context)
+    torch.library.register_autograd(f"{name}::dual_student_loss_backward", _no_second_derivative)

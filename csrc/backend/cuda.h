@@ -1,39 +1,82 @@
-// What every CUDA launcher needs: the current stream, the device guard, and a launch that says what failed.
+// What kernels and their launchers need of CUDA. With UDSKD_EMULATE the same sources are compiled as C++ and run on the
+// CPU by the tests' emulator (tests/emulator), which has a plain version of everything here.
 #pragma once
 
+#ifdef UDSKD_EMULATE
+
+#include "emulator.h"
+
+#else
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/tensor.h>
 
-// Lives in libtorch_cuda; weak, so that this library also loads beside a CPU-only PyTorch.
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
+// The block's dynamic shared memory: the only one that the kernels use, so that blocks of a cluster find each other's.
+#define UDSKD_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 
-namespace udskd {
+// kernel: in parentheses if it has commas. The rest are its arguments.
+#define UDSKD_LAUNCH(kernel, grid, block, shared, stream, ...) (kernel)<<<grid, block, shared, stream>>>(__VA_ARGS__)
+#define UDSKD_LAUNCH_CLUSTER(kernel, cluster, grid, block, shared, stream, ...)                                   \
+  udskd::cuda::launch_together(kernel, cudaLaunchAttributeClusterDimension, cluster, grid, block, shared, stream, \
+                               __VA_ARGS__)
+// All blocks run at the same time, so that groups of `group` of them can wait for each other.
+#define UDSKD_LAUNCH_COOPERATIVE(kernel, group, grid, block, shared, stream, ...) \
+  udskd::cuda::launch_together(kernel, cudaLaunchAttributeCooperative, 1, grid, block, shared, stream, __VA_ARGS__)
 
-// Makes a tensor's device current for as long as it lives, and holds that device's current stream.
-class OnDevice {
- public:
-  explicit OnDevice(const torch::stable::Tensor& x) : device_(x.get_device_index()), guard_(device_) {
-    void* stream = nullptr;
-    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream &&
-                        aoti_torch_get_current_cuda_stream(device_, &stream) == AOTI_TORCH_SUCCESS,
-                    "cannot get the current stream of CUDA device ", device_);
-    stream_ = static_cast<cudaStream_t>(stream);
+namespace udskd::cuda {
+
+template <class... Arguments>
+void launch_together(void (*kernel)(Arguments...), cudaLaunchAttributeID what, unsigned value, unsigned grid,
+                     unsigned block, size_t shared, cudaStream_t stream, Arguments... arguments) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = what;
+  if (what == cudaLaunchAttributeClusterDimension) {
+    attribute.val.clusterDim.x = value, attribute.val.clusterDim.y = 1, attribute.val.clusterDim.z = 1;
+  } else {
+    attribute.val.cooperative = int(value);
   }
-  cudaStream_t stream() const { return stream_; }
-  void check(const char* kernel, int64_t rows, int64_t classes) const {
-    const cudaError_t error = cudaGetLastError();
-    STD_TORCH_CHECK(
-        error == cudaSuccess, kernel, " on [", rows, ", ", classes, "], CUDA device ", device_, ": ",
-        cudaGetErrorString(error),
-        error == cudaErrorNoKernelImageForDevice ? "; `python -m udskd` lists the architectures of this build" : "");
-  }
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared, config.stream = stream;
+  config.attrs = &attribute, config.numAttrs = 1;
+  cudaLaunchKernelEx(&config, kernel, arguments...);  // an error is found by the check after it
+}
 
- private:
-  int32_t device_;
-  torch::stable::accelerator::DeviceGuard guard_;
-  cudaStream_t stream_ = nullptr;
-};
+}  // namespace udskd::cuda
 
-}  // namespace udskd
+#endif
+
+namespace udskd::cuda {
+
+// 2^x within two units in the last place, in one instruction; 0 below 2^-126.
+__device__ inline float exp2_fast(float x) {
+#ifdef UDSKD_EMULATE
+  return emu_ex2(x);
+#else
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#endif
+}
+
+// 1 / x within a unit in the last place.
+__device__ inline float reciprocal(float x) {
+#ifdef UDSKD_EMULATE
+  return 1 / x;
+#else
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#endif
+}
+
+// x, of which the compiler does not know that it is x: so that it computes again rather than keep what no register is
+// left for.
+__device__ inline float again(float x) {
+#ifndef UDSKD_EMULATE
+  asm volatile("" : "+f"(x));
+#endif
+  return x;
+}
+
+}  // namespace udskd::cuda

@@ -124,13 +124,7 @@ Sums<Acc> exponentials(const In* row, Acc shift, Acc k, Acc* s, Acc* e, Acc* pow
   return {sum_of<Acc>(base), sum_of<Acc>(power_sum), sum_of<Acc>(moment)};
 }
 
-// The powers that exponentials() has: T / 1 for the temperatures that are common.
-inline int power_for(double ratio) {
-  for (const int n : {1, 2, 3, 4, 5, 6, 8})
-    if (ratio == n) return n;
-  return 0;
-}
-
+// n: of power_for() (distill/terms.h).
 template <class Acc, bool Moment, class In, class... Rest>
 Sums<Acc> exponentials_and_powers(int n, const In* row, Rest... rest) {
   switch (n) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "distill.h"
+#include "terms.h"
 
 namespace udskd {
 

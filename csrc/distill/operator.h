@@ -83,13 +83,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_operator(
 
 }  // namespace udskd
 
+// The tests' emulator runs the CUDA kernels on the CPU's tensors, as operators beside the CPU's own.
+#ifdef UDSKD_EMULATE
+#define UDSKD_OPERATORS udskd_emulated
+#define UDSKD_KEY(key) CPU
+#else
+#define UDSKD_OPERATORS udskd
+#define UDSKD_KEY(key) key
+#endif
+#define UDSKD_IMPLEMENTATIONS(...) STABLE_TORCH_LIBRARY_IMPL(__VA_ARGS__)
+
 #define UDSKD_REGISTER(key, forward, backward)                                            \
-  STABLE_TORCH_LIBRARY_IMPL(udskd, key, m) {                                              \
+  UDSKD_IMPLEMENTATIONS(UDSKD_OPERATORS, UDSKD_KEY(key), m) {                             \
     m.impl("dual_student_loss", TORCH_BOX(&udskd::forward_operator<forward>));            \
     m.impl("dual_student_loss_backward", TORCH_BOX(&udskd::backward_operator<backward>)); \
   }
 
 #define UDSKD_REGISTER_FUSED(key, fused)                                         \
-  STABLE_TORCH_LIBRARY_IMPL(udskd, key, m) {                                     \
+  UDSKD_IMPLEMENTATIONS(UDSKD_OPERATORS, UDSKD_KEY(key), m) {                    \
     m.impl("dual_student_loss_fused", TORCH_BOX(&udskd::fused_operator<fused>)); \
   }
+
+#define UDSKD_REGISTER_SCALE(key, scale) \
+  UDSKD_IMPLEMENTATIONS(UDSKD_OPERATORS, UDSKD_KEY(key), m) { m.impl("dual_student_loss_scale", TORCH_BOX(&(scale))); }

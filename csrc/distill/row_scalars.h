@@ -32,7 +32,8 @@ HD inline Acc certainty(const Problem& p, int64_t row, const Spread<Acc>& s, Acc
 // The row's six components of the loss, coefficients not yet applied.
 template <class Acc>
 HD inline void row_components(const Problem& p, const Acc* row, Acc* out) {
-  const Acc kd = row[kWeight] * Acc(p.temperature * p.temperature), peer = Acc(p.peer_temperature * p.peer_temperature);
+  const Acc temperature = Acc(p.temperature), peer_temperature = Acc(p.peer_temperature);
+  const Acc kd = row[kWeight] * (temperature * temperature), peer = peer_temperature * peer_temperature;
   out[0] = row[kCeA], out[1] = row[kCeB];
   out[2] = p.has_kd() ? kd * row[kKlTA] : 0, out[3] = p.has_kd() && p.b ? kd * row[kKlTB] : 0;
   out[4] = peer * row[kKlBA], out[5] = peer * row[kKlAB];

@@ -21,11 +21,10 @@ HD inline Shifted<Acc, Load> shifted(Load load, Acc shift) {
   return {load, shift};
 }
 
-// e * x, where a class without mass (e == 0, x possibly infinite) contributes nothing. A NaN in e is seen in the sum of
-// the e.
+// e * x, where a class without mass (x possibly infinite) contributes nothing.
 template <class Acc>
 HD inline Acc mass_times(Acc e, Acc x) {
-  return e > 0 ? e * x : Acc(0);
+  return e == 0 ? Acc(0) : e * x;
 }
 
 template <class Acc>
@@ -46,7 +45,7 @@ HD inline Acc excess(Acc p, Acc q, Acc d) {
 }
 
 template <class Acc, class Team, class P, class Q>
-HD inline Divergence<Acc> divergence(const Team& team, int64_t n, P p, Q q, Acc inverse, bool both) {
+HD __noinline__ Divergence<Acc> divergence(const Team& team, int64_t n, P p, Q q, Acc inverse, bool both) {
   Acc sums[2], kl[2];
   auto exponentials = [=](int64_t c, Acc* terms) {
     terms[0] = exponential(p(c) * inverse), terms[1] = exponential(q(c) * inverse);
@@ -62,8 +61,23 @@ HD inline Divergence<Acc> divergence(const Team& team, int64_t n, P p, Q q, Acc 
   return {sums[0], sums[1], not_negative(kl[0]), not_negative(kl[1])};
 }
 
+// KL(p || q) as sum p log(p / q), for what is to be subtracted from log(p / q): what is wrong with the normalisers is
+// then wrong in both and cancels. exact: the divergence, which may be infinite.
+template <class Acc, class Team, class P, class Q>
+HD inline Acc plain_divergence(const Team& team, int64_t n, P p, Q q, Acc inverse, Acc sum_p, Acc sum_q, Acc exact) {
+  if (exact - exact != 0) return exact;
+  const Acc gap = logarithm(sum_q / sum_p);
+  Acc sum[1];
+  auto terms_of = [=](int64_t c, Acc* terms) {
+    const Acc s = p(c) * inverse;
+    terms[0] = mass_times(exponential(s) / sum_p, (s - q(c) * inverse) + gap);
+  };
+  team.sum(n, terms_of, sum);
+  return sum[0];
+}
+
 template <class Acc, class Team, class X>
-HD inline Spread<Acc> spread(const Team& team, int64_t n, X x, Acc inverse, bool with_second) {
+HD __noinline__ Spread<Acc> spread(const Team& team, int64_t n, X x, Acc inverse, bool with_second) {
   Acc sum[3];
   auto terms_of = [=](int64_t c, Acc* terms) {
     const Acc s = x(c) * inverse, e = exponential(s);
@@ -94,19 +108,23 @@ struct CrossEntropy {
 
 // - sum_c y'(c) log p(c) = mass * log sum_c e^x(c) - sum_c y'(c) x(c)
 template <class Acc, class Team, class X, class Y>
-HD inline CrossEntropy<Acc> cross_entropy(const Team& team, int64_t n, X x, Y y) {
-  Acc norm[1], sum[2];
-  team.sum(n, [=](int64_t c, Acc* terms) { terms[0] = exponential(x(c)); }, norm);
-  const Acc lse = logarithm(norm[0]);
-  if (y.label >= n) return {norm[0], Acc(NAN), Acc(NAN)};
-  if (y.label >= 0 && y.floor == 0) return {norm[0], lse - x(y.label), Acc(1)};
+HD __noinline__ CrossEntropy<Acc> cross_entropy(const Team& team, int64_t n, X x, Y y) {
+  Acc norm[2], sum[2];  // of the largest classes, and of the rest, which is small where the row is confident
+  auto halves = [=](int64_t c, Acc* terms) {
+    const Acc s = x(c), e = exponential(s);
+    terms[0] = s < 0 ? Acc(0) : e, terms[1] = s < 0 ? e : Acc(0);
+  };
+  team.sum(n, halves, norm);
+  const Acc all = norm[0] + norm[1], lse = norm[0] == 1 ? logarithm1(norm[1]) : logarithm(all);
+  if (y.label >= n) return {all, Acc(NAN), Acc(NAN)};
+  if (y.label >= 0 && y.floor == 0) return {all, lse - x(y.label), Acc(1)};
   auto terms_of = [=](int64_t c, Acc* terms) {
     const Acc mass = y(c);
     terms[0] = mass, terms[1] = mass == 0 ? Acc(0) : mass * x(c);
   };
   team.sum(n, terms_of, sum);
   const Acc mass = y.label >= 0 ? Acc(1) : sum[0];
-  return {norm[0], mass * lse - sum[1], mass};
+  return {all, mass * lse - sum[1], mass};
 }
 
 // How the gradient of one student's logits is made up.

@@ -31,25 +31,17 @@ struct Plan {
     stride = (padded + 15) / 16 * 16 + 32;
     if ((stride + 128) % 1024 < 256) stride += 272;  // arrays a multiple of 4 KiB apart would evict each other
     aligned = sizeof(Acc) == 4 && classes >= kAlignedFrom, streaming = p.rows * classes >= kStreamedFrom;
-    kd = p.has_kd() && !job.weights_only, two = bool(p.b), soft = p.has_ce() && (p.target || p.label_smoothing != 0);
-    spread = p.teacher && (job.entropy || p.uncertainty < kNone);
-    const double base = kd ? p.temperature : p.has_peer() ? p.peer_temperature : 1;
-    const double teacher_base = kd ? p.temperature : p.uncertainty_temperature;
+    const Terms terms(p, job.weights_only, job.entropy != nullptr);
+    kd = terms.kd, two = terms.two, soft = terms.soft, spread = terms.spread;
+    peer = terms.peer, one = terms.one, spread_power = terms.spread_power;
     constexpr double kLog2E = 1.44269504088896340736;
-    k = Acc(kLog2E / base), teacher_k = Acc(kLog2E / teacher_base), to_nats = Acc(base * kLn2);
-    peer = !p.has_peer() ? 0 : p.peer_temperature == base ? 1 : 2;
-    one = p.has_ce() ? power_for(base) : 1;
+    k = Acc(kLog2E / terms.base), teacher_k = Acc(kLog2E / terms.teacher_base), to_nats = Acc(terms.base * kLn2);
     keeps_one = one != 1 && (one != kFree || (peer == 2 && p.peer_temperature == 1));
     peer_is_one = keeps_one && p.peer_temperature == 1;
-    spread_power = spread ? power_for(teacher_base / p.uncertainty_temperature) : 0;
-    to_peer = Acc(base / p.peer_temperature), to_one = Acc(base);
-    to_spread = Acc(teacher_base / p.uncertainty_temperature), log_classes = Acc(__builtin_log(double(classes)));
+    to_peer = Acc(terms.to_peer), to_one = Acc(terms.to_one), to_spread = Acc(terms.to_spread),
+    log_classes = Acc(__builtin_log(double(classes)));
   }
 };
-
-inline int64_t size_of(ScalarType dtype) {
-  return dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2;
-}
 
 template <class Acc>
 struct InTurn {

@@ -9,17 +9,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.ops import emulated
 from udskd import _library
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+MARKS = {"cuda": ["gpu"], "emulated": ["emulated"]}
 
 
 def backends(*names: str) -> list[Any]:
-    """Parameters for the backends; CUDA is skipped with its reason where it cannot run."""
+    """Parameters for the backends, skipped with the reason where one cannot run. "emulated" has a GPU's kernels, forms
+    and rules, for tensors on the CPU."""
     out = []
-    for name in names or ("reference", "cpu", "cuda"):
-        reason = _library.unavailable(name)
-        marks = [pytest.mark.gpu] if name == "cuda" else []
+    for name in names or ("reference", "cpu", "emulated", "cuda"):
+        reason = emulated.reason() if name == "emulated" else _library.unavailable(name)
+        marks = [getattr(pytest.mark, mark) for mark in MARKS.get(name, ())]
         if reason is not None:
             marks.append(pytest.mark.skip(reason=reason))
         out.append(pytest.param(name, marks=marks))
@@ -30,9 +33,41 @@ def device_of(backend: str) -> str:
     return "cuda" if backend == "cuda" else "cpu"
 
 
+def on_gpu(backend: str) -> bool:
+    """Whether it computes as a GPU does: by a kernel that depends on the shape, the layout and on what is asked for."""
+    return backend in ("cuda", "emulated")
+
+
+def can_fuse(backend: str, options: dict[str, Any]) -> bool:
+    """Whether a backend has the fused form under some options of the loss."""
+    normalized = options.get("normalize_weights", False)
+    return options.get("reduction") != "none" and not (normalized and on_gpu(backend))
+
+
+def close(x: Tensor, y: Tensor, units: int = 4) -> None:
+    """Equal but for rounding; elements are differences of terms as large as the largest element."""
+    allowed = units * torch.finfo(y.dtype).eps
+    largest = y.abs().max().item() if y.numel() else 0.0
+    torch.testing.assert_close(x, y, rtol=allowed, atol=allowed * largest)
+
+
+def agree(backend: str, x: Tensor, y: Tensor) -> None:
+    """Equal but for rounding: what two forms compute, or one in different company. On a GPU these may be kernels of
+    which one is faster and the other more careful."""
+    close(x, y, 32 if on_gpu(backend) and y.dtype in (torch.float32, torch.float64) else 4)
+
+
+def same(backend: str, x: Tensor, y: Tensor) -> None:
+    """The same on the CPU to the bit."""
+    if on_gpu(backend):
+        agree(backend, x, y)
+    else:
+        assert torch.equal(x, y)
+
+
 @dataclass(frozen=True)
 class Problem:
-    """Inputs of dual_student_loss. `wrt` names the logits that require gradients."""
+    """Inputs of dual_student_loss."""
 
     teacher: Tensor | None
     student_a: Tensor
@@ -47,20 +82,22 @@ class Problem:
     def inputs(self) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]:
         return self.teacher, self.student_a, self.student_b, self.target
 
-    def like(self, dtype: torch.dtype | None = None, device: str | None = None) -> Problem:
-        """Leaf copies in another dtype, on another device, that require gradients."""
+    def like(
+        self, dtype: torch.dtype | None = None, device: str | None = None, learning: tuple[int, ...] = (0, 1, 2)
+    ) -> Problem:
+        """Leaf copies in another dtype, on another device; those of teacher and students that learn require
+        gradients."""
 
-        def leaf(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.detach().to(device=device, dtype=dtype).requires_grad_()
+        def leaf(k: int) -> Tensor | None:
+            x = self.inputs[k]
+            return None if x is None else x.detach().to(device=device, dtype=dtype).requires_grad_(k in learning)
 
         target = self.target
         if target is not None:
             target = target.to(device=device, dtype=dtype if target.is_floating_point() else None)
-        student_a = leaf(self.student_a)
+        student_a = leaf(1)
         assert student_a is not None
-        return replace(
-            self, teacher=leaf(self.teacher), student_a=student_a, student_b=leaf(self.student_b), target=target
-        )
+        return replace(self, teacher=leaf(0), student_a=student_a, student_b=leaf(2), target=target)
 
 
 def make(

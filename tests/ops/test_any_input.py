@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,9 +16,9 @@ from torch import Tensor
 
 import udskd
 from tests.ops import eager
-from tests.ops.problems import DTYPES, Problem, backends
+from tests.ops.problems import DTYPES, Problem, backends, device_of
 
-pytestmark = [mark for parameter in backends("cpu") for mark in parameter.marks]
+NATIVE = backends("cpu", "emulated", "cuda")
 NAMES = ("loss", "ce_a", "ce_b", "kd_a", "kd_b", "peer_a", "peer_b", "weight", "entropy")
 LAYOUTS = ("plain", "transposed", "sliced", "padded rows", "every other row", "backwards", "expanded")
 INFINITIES = ("few -inf", "many -inf", "all but one -inf")
@@ -126,14 +127,27 @@ def weights(problem: Problem, options: dict[str, Any]) -> Tensor:
 
 
 def evaluate(loss: Any, case: Case, problem: Problem, **options: Any) -> tuple[list[Tensor], list[Tensor]]:
-    """The outputs, and the gradients under an upstream gradient of 1.5."""
+    """The outputs, and the gradients under an upstream gradient of 1.5, on the CPU."""
     out = loss(*problem.inputs, **(case.options | options))
     leaves = [x for k, x in enumerate(problem.inputs[:3]) if k in case.learning and x is not None]
     gradients: list[Tensor] = []
     if leaves and out.loss.requires_grad:
         given = torch.autograd.grad(out.loss, leaves, torch.full_like(out.loss, 1.5), allow_unused=True)
         gradients = [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, given, strict=True)]
-    return [x.detach() for x in out], gradients or [torch.zeros_like(x) for x in leaves]
+    gradients = gradients or [torch.zeros_like(x) for x in leaves]
+    return [x.detach().cpu() for x in out], [x.cpu() for x in gradients]
+
+
+def moved(case: Case, device: str) -> Problem:
+    """The problem on a device, laid out there as it is here."""
+
+    def there(x: Tensor | None) -> Tensor | None:
+        if x is None or device == "cpu":
+            return x
+        memory = torch.empty(0, dtype=x.dtype).set_(x.detach().untyped_storage()).to(device)
+        return memory.as_strided(x.shape, x.stride(), x.storage_offset()).requires_grad_(x.requires_grad)
+
+    return Problem(*(there(x) for x in case.problem.inputs))  # type: ignore[arg-type]
 
 
 def exactly(case: Case) -> Problem:
@@ -166,12 +180,12 @@ def poisoned(problem: Problem) -> Tensor:
     return torch.stack([~x.amax(-1).isfinite() for x in problem.logits]).any(0)
 
 
-def assert_agrees(case: Case, loss: Any, **options: Any) -> None:
+def assert_agrees(backend: str, case: Case, loss: Any) -> None:
     """Equal NaN and infinities; other numbers close to float64's, for the arithmetic and for how large they may be."""
     problem, wide = case.problem, exactly(case)
-    ours = evaluate(udskd.dual_student_loss, case, problem, backend="cpu")
-    exact = evaluate(loss, case, wide, **options)
-    each, _ = evaluate(loss, case, wide, reduction="none", **options)
+    ours = evaluate(udskd.dual_student_loss, case, moved(case, device_of(backend)), backend=backend)
+    exact = evaluate(loss, case, wide)
+    each, _ = evaluate(loss, case, wide, reduction="none")
     hot = max(case.options["temperature"], case.options["peer_temperature"] or 0.0, 1.0)
     allowed = (5e-6 if ours[0][0].dtype == torch.float32 else 1e-11) * (hot * (hot + spread(wide)) + 1)
     for name, x, e in zip(NAMES, ours[0], exact[0], strict=True):
@@ -185,34 +199,44 @@ def assert_agrees(case: Case, loss: Any, **options: Any) -> None:
         assert torch.equal(x[broken].isnan().any(-1), e[broken].isnan().any(-1))
 
 
+plain = partial(udskd.dual_student_loss, backend="reference")
+
+
+@pytest.mark.parametrize("backend", NATIVE)
 @given(case=cases("finite"))
-def test_any_finite_input_agrees_with_the_oracle(case: Case) -> None:
-    assert_agrees(case, eager.dual_student_loss)
+def test_any_finite_input_agrees_with_the_oracle(backend: str, case: Case) -> None:
+    assert_agrees(backend, case, eager.dual_student_loss)
 
 
+@pytest.mark.parametrize("backend", NATIVE)
 @given(case=cases("infinities"))
-def test_any_excluded_classes_agree_with_plain_pytorch(case: Case) -> None:
-    assert_agrees(case, udskd.dual_student_loss, backend="reference")
+def test_any_excluded_classes_agree_with_plain_pytorch(backend: str, case: Case) -> None:
+    assert_agrees(backend, case, plain)
 
 
+@pytest.mark.parametrize("backend", NATIVE)
 @given(case=cases("poisoned"))
-def test_any_poisoned_rows_agree_with_plain_pytorch(case: Case) -> None:
-    assert_agrees(case, udskd.dual_student_loss, backend="reference")
+def test_any_poisoned_rows_agree_with_plain_pytorch(backend: str, case: Case) -> None:
+    assert_agrees(backend, case, plain)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("term", ["ce", "kd", "peer"])
-def test_nan_is_not_hidden_by_a_class_that_is_excluded_elsewhere_in_the_row(term: str, dtype: torch.dtype) -> None:
-    broken, excluding = torch.zeros(2, 1, 40, dtype=dtype)
+@pytest.mark.parametrize("backend", NATIVE)
+def test_nan_is_not_hidden_by_a_class_that_is_excluded_elsewhere_in_the_row(
+    backend: Any, term: str, dtype: torch.dtype
+) -> None:
+    broken, excluding = torch.zeros(2, 1, 40, dtype=dtype, device=device_of(backend))
     broken[0, 0], excluding[0, 1] = math.nan, -math.inf
     if term == "ce":
         both = torch.where(broken.isnan(), broken, excluding)
-        out = udskd.dual_student_loss(None, both, None, torch.tensor([2]), label_smoothing=0.1, backend="cpu")
+        label = torch.tensor([2], device=device_of(backend))
+        out = udskd.dual_student_loss(None, both, None, label, label_smoothing=0.1, backend=backend)
         assert out.ce_a.isnan()
     elif term == "kd":
-        out = udskd.dual_student_loss(broken, excluding, uncertainty="none", backend="cpu")
+        out = udskd.dual_student_loss(broken, excluding, uncertainty="none", backend=backend)
         assert out.kd_a.isnan()
     else:
-        out = udskd.dual_student_loss(None, excluding, broken, backend="cpu")
+        out = udskd.dual_student_loss(None, excluding, broken, backend=backend)
         assert out.peer_a.isnan()
         assert out.peer_b.isnan()

@@ -9,7 +9,7 @@ import torch
 from torch.autograd import forward_ad
 
 import udskd
-from tests.ops.problems import DTYPES, backends, device_of, make
+from tests.ops.problems import DTYPES, backends, device_of, make, same
 
 BACKENDS = backends()
 
@@ -58,7 +58,11 @@ def test_gradients_only_for_who_asks(backend: str, wanted: str) -> None:
     alone = [x.detach().requires_grad_(name == wanted) for x, name in zip(made.logits, names, strict=True)]
     udskd.dual_student_loss(*alone, made.target, backend=backend).loss.backward()
     for x, name, expected in zip(alone, names, everything, strict=True):
-        assert torch.equal(x.grad, expected) if name == wanted else x.grad is None  # type: ignore[arg-type]
+        if name == wanted:
+            assert x.grad is not None
+            same(backend, x.grad, expected)
+        else:
+            assert x.grad is None
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -69,10 +73,10 @@ def test_without_grad_the_loss_is_the_same_and_keeps_nothing(backend: str) -> No
         with off():
             out = udskd.dual_student_loss(*made.inputs, backend=backend)
         assert out.loss.grad_fn is None
-        assert torch.equal(out.loss, expected)
+        same(backend, out.loss, expected)
 
 
-@pytest.mark.parametrize("backend", backends("cpu", "cuda"))
+@pytest.mark.parametrize("backend", backends("cpu", "emulated", "cuda"))
 def test_the_teacher_may_come_from_inference_mode(backend: str) -> None:
     made = make().like(device=device_of(backend))
     assert made.teacher is not None
@@ -85,7 +89,7 @@ def test_the_teacher_may_come_from_inference_mode(backend: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
-@pytest.mark.parametrize("backend", backends("cpu"))
+@pytest.mark.parametrize("backend", backends("cpu", "emulated", "cuda"))
 def test_forward_mode_is_refused_rather_than_ignored(backend: str) -> None:
     made = make().like(device=device_of(backend))
     with forward_ad.dual_level():
@@ -118,7 +122,8 @@ def test_any_strides(backend: str, dtype: torch.dtype, layout: str) -> None:
     for logits in (odd, plain):
         loss = udskd.dual_student_loss(*logits, made.target, backend=backend).loss
         results.append([loss.detach(), *torch.autograd.grad(loss, logits)])
-    assert all(torch.equal(x, y) for x, y in zip(*results, strict=True))
+    for x, y in zip(*results, strict=True):
+        same(backend, x, y)
 
 
 @pytest.mark.parametrize("kind", ["expanded", "strided", "zero", "one", "large", "negative"])
@@ -148,7 +153,8 @@ def test_a_retained_graph_gives_the_same_gradient_again(backend: str) -> None:
     made = make().like(device=device_of(backend))
     loss = udskd.dual_student_loss(*made.inputs, backend=backend).loss * 3
     first = torch.autograd.grad(loss, made.logits, retain_graph=True)
-    assert all(torch.equal(x, y) for x, y in zip(first, torch.autograd.grad(loss, made.logits), strict=True))
+    for x, y in zip(first, torch.autograd.grad(loss, made.logits), strict=True):
+        same(backend, x, y)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

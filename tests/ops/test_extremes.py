@@ -66,7 +66,7 @@ def test_identical_networks_have_no_divergence(backend: str) -> None:
     assert all(g.abs().max() < 1e-6 for g in gradients)
 
 
-@pytest.mark.parametrize("backend", backends("cpu", "cuda"))
+@pytest.mark.parametrize("backend", backends("cpu", "emulated", "cuda"))
 def test_divergences_are_never_negative(backend: str) -> None:
     made = make(64, 300, dtype=torch.float32, scale=1.0)
     near = made.student_a.detach()

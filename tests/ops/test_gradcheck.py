@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import udskd
-from tests.ops.problems import backends, device_of, make
+from tests.ops.problems import backends, device_of, make, on_gpu
 
 BACKENDS = backends()
 
@@ -25,7 +25,9 @@ def check(backend: str, inputs: dict[str, Tensor], fixed: dict[str, Any]) -> Non
         logits = [given.pop(name, None) for name in ("teacher", "student_a", "student_b", "target")]
         return udskd.dual_student_loss(*logits, backend=backend, **given).loss
 
-    assert torch.autograd.gradcheck(loss, tuple(inputs.values()), eps=1e-6, atol=1e-7, rtol=1e-5)
+    # The first backward pass may hand out what came with the loss, and the next compute it, on a GPU in another order.
+    apart = 1e-12 if on_gpu(backend) else 0.0
+    assert torch.autograd.gradcheck(loss, tuple(inputs.values()), eps=1e-6, atol=1e-7, rtol=1e-5, nondet_tol=apart)
 
 
 def problem(backend: str, **options: Any) -> dict[str, Any]:

@@ -11,13 +11,23 @@ from torch import Tensor, nn
 
 import udskd
 from tests.ops.problems import Problem, backends, device_of, make
+from udskd import ops
 
-NATIVE = backends("cpu", "cuda")
+NATIVE = backends("cpu", "emulated", "cuda")
 Arguments = tuple[Any, ...]
 
 
+def operators(backend: str) -> Any:
+    return ops.OPERATORS[backend].namespace
+
+
 def arguments(
-    problem: Problem, *, reduction: int = 0, coefficients: bool = False, certainty: bool = False
+    problem: Problem,
+    *,
+    reduction: int = 0,
+    coefficients: bool = False,
+    certainty: bool = False,
+    normalized: bool = True,
 ) -> Arguments:
     """The compiled operator's own arguments."""
     rows, device = len(problem.student_a), problem.student_a.device
@@ -37,7 +47,7 @@ def arguments(
         0.1,
         0,
         False,
-        True,
+        normalized,
         False,
         -100,
         reduction,
@@ -68,7 +78,7 @@ def test_opcheck_of_the_forward_operator(backend: str, layout: str) -> None:
     problem = layouts()[layout].like(device=device_of(backend)) if backend == "cuda" else layouts()[layout]
     # The mean over no rows is NaN, which opcheck takes for a difference.
     torch.library.opcheck(
-        torch.ops.udskd.dual_student_loss.default, arguments(problem, reduction=int(layout == "empty"))
+        operators(backend).dual_student_loss.default, arguments(problem, reduction=int(layout == "empty"))
     )
 
 
@@ -77,14 +87,14 @@ def test_opcheck_of_the_forward_operator(backend: str, layout: str) -> None:
 def test_opcheck_with_tensor_coefficients_and_every_reduction(backend: str, reduction: int) -> None:
     problem = make(5, 8, dtype=torch.float32).like(device=device_of(backend))
     full = arguments(problem, reduction=reduction, coefficients=True, certainty=True)
-    torch.library.opcheck(torch.ops.udskd.dual_student_loss.default, full)
+    torch.library.opcheck(operators(backend).dual_student_loss.default, full)
 
 
 @pytest.mark.parametrize("missing", [{"teacher": False}, {"two": False}, {"target": None}, {"target": "soft"}])
 @pytest.mark.parametrize("backend", NATIVE)
 def test_opcheck_without_some_inputs(backend: str, missing: dict[str, Any]) -> None:
     problem = make(5, 8, dtype=torch.float32, **missing).like(device=device_of(backend))
-    torch.library.opcheck(torch.ops.udskd.dual_student_loss.default, arguments(problem))
+    torch.library.opcheck(operators(backend).dual_student_loss.default, arguments(problem))
 
 
 @pytest.mark.parametrize(
@@ -96,9 +106,31 @@ def test_opcheck_of_the_backward_operator(backend: str, layout: str, wanted: tup
     problem = layouts()[layout].like(device=device_of(backend)) if backend == "cuda" else layouts()[layout]
     fixed = [None if x is None else x.detach() for x in problem.inputs]
     full = (*fixed, *arguments(problem)[4:])
-    loss, _, _, _, rows = torch.ops.udskd.dual_student_loss.default(*full)
+    loss, _, _, _, rows = operators(backend).dual_student_loss.default(*full)
     backward = (torch.ones_like(loss), rows, *fixed, None, None, None, 1.0, 0.9, 0.5, 4.0, 2.0, 0.1, False, *wanted)
-    torch.library.opcheck(torch.ops.udskd.dual_student_loss_backward.default, backward)
+    torch.library.opcheck(operators(backend).dual_student_loss_backward.default, backward)
+
+
+def fused_arguments(problem: Problem, *wanted: bool) -> Arguments:
+    """The same without normalized weights, and with gradients instead of tensors that require them."""
+    fixed = [None if x is None else x.detach() for x in problem.inputs]
+    return *fixed, *arguments(problem, normalized=False)[4:], *wanted
+
+
+@pytest.mark.parametrize("wanted", [(True, True, True), (False, True, False), (False, False, False)], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "expanded"])
+@pytest.mark.parametrize("backend", NATIVE)
+def test_opcheck_of_the_fused_operator(backend: str, layout: str, wanted: tuple[bool, ...]) -> None:
+    problem = layouts()[layout].like(device=device_of(backend)) if backend == "cuda" else layouts()[layout]
+    torch.library.opcheck(operators(backend).dual_student_loss_fused.default, fused_arguments(problem, *wanted))
+
+
+@pytest.mark.parametrize("backend", backends("emulated", "cuda"))
+def test_opcheck_of_the_operator_that_scales_gradients(backend: str) -> None:
+    problem = make(6, 10, dtype=torch.float32).like(device=device_of(backend))
+    fused = operators(backend).dual_student_loss_fused.default
+    loss, _, _, _, *kept = fused(*fused_arguments(problem, False, True, True))
+    torch.library.opcheck(operators(backend).dual_student_loss_scale.default, (torch.full_like(loss, 2.5), *kept))
 
 
 def train_step(model: nn.Module, x: Tensor, teacher: Tensor, target: Tensor, backend: str) -> Tensor:

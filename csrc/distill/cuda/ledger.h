@@ -1,0 +1,146 @@
+// What needs all rows: each row's share of the loss, and the sums over rows, which the last block to finish adds up in
+// a fixed order.
+#pragma once
+
+#include "../../cuda/team.h"
+#include "scalars.h"
+
+namespace udskd::cuda {
+
+constexpr int kTotals = kComponents + 1;
+constexpr int kMostTeams = 16;  // of a block
+constexpr int kLedgerBytes = kMostTeams * kTotals * 8 + 128;
+
+__device__ inline bool ignored(const Problem& p, int64_t row) { return p.labels && p.labels[row] == p.ignore_index; }
+
+// The rows that count, each in every block; a mean is known before a gradient is.
+template <class Group>
+__device__ double live_rows(const Problem& p, Group& block) {
+  if (!p.labels) return double(p.rows);
+  double live[1] = {0};
+#pragma unroll 2
+  for (int64_t row = threadIdx.x; row < p.rows; row += Group::kBlock) live[0] += !ignored(p, row);
+  block.fold(live, Add());
+  return live[0];
+}
+
+// Weights that are to be divided by their mean are known when all rows are done; so is, then, what they weigh.
+__device__ inline bool deferred(const Problem& p) { return p.normalize_weights && p.teacher; }
+
+template <class Acc>
+class Ledger {
+ public:
+  __device__ Ledger(const Job& job, unsigned char* shared, int team)
+      : job_(job), sums_(reinterpret_cast<double*>(shared)), team_(team) {
+    for (int k = int(threadIdx.x); k < kMostTeams * kTotals; k += int(blockDim.x)) sums_[k] = 0;
+    if (threadIdx.x == 0) *flag() = 0;
+    __syncthreads();
+  }
+
+  // By one thread: there is a row that this block has not done. By all, after a barrier: whether there is.
+  __device__ void leave() { *flag() = 1; }
+  __device__ bool left() const { return *flag() == 1; }
+
+  // By one thread, once for each row.
+  __device__ void enter(int64_t row, const Acc* columns) {
+    Acc* const saved = static_cast<Acc*>(job_.saved) + row * kColumns;
+    for (int k = 0; k < kColumns; ++k) saved[k] = columns[k];
+    static_cast<Acc*>(job_.weight)[row] = columns[kWeight], static_cast<Acc*>(job_.entropy)[row] = columns[kEntropy];
+    if (deferred(job_.p)) return;
+    Acc terms[kTotals];
+    terms_of(row, columns, terms);
+    for (int k = 0; k < kTotals; ++k) sums_[team_ * kTotals + k] += double(terms[k]);
+  }
+
+  // By all threads of all blocks, after the last row. live: the rows that count.
+  template <class Group>
+  __device__ void close(double live, Group& block) {
+    if (job_.p.reduction == kUnreduced && !deferred(job_.p)) return;
+    __syncthreads();
+    if (!last_to_finish()) return;
+    if (deferred(job_.p)) return settle(live, block);
+    const int lane = threadIdx.x % kWarp, warps = Group::kBlock / kWarp;
+#pragma unroll 1
+    for (int k = threadIdx.x / kWarp; k < kTotals; k += warps) {
+      double total[1] = {0};
+#pragma unroll 4
+      for (unsigned i = lane; i < gridDim.x; i += kWarp) total[0] += __ldcg(job_.totals + i * kTotals + k);
+      fold_lanes<kWarp>(~0u, total, Add());
+      if (lane == 0) give(k, total[0], live);
+    }
+  }
+
+ private:
+  const Job& job_;
+  double* sums_;
+  int team_;
+
+  __device__ unsigned* flag() const { return reinterpret_cast<unsigned*>(sums_ + kMostTeams * kTotals); }
+
+  // A row's components and loss, of which unreduced ones are written at once.
+  __device__ void terms_of(int64_t row, const Acc* columns, Acc (&terms)[kTotals]) const {
+    const Problem& p = job_.p;
+    for (int k = 0; k < kTotals; ++k) terms[k] = 0;
+    if (columns[kShare] != 0) {
+      row_components<Acc>(p, columns, terms);
+      terms[kComponents] = row_loss<Acc>(p, row, terms);
+    }
+    if (p.reduction != kUnreduced) return;
+    for (int k = 0; k < kComponents; ++k) static_cast<Acc*>(job_.components)[k * p.rows + row] = terms[k];
+    static_cast<Acc*>(job_.loss)[row] = terms[kComponents];
+  }
+
+  // Leaves this block's sums; true in the block that comes last, which then sees those of all.
+  __device__ bool last_to_finish() {
+    if (threadIdx.x == 0) {
+#pragma unroll 1
+      for (int k = 0; k < kTotals; ++k) {
+        double sum = 0;
+#pragma unroll 1
+        for (int team = 0; team < kMostTeams; ++team) sum += sums_[team * kTotals + k];
+        __stcg(job_.totals + int64_t(blockIdx.x) * kTotals + k, sum);
+      }
+      __threadfence();
+      *flag() = atomicAdd(job_.finished, 1u) == gridDim.x - 1 ? 2 : 0;
+      __threadfence();
+    }
+    __syncthreads();
+    return *flag() == 2;
+  }
+
+  __device__ void give(int k, double total, double live) const {
+    // 0 / 0 is NaN, as in F.cross_entropy when every row is ignored
+    const Acc result = Acc(job_.p.reduction == kMean ? total / live : total);
+    static_cast<Acc*>(k < kComponents ? job_.components : job_.loss)[k < kComponents ? k : 0] = result;
+  }
+
+  // Normalises the weights of all rows, whose other columns are there already, and adds up what follows.
+  template <class Group>
+  __device__ __noinline__ void settle(double live, Group block) const {
+    const Problem& p = job_.p;
+    double counts[2] = {};  // rows whose weight is a number, and the sum of these weights
+#pragma unroll 1
+    for (int64_t row = threadIdx.x; row < p.rows; row += Group::kBlock) {
+      const Acc share = columns_of(row)[kShare], weight = columns_of(row)[kWeight];
+      if (share != 0 && weight == weight) counts[0] += 1, counts[1] += double(weight);
+    }
+    block.fold(counts, Add());
+    const double scale = counts[1] > 0 ? counts[0] / counts[1] : 1;
+    double totals[kTotals] = {};
+#pragma unroll 1
+    for (int64_t row = threadIdx.x; row < p.rows; row += Group::kBlock) {
+      Acc columns[kColumns], terms[kTotals];
+      for (int k = 0; k < kColumns; ++k) columns[k] = columns_of(row)[k];
+      columns[kWeight] = Acc(double(columns[kWeight]) * scale);
+      columns_of(row)[kWeight] = static_cast<Acc*>(job_.weight)[row] = columns[kWeight];
+      terms_of(row, columns, terms);
+      for (int k = 0; k < kTotals; ++k) totals[k] += double(terms[k]);
+    }
+    block.fold(totals, Add());
+    for (int k = 0; k < kTotals && threadIdx.x == 0 && p.reduction != kUnreduced; ++k) give(k, totals[k], live);
+  }
+
+  __device__ volatile Acc* columns_of(int64_t row) const { return static_cast<Acc*>(job_.saved) + row * kColumns; }
+};
+
+}  // namespace udskd::cuda
