@@ -1,5 +1,6 @@
 # What a contributor types. Every target sets up what it needs; what is done already is not done again.
 PYTHON ?= python3
+OUT ?= build/gpu
 TORCH = torch==2.11.0 torchvision==0.26.0
 NVCC = 'nvidia-cuda-nvcc==13.0.*' 'nvidia-cuda-crt==13.0.*' 'nvidia-nvvm==13.0.*' 'nvidia-cuda-cccl==13.0.*'
 
@@ -25,8 +26,9 @@ demo: build  ## teacher, then ce, kd and udskd on generated images: a table and 
 test: build  ## the test-suite (tests that need a GPU skip themselves without one)
 	@$(BIN)/python -m pytest -q
 
-gpu: build  ## only the tests that need a GPU
-	@$(BIN)/python -m pytest -q -m gpu
+# With the machine's own Python, PyTorch and nvcc: such machines often have no network.
+gpu:  ## on a machine with an NVIDIA GPU: build for it, tests, sanitizers, benchmarks, all within 8 minutes [OUT=dir]
+	@$(PYTHON) -m bench.gpu --out $(OUT)
 
 bench: build  ## the loss beside eager and compiled PyTorch, one thread of this CPU; also to build/bench
 	@$(BIN)/python -m bench.loss --device cpu --threads 1 --json build/bench/loss.json --markdown build/bench/loss.md --plot build/bench

@@ -28,6 +28,7 @@ COLOURS = {  # Okabe and Ito's
     "udskd": "#0072b2",
     "udskd-fused": "#56b4e9",
     "udskd-recompute": "#a6d8f5",
+    "udskd-graph": "#004166",
     "reference": "#bdbdbd",
 }
 SIDE_BY_SIDE = 32  # bars of a panel above which the panels stand below each other

@@ -16,6 +16,7 @@ import json
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,12 @@ def run(options: argparse.Namespace, chosen: Sequence[Provider]) -> list[dict[st
         "command": command(options),
         "copy_gb_per_s": digits(copy),
     }
-    out = []
+    out, end = [], time.monotonic() + options.limit
     for (height, classes), dtype, kind in itertools.product(options.shapes, options.dtypes, options.passes):
         case = Case(height, classes, dtype, kind)
+        if time.monotonic() > end:
+            print(f"no time left for {case} and what follows it", flush=True)
+            break
         rows = measure(case, chosen, options.device, options.loss, options.rounds, copy)
         report.show(table.sections(rows))
         print(flush=True)
@@ -115,6 +119,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--temperature", type=float, default=4.0)
     add("--providers", type=listed(one_of("provider", list(providers.FACTORIES))), default=providers.DEFAULT)
     add("--rounds", type=count, default=20, help="samples of each provider in each case")
+    add("--limit", type=float, default=float("inf"), metavar="SECONDS", help="after which no case is started")
     add("--json", type=Path, metavar="FILE", help="all rows, with what is needed to place and to repeat them")
     add("--plot", type=Path, metavar="DIR", help="for speedup.png and bandwidth.png")
     add("--markdown", type=Path, metavar="FILE", help="a short table for each pass, then all that is printed")

@@ -1,10 +1,21 @@
-"""The machine under the numbers: what it is, what runs on it, and the memory allocator's manners."""
+"""The machine under the numbers: what it is, what runs on it, and the memory allocator's manners.
+
+    python -m bench.machine --device cuda
+
+prints what there is to know of a GPU as JSON; nothing is set.
+"""
 
 from __future__ import annotations
 
+import argparse
 import ctypes
+import json
 import os
 import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,6 +25,10 @@ import torch
 import udskd
 
 OPTIONAL = ("triton", "liger-kernel", "quack-kernels")  # distributions, named where they are installed
+STATE = (  # of a GPU, as nvidia-smi names it; nothing that identifies one
+    *("driver_version", "pstate", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "temperature.gpu"),
+    *("power.draw", "power.limit", "memory.total", "memory.used", "compute_mode", "ecc.mode.current"),
+)
 
 
 def processor() -> str:
@@ -32,6 +47,34 @@ def machine(device: str = "cpu") -> dict[str, Any]:
     if device == "cuda":
         return out | {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
     return out | {"simd": udskd.build_info()["simd"]}
+
+
+def gpu() -> dict[str, Any]:
+    """The GPU's size, and its clocks and driver as they are found."""
+    p = torch.cuda.get_device_properties()
+    return {
+        "capability": f"{p.major}.{p.minor}",
+        "multiprocessors": p.multi_processor_count,
+        "memory_bytes": p.total_memory,
+        "l2_bytes": p.L2_cache_size,
+        "devices": torch.cuda.device_count(),
+        "state": nvidia_smi(),
+    }
+
+
+def nvidia_smi() -> dict[str, str]:
+    """What nvidia-smi says of the GPU in use; empty where it cannot be asked."""
+    program = shutil.which("nvidia-smi")
+    if not program:
+        return {}
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0] or "0"
+    query = [program, f"--query-gpu={','.join(STATE)}", "--format=csv,noheader", f"--id={first}"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    values = [value.strip() for value in done.stdout.strip().split(",")]
+    return dict(zip(STATE, values, strict=True)) if done.returncode == 0 and len(values) == len(STATE) else {}
 
 
 def versions() -> dict[str, str]:
@@ -58,3 +101,19 @@ def keep_memory() -> bool:
     mallopt(trim_threshold, 2**31 - 1)
     # Older ones refuse thresholds above 32 MiB; they are told to use no mmap at all.
     return bool(mallopt(mmap_threshold, 1 << 30) or mallopt(mmap_max, 0))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.machine", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    device = parser.parse_args(argv).device
+    if device == "cuda" and not torch.cuda.is_available():
+        print("no GPU: PyTorch sees no CUDA device")
+        return 1
+    facts = machine(device) | (gpu() if device == "cuda" else {}) | {"versions": versions()}
+    print(json.dumps(facts, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import udskd
+from bench import graph
 from bench.problem import PASSES, Loss
 from tests.ops import eager
 from udskd import forms
@@ -69,6 +70,12 @@ def _udskd(name: str, device: str, options: Options, form: forms.Form = "auto", 
         return Provider(name, loss)
     # Without gradients there is nothing to choose a form for.
     return Provider(name, loss, partial(forms.only, form), passes=("forward+backward",))
+
+
+def _udskd_graph(name: str, device: str, options: Options) -> Provider:
+    """The same as a captured training step has it: without the host's part."""
+    _only_cuda(device)
+    return Provider(name, graph.Replayed(_udskd("udskd", device, options).loss), graphs=True)
 
 
 # --- plain PyTorch, as written and compiled --------------------------------------------------------------------------
@@ -160,6 +167,7 @@ FACTORIES: dict[str, Callable[[str, str, Options], Provider]] = {
     "udskd": _udskd,
     "udskd-fused": partial(_udskd, form="fused"),
     "udskd-recompute": partial(_udskd, form="recompute"),
+    "udskd-graph": _udskd_graph,
     "reference": partial(_udskd, backend="reference"),
 }
 DEFAULT = [name for name in FACTORIES if name != "reference"]

@@ -149,6 +149,17 @@ def test_a_run_without_rows_says_so(capsys: pytest.CaptureFixture[str], tmp_path
     assert capsys.readouterr().err == "None of the providers can run any of the cases.\n"
 
 
+def test_a_run_stops_at_its_limit_and_writes_what_it_has(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    clock = iter(range(100))
+    monkeypatch.setattr(loss.time, "monotonic", lambda: float(next(clock)))
+    file = tmp_path / "rows.json"
+    assert run(f"{TINY} --shapes 4x10,5x10,6x10 --providers udskd --passes forward --limit 2 --json {file}") == 0
+    assert [row["rows"] for row in json.loads(file.read_text())] == [4, 5]
+    assert "\nno time left for 6 x 10, float32, forward and what follows it\n" in capsys.readouterr().out
+
+
 def test_udskd_must_not_raise(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*inputs: Tensor) -> Tensor:
         raise ValueError("not with these logits")

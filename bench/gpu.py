@@ -1,0 +1,207 @@
+"""Everything that needs an NVIDIA GPU, by one command: `make gpu`, or
+
+    python -m bench.gpu [--out DIR] [--seconds 480]
+
+Builds the library for the GPU that is there, with the Python that runs this and what is installed beside it; runs the
+tests that need one; runs the kernels under compute-sanitizer; measures the loss, and a call's cost. Every part has its
+own time limit and log, and is reported whether or not those before it passed. The table comes last, and is in DIR, too.
+Needs no network, and changes no setting of the GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from bench import steps, toolkit
+from bench.steps import Outcome, Step, Verdict
+
+TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
+FORMS = ("udskd", "udskd-fused", "udskd-recompute", "udskd-graph")
+PYTHON = [sys.executable, "-u"]
+# Batches from those that only pay for the launch to those that fill a GPU; rows that vectors divide, and neighbours
+# that none does.
+SIZES = [f"{rows}x{classes}" for classes in (100, 1000) for rows in (64, 128, 256, 512, 1024, 2048, 4096)]
+SIZES += ["4096x999", "4096x1001", "1024x50256", "1024x50257"]
+
+
+class CannotStart(Exception):
+    """Why nothing of this can run here."""
+
+
+def facts() -> dict[str, Any]:
+    """The machine, asked in a process of its own, which gives its part of the GPU back."""
+    command = [*PYTHON, "-W", "ignore", "-m", "bench.machine", "--device", "cuda"]
+    try:
+        done = subprocess.run(command, cwd=toolkit.ROOT, capture_output=True, text=True, timeout=90)
+    except subprocess.TimeoutExpired:
+        raise CannotStart("the GPU does not answer") from None
+    if done.returncode:
+        raise CannotStart(steps.last_line(done.stdout + done.stderr))
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+# --- what the parts say ----------------------------------------------------------------------------------------------
+
+
+def judge_tests(code: int, output: str) -> Verdict:
+    """pytest's own counts. Tests that all skipped themselves have tested nothing."""
+    found = re.findall(r"((?:\d+ (?:passed|failed|skipped|errors?|deselected|warnings?)(?:, )?)+) in [\d.]+s", output)
+    if not found:
+        return Verdict("failed", steps.last_line(output))
+    counts = re.sub(r", \d+ (deselected|warnings?)", "", found[-1])
+    return Verdict("ok" if code == 0 and "passed" in counts else "failed", counts)
+
+
+def judge_sanitizer(code: int, output: str) -> Verdict:
+    """The tool's summary. It must have seen the script through, which prints how many calls it checked."""
+    if "Device not supported" in output:
+        return Verdict("skipped", "the tool does not support this device")
+    said = re.findall(r"=+ ([A-Z ]*SUMMARY: .*)", output)
+    checked = re.findall(r"^checked .*", output, re.M)
+    if code == 0 and said and checked:
+        return Verdict("ok", f"{said[-1]}; {checked[-1]}")
+    return Verdict("failed", said[-1] if said else steps.last_line(output))
+
+
+def judge_build(capability: str, code: int, output: str) -> Verdict:
+    errors = re.findall(r".*\berror\b.*", output)
+    return Verdict("failed", (errors or [steps.last_line(output)])[0]) if code else Verdict("ok", f"for {capability}")
+
+
+def judge_loss(rows: Path, code: int, output: str) -> Verdict:
+    """How many cases, and how near the best came to a copy."""
+    if code or not rows.is_file():
+        return Verdict("failed", steps.last_line(output))
+    ours = [row for row in json.loads(rows.read_text(encoding="utf-8")) if row["provider"] == "udskd"]
+    best = max(ours, key=lambda row: row["share_of_copy"])
+    where = f"{best['rows']} x {best['classes']}, {best['dtype']}"
+    left = re.findall(r"^no time left for .*", output, re.M)
+    return Verdict("ok", "; ".join([f"{len(ours)} cases; best {best['share_of_copy']:.0%} of a copy: {where}", *left]))
+
+
+def judge_call(rows: Path, code: int, output: str) -> Verdict:
+    if code or not rows.is_file():
+        return Verdict("failed", steps.last_line(output))
+    ours = [row for row in json.loads(rows.read_text(encoding="utf-8")) if row["provider"] == "udskd"]
+    return Verdict("ok", ", ".join(f"{row['pass']} {row['median_us']} µs" for row in ours))
+
+
+# --- the parts -------------------------------------------------------------------------------------------------------
+
+
+def plan(out: Path, home: str, capability: str) -> list[list[Step]]:
+    """All parts in order; those that run side by side in one list. Their limits add up to more than there is, because
+    most parts take less."""
+    compiled = ["eager", "compile", "compile-reduce-overhead", *FORMS, "liger", "quack"]
+    gradients = ["--passes", "forward+backward"]
+    return [
+        [build(out, home, capability)],
+        [tests(out)],
+        [sanitizer(out, home, tool) for tool in TOOLS],
+        [call(out)],
+        [loss(out, "forward", 40, ["eager", "udskd", "udskd-graph"], ["--passes", "forward"])],
+        [loss(out, "loss", 200, compiled, gradients)],
+        [loss(out, "sizes", 100, ["eager", *FORMS], [*gradients, "--shapes", ",".join(SIZES)])],
+    ]
+
+
+def build(out: Path, home: str, capability: str) -> Step:
+    only = {"UDSKD_CUDA": "1", "TORCH_CUDA_ARCH_LIST": capability, "CUDA_HOME": home}
+    command = [*PYTHON, "setup.py", "build_ext", "--inplace"]
+
+    judge = partial(judge_build, capability)
+    return Step("build", lambda _: command, 200, out / "build.log", judge, only, vital=True)
+
+
+def tests(out: Path) -> Step:
+    workers = ["-n", str(min(4, os.cpu_count() or 1))] if find_spec("xdist") else []
+    command = [*PYTHON, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *workers, "tests"]
+    return Step("tests", lambda _: command, 150, out / "tests.log", judge_tests)
+
+
+def sanitizer(out: Path, home: str, tool: str) -> Step:
+    """Our kernels alone, and memory that PyTorch does not pool, so that a read beyond an end is one."""
+    program = toolkit.program("compute-sanitizer", home)
+    options = [*("--error-exitcode", "9"), *("--print-limit", "20"), *("--report-api-errors", "no")]
+    options += ["--kernel-name", "kns=udskd"]
+    options += ["--padding", "65536"] if tool == "memcheck" else []  # or far beyond an end another tensor would begin
+    command = [program or "", "--tool", tool, *options, *PYTHON, "-m", "bench.sanitized"]
+    environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    missing = "" if program else "not installed"
+    return Step(tool, lambda _: command, 90, out / f"{tool}.log", judge_sanitizer, environment, missing)
+
+
+def loss(out: Path, name: str, limit: float, providers: Sequence[str], more: Sequence[str]) -> Step:
+    """bench.loss, which is told when to start no other case, and so still writes what it has."""
+    rows, a_case = out / f"{name}.json", 40 if "compile" in providers else 10
+    fixed = ["-m", "bench.loss", "--device", "cuda", "--rounds", "10", "--providers", ",".join(providers), *more]
+    fixed += ["--json", str(rows), "--markdown", str(rows.with_suffix(".md"))]
+
+    def command(seconds: float) -> list[str]:
+        return [*PYTHON, *fixed, "--limit", str(max(1, int(seconds - a_case)))]
+
+    return Step(name, command, limit, out / f"{name}.log", partial(judge_loss, rows))
+
+
+def call(out: Path) -> Step:
+    rows = out / "call.json"
+    command = [*PYTHON, "-m", "bench.call", "--device", "cuda", "--json", str(rows)]
+    return Step("call", lambda _: command, 40, out / "call.log", partial(judge_call, rows))
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def prepare(out: Path) -> tuple[dict[str, Any], list[list[Step]]]:
+    """The machine and what is to be done on it.
+
+    Raises:
+        CannotStart: there is no GPU, or nothing to compile for it with.
+    """
+    found = facts()
+    home = toolkit.home()
+    if home is None:
+        raise CannotStart("no nvcc: install the CUDA toolkit or set CUDA_HOME")
+    out.mkdir(parents=True, exist_ok=True)
+    found["nvcc"] = toolkit.release(home)
+    (out / "machine.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return found, plan(out, home, found["capability"])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("build/gpu"), metavar="DIR", help="for logs and results")
+    parser.add_argument("--seconds", type=float, default=480, help="for all of it")
+    options = parser.parse_args(argv)
+    start, out = time.monotonic(), options.out.resolve()
+    try:
+        found, groups = prepare(out)
+    except CannotStart as reason:
+        print(f"udskd: {reason}")
+        return 1
+    print(f"{found['gpu']}, compute capability {found['capability']}; logs in {options.out}", flush=True)
+
+    def done(outcomes: list[Outcome]) -> None:
+        steps.write(out, found, outcomes)
+        print(f"{outcomes[-1].step} done: {outcomes[-1].status}, {outcomes[-1].detail}", flush=True)
+
+    outcomes = steps.run_all(groups, options.seconds - (time.monotonic() - start), done)
+    steps.write(out, found, outcomes)
+    print("\n" + steps.markdown(outcomes), end="", flush=True)
+    return 1 if any(outcome.status == "failed" for outcome in outcomes) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

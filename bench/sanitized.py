@@ -1,0 +1,136 @@
+"""Calls of the loss for compute-sanitizer to watch: every way in which the kernels share a row out among threads, on
+problems small enough for a tool that is a hundred times slower.
+
+    compute-sanitizer --tool racecheck python -m bench.sanitized
+
+UDSKD_CUDA_PLAN names the way; without it, the size of the problem decides. Every answer is compared with the
+reference's, loosely: exactness is for the tests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import udskd
+from tests.ops.problems import Problem, make
+from udskd import forms
+
+PLAN = "UDSKD_CUDA_PLAN"
+# Classes to try each way with: with and without a rest after the last whole vector, fewer and more than threads.
+CLASSES = {
+    "lanes8": (7, 121),
+    "warp": (33, 125),
+    "warp8": (100, 1017),
+    "block128": (129, 1000),
+    "block256": (515, 2049),
+    "shared": (1001, 4096),
+    "cluster": (2050, 8195),
+    "split": (1003, 5000),
+}
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ROWS, IGNORED = 9, 2
+OPTIONS: list[dict[str, Any]] = [
+    {"reduction": "mean"},
+    {"reduction": "sum", "detach_peer": False, "label_smoothing": 0.1},
+    {"reduction": "none", "peer_temperature": 1.0, "uncertainty": "margin"},
+    {"reduction": "mean", "normalize_weights": True, "temperature": 2.5, "uncertainty": "max_prob"},
+    {"reduction": "sum", "uncertainty": "none", "ce_weight": 0.3, "peer_weight": 0.0},
+]
+PARTS: list[dict[str, Any]] = [{}, {}, {"two": False}, {}, {"teacher": False}, {"target": "soft"}, {"target": None}]
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+
+
+class Wrong(Exception):
+    """An answer that is not near the reference's."""
+
+
+class Call(NamedTuple):
+    number: int
+    plan: str
+    classes: int
+    dtype: torch.dtype
+    form: forms.Form
+    parts: dict[str, Any]
+    options: dict[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.plan}, {ROWS} x {self.classes}, {self.dtype}, {self.form}, {self.parts | self.options}"
+
+
+def calls() -> Iterator[Call]:
+    """Every plan in every dtype, the rest in turn: in periods without a common factor, so that all pairs come up."""
+    number = itertools.count()
+    for plan, sizes in CLASSES.items():
+        for classes, dtype in itertools.product(sizes, DTYPES):
+            turn = next(number)
+            form: forms.Form = "recompute" if turn % 11 < 3 else "auto"
+            yield Call(turn, plan, classes, dtype, form, PARTS[turn % len(PARTS)], OPTIONS[turn % len(OPTIONS)])
+
+
+def answer(problem: Problem, backend: Any, **options: Any) -> list[Tensor]:
+    """Loss and gradients, under an upstream gradient that is not 1."""
+    out = udskd.dual_student_loss(*problem.inputs, backend=backend, **options)
+    gradients = torch.autograd.grad(out.loss, problem.logits, torch.full_like(out.loss, 1.5))
+    return [x.detach().float().cpu() for x in (out.loss, out.weight, *gradients)]
+
+
+def shifted(problem: Problem) -> Problem:
+    """The same logits as rows of a wider matrix, which begin where no vector does."""
+
+    def place(x: Tensor | None) -> Tensor | None:
+        if x is None:
+            return None
+        wide = x.new_zeros(x.shape[0], x.shape[1] + 3)
+        wide[:, 1:-2] = x.detach()
+        return wide[:, 1:-2].requires_grad_()
+
+    a = place(problem.student_a)
+    assert a is not None
+    return Problem(place(problem.teacher), a, place(problem.student_b), problem.target)
+
+
+def check(call: Call, device: str) -> None:
+    made = make(ROWS, call.classes, dtype=torch.float32, seed=call.number, ignored=IGNORED, **call.parts)
+    made = made.like(call.dtype)
+    expected = answer(made, "reference", **call.options)
+    problem = made.like(device=device)
+    with forms.only(call.form):
+        seen = answer(shifted(problem) if call.number % 2 else problem, "auto", **call.options)
+    for x, y in zip(seen, expected, strict=True):
+        off, largest = (x - y).abs().max().item(), y.abs().max().item()
+        if not off <= TOLERANCE[call.dtype] * largest:
+            raise Wrong(f"off by {off:.1e} where the largest element is {largest:.1e}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.sanitized", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
+    parser.add_argument("--plans", default=",".join(CLASSES), help="some of them alone")
+    options = parser.parse_args(argv)
+    done: dict[str, int] = {}
+    for call in calls():
+        if call.plan not in options.plans.split(","):
+            continue
+        os.environ[PLAN] = call.plan
+        try:
+            check(call, options.device)
+        except Exception as error:
+            print(f"{call}: {error}", flush=True)
+            return 1
+        done[call.plan] = done.get(call.plan, 0) + 1
+    if options.device == "cuda":
+        torch.cuda.synchronize()
+    print(f"checked {sum(done.values())} calls: {', '.join(f'{count} of {plan}' for plan, count in done.items())}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

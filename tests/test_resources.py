@@ -1,0 +1,153 @@
+"""The compiler's word on every kernel: read, compared with the committed table, and complained about; and names."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+from torch.utils import cpp_extension
+
+from bench import resources, toolkit
+from bench.resources import TABLE, Kernel, compare, merged, parse
+
+SAID = """\
+ptxas info    : 28 bytes gmem
+ptxas info    : Compiling entry function '_Z1ai' for 'sm_90'
+ptxas info    : Function properties for _Z1ai
+    464 bytes stack frame, 212 bytes spill stores, 1100 bytes spill loads
+ptxas info    : Used 64 registers, used 1 barriers, 464 bytes cumulative stack size, 32 bytes smem
+ptxas info    : Compile time = 2623.478 ms
+ptxas info    : Compiling entry function '_Z1bi' for 'sm_90'
+ptxas info    : Function properties for _Z1bi
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 8 registers, used 0 barriers
+ptxas info    : Compile time = 2.485 ms
+ptxas info    : Function properties for _Z6calledi
+    0 bytes stack frame, 4 bytes spill stores, 8 bytes spill loads
+"""
+A = Kernel("a", 90, registers=64, stack=464, spill_stores=212, spill_loads=1100, shared=32)
+B = Kernel("b", 90, registers=8)
+
+
+def test_every_number_goes_to_its_kernel() -> None:
+    called = Kernel("_Z6calledi", 90, spill_stores=4, spill_loads=8)
+    kernels = parse(SAID, 90)
+    assert kernels == [Kernel("_Z1ai", 90, 64, 464, 212, 1100, 32), Kernel("_Z1bi", 90, 8), called]
+    assert parse("", 90) == []
+
+
+@pytest.mark.parametrize(
+    ("demangled", "name"),
+    [
+        ("plain(double*)", "plain"),
+        ("udskd::cuda::scale(udskd::Job, void (*)(int))", "scale"),
+        ("void udskd::(anonymous namespace)::rows<float, udskd::cuda::Warp>(udskd::Job)", "rows<float, Warp>"),
+        (
+            "void udskd::rows<float, udskd::Lanes<(int)8>, (udskd::Kind)1>(float*)",
+            "rows<float, Lanes<int(8)>, Kind(1)>",
+        ),
+        ("void udskd::rows<__half, udskd::Block<256> >(int)", "rows<half, Block<256>>"),
+        ("void udskd::rows<__nv_bfloat16, true, -1>(float*, int) [clone .x]", "rows<bfloat16, true, -1>"),
+        ("_INTERNAL_54_a_cu__Z1gPd::udskd::_GLOBAL__N__54_a_cu_9::foo(float*, int)", "foo"),
+        ("_Znothing_to_demangle", "_Znothing_to_demangle"),
+    ],
+)
+def test_names_are_short(demangled: str, name: str) -> None:
+    assert toolkit.short(demangled) == name
+
+
+def test_what_is_not_worse_passes() -> None:
+    assert compare([A, B], [B, A]) == []
+    assert compare([A], [Kernel("a", 90, registers=60, shared=9000)]) == []
+
+
+@pytest.mark.parametrize(
+    ("now", "line"),
+    [
+        (Kernel("b", 90, 9), "b, sm_90: registers 8 -> 9"),
+        (Kernel("b", 90, 8, stack=16), "b, sm_90: bytes of stack 0 -> 16"),
+        (Kernel("b", 90, 8, 0, 4, 8), "b, sm_90: bytes of spill stores 0 -> 4, bytes of spill loads 0 -> 8"),
+        (Kernel("c", 90, 8), "c, sm_90: unknown, not in the table"),
+    ],
+)
+def test_what_is_worse_is_a_line(now: Kernel, line: str) -> None:
+    assert line in compare([A, B], [A, now])
+    assert all(said.startswith(("b, ", "c, ")) for said in compare([A, B], [A, now]))
+
+
+def test_a_kernel_that_is_gone_is_a_line() -> None:
+    assert compare([A, B], [A]) == ["b, sm_90: missing, but in the table"]
+    assert compare([B], [Kernel("b", 80, 8)])[1] == "b, sm_90: missing, but in the table"
+
+
+def test_of_two_kernels_of_one_name_the_worse_counts() -> None:
+    assert merged([Kernel("b", 90, 8, stack=16), B, Kernel("b", 90, 10), A]) == [A, Kernel("b", 90, 10, stack=16)]
+
+
+def test_the_table_reads_as_it_was_written(tmp_path: Path) -> None:
+    table = tmp_path / "table.json"
+    table.write_text(resources.dumps("13.0.88", [A, B]))
+    assert resources.read(table) == ("13.0.88", [A, B])
+    assert len(table.read_text().splitlines()) == 4
+    text = resources.markdown("13.0.88", [A, B])
+    assert "| `a` | 64, 464 B stack, spills 212 / 1100 B | 32 B |\n| `b` | 8 | 0 B |\n" in text
+
+
+def test_a_check_looks_at_the_architectures_it_was_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "table.json"
+    table.write_text(resources.dumps("13.0.88", [A, Kernel("b", 80, 8)]))
+    assert resources.check(table, "13.0.88", [A], [90]) == 0
+    assert resources.check(table, "13.0.88", [], [90]) == 1
+    assert resources.check(table, "13.1.2", [A], [90]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "a, sm_90: missing, but in the table",
+        "The table was made with nvcc 13.0.88; this is 13.1.2, which may use other registers.",
+    ]
+
+
+@pytest.mark.parametrize("words", [["--check", "--archs", "91"], ["--check", "--write"], []])
+def test_a_mistake_ends_with_exit_code_2(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        resources.main(words)
+    assert ended.value.code == 2
+
+
+def test_the_flags_are_those_of_the_build() -> None:
+    setup = list(ast.walk(ast.parse((toolkit.ROOT / "setup.py").read_text())))
+    values = {ast.unparse(node.targets[0]): node.value for node in setup if isinstance(node, ast.Assign)}
+    given = {x.value for x in ast.walk(values["nvcc"]) if isinstance(x, ast.Constant) and isinstance(x.value, str)}
+    elsewhere = {"-G", "--threads=0", "-Xcompiler=-fvisibility=hidden"}  # of debug builds, and of the host's compiler
+    common = {*cpp_extension.COMMON_NVCC_FLAGS, ast.literal_eval(values["TARGET"])}
+    assert set(toolkit.FLAGS) == (given - elsewhere) | common
+
+
+# --- the committed table ---------------------------------------------------------------------------------------------
+
+needs_table = pytest.mark.skipif(not TABLE.is_file(), reason="there is no table yet: python -m bench.resources --write")
+
+
+@needs_table
+def test_kernels_that_do_the_work_do_not_spill() -> None:
+    _, kernels = resources.read(TABLE)
+    hot = [kernel for kernel in kernels if kernel.kernel.startswith("rows<")]
+    assert hot
+    assert [str(kernel) for kernel in hot if kernel.spill_stores or kernel.spill_loads] == []
+
+
+@needs_table
+def test_the_table_is_whole() -> None:
+    _, kernels = resources.read(TABLE)
+    assert {kernel.arch for kernel in kernels} == set(toolkit.ARCHS)
+    assert kernels == merged(kernels)
+
+
+@needs_table
+def test_the_compiler_still_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    home = toolkit.home()
+    if home is None:
+        pytest.skip("no nvcc")
+    made_with, _ = resources.read(TABLE)
+    if (here := toolkit.release(home)) != made_with:
+        pytest.skip(f"the table was made with nvcc {made_with}, this is {here}")
+    assert resources.main(["--check", "--archs", "90"]) == 0, capsys.readouterr().out
