@@ -24,7 +24,7 @@ demo: build  ## teacher, then ce, kd and udskd on generated images: a table and 
 	@$(BIN)/udskd demo
 
 test: build  ## the test-suite (tests that need a GPU skip themselves without one)
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n auto
 
 # With the machine's own Python, PyTorch and nvcc: such machines often have no network.
 gpu:  ## on a machine with an NVIDIA GPU: build for it, tests, sanitizers, benchmarks, all within 8 minutes [OUT=dir]
@@ -113,7 +113,7 @@ PYTEST = import os, sys, pytest; del os.environ["LD_PRELOAD"]; sys.exit(pytest.m
 
 # Not test_simd.py, which starts the tests again for other levels; nor the reference backend, which runs no C++. capture=sys:
 # otherwise a finding is written to a file that pytest no longer gets to show.
-sanitize: $(VENV)/installed  ## the operator's tests at every SIMD level, under AddressSanitizer and UndefinedBehaviorSanitizer
+sanitize: $(VENV)/installed  ## the operator's tests under AddressSanitizer and UndefinedBehaviorSanitizer: every SIMD level, and CUDA's
 	$(SAY) "compiling the CPU kernels with sanitizers into build/sanitize"
 	@mkdir -p build/sanitize && cd build/sanitize && rm -rf csrc tests udskd
 	@tar -c --exclude=__pycache__ --exclude='*.so' csrc tests udskd setup.py pyproject.toml README.md LICENSE | tar -x -C build/sanitize
@@ -125,5 +125,8 @@ sanitize: $(VENV)/installed  ## the operator's tests at every SIMD level, under 
 	@cd build/sanitize && levels=$$(UDSKD_SIMD= $(UNDER_ASAN) ../../$(BIN)/python -c '$(LEVELS)') && for level in $$levels; do \
 	  printf '\033[1mudskd:\033[0m %s\n' "$$level"; \
 	  UDSKD_SIMD=$$level $(UNDER_ASAN) ../../$(BIN)/python -c '$(PYTEST)' -q -x -rfE -p no:cacheprovider --capture=sys \
-	    -m 'not gpu' -k 'not [reference' --ignore tests/ops/test_simd.py tests/ops || exit; \
+	    -m 'not gpu and not emulated' -k 'not [reference' --ignore tests/ops/test_simd.py tests/ops || exit; \
 	done
+	$(SAY) "the CUDA kernels, on the CPU"
+	@cd build/sanitize && UDSKD_EMULATED_SANITIZE=1 $(UNDER_ASAN) ../../$(BIN)/python -c '$(PYTEST)' -q -x -rfE -p no:cacheprovider \
+	  --capture=sys -m emulated tests/ops/test_emulated.py tests/ops/test_extremes.py

@@ -28,7 +28,7 @@ FILE = toolkit.ROOT / "bench/results/sass.md"
 POSITIONS = {
     f"rows<{dtype}, *, InRegisters<{packets}>, *>": packets * classes
     for dtype, classes in (("float", 4), ("bfloat16", 8), ("half", 8))
-    for packets in (1, 2, 4, 8)
+    for packets in (1, 2, 3, 4, 8)
 }
 COUNTED = {  # a column's title and the opcodes that it counts
     "EX2": r"MUFU\.EX2\b.*",
