@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import udskd
 from udskd import _library
@@ -90,3 +93,9 @@ def test_no_build_is_for_the_machine_that_built_it() -> None:
 
 def test_the_reference_backend_is_always_available() -> None:
     assert _library.unavailable("reference") is None
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="a PyTorch without CUDA")
+def test_pytorchs_current_stream_is_found_where_the_cuda_kernels_look_for_it() -> None:
+    loaded = ctypes.CDLL("libtorch_cuda.so", mode=os.RTLD_NOLOAD | os.RTLD_LAZY)  # as csrc/distill/cuda/device.h does
+    assert loaded.aoti_torch_get_current_cuda_stream

@@ -24,7 +24,8 @@ def choose(operators: Operators, arguments: list[Any], reduction: str, normalize
 
     Fused is faster wherever the gradient can be known before grad_output is: for a reduced loss, which grad_output only
     scales. Not in float16, in which small gradients would underflow before a loss scale reaches them; not for learned
-    coefficients, whose gradients are formed with the others; and not on CUDA yet.
+    coefficients, whose gradients are formed with the others; and on a GPU not with normalized weights, whose mean is
+    known only when all rows have been seen.
     """
     student = arguments[1]
     if torch.compiler.is_compiling() or type(student) not in (Tensor, nn.Parameter):

@@ -6,6 +6,18 @@
 
 #include "emulator.h"
 
+namespace udskd::cuda {
+
+template <class Kernel>
+int most_clusters(Kernel kernel, int threads, int64_t shared, int group) {
+  int blocks = 0, sms = 0;
+  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, size_t(shared));
+  cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, 0);
+  return blocks * sms < group ? 1 : blocks * sms / group;  // the emulator runs a cluster on as few as it has
+}
+
+}  // namespace udskd::cuda
+
 #else
 
 #include <cuda_bf16.h>
@@ -40,6 +52,18 @@ void launch_together(void (*kernel)(Arguments...), cudaLaunchAttributeID what, u
   config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared, config.stream = stream;
   config.attrs = &attribute, config.numAttrs = 1;
   cudaLaunchKernelEx(&config, kernel, arguments...);  // an error is found by the check after it
+}
+
+template <class... Arguments>
+int most_clusters(void (*kernel)(Arguments...), int threads, int64_t shared, int group) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = unsigned(group), attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = unsigned(group), config.blockDim = unsigned(threads), config.dynamicSmemBytes = size_t(shared);
+  config.attrs = &attribute, config.numAttrs = 1;
+  int clusters = 0;
+  return cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) == cudaSuccess ? clusters : 0;
 }
 
 }  // namespace udskd::cuda

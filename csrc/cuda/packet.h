@@ -79,25 +79,12 @@ __device__ inline void pack(const float* x, Packet<Brain>& to) {
   to.raw[0] = {two(0), two(2), two(4), two(6)};
 }
 
-// One class at a time. Not inlined: seldom needed, and often called.
-template <class E>
-__device__ __noinline__ void read_singly(const E* row, int c, int classes, float* to) {
-#pragma unroll
-  for (int v = 0; v < kCount<E>; ++v) to[v] = unsigned(c + v) < unsigned(classes) ? widened(row[c + v]) : kOutside;
-}
-
-// The packet whose first class is c. What is beyond the row is kOutside. kOnce: nobody will read it again.
+// kOnce: nobody will read it again.
 template <bool kOnce, class E>
-__device__ Packet<E> read(const E* row, int c, int classes, bool aligned) {
+__device__ Packet<E> read(const E* aligned) {
+  const uint4* const from = reinterpret_cast<const uint4*>(aligned);
   Packet<E> packet;
-  if (aligned && c >= 0 && c + kCount<E> <= classes) {
-    const uint4* const from = reinterpret_cast<const uint4*>(row + c);
-    pack(kOnce ? __ldcs(from) : *from, packet);
-  } else {
-    float x[kCount<E>];
-    read_singly(row, c, classes, x);
-    pack(x, packet);
-  }
+  pack(kOnce ? __ldcs(from) : *from, packet);
   return packet;
 }
 

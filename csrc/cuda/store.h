@@ -19,13 +19,13 @@ template <class E>
 struct Row {
   const E *t = nullptr, *a = nullptr, *b = nullptr;
   int classes = 0, before = 0, packets = 0;
-  bool t_aligned = false, a_aligned = false, b_aligned = false;  // as the row is
+  bool aligned = false;  // all networks alike, so that a packet is 16 bytes of each
 
   // As memory that it will be written to is aligned, or that it is read from.
   __device__ void align(const E* like) {
     const auto place = [](const E* x) { return reinterpret_cast<uintptr_t>(x) % 16; };
     before = int(place(like) / sizeof(E)), packets = (before + classes + kCount<E> - 1) / kCount<E>;
-    t_aligned = place(t) == place(like), a_aligned = place(a) == place(like), b_aligned = place(b) == place(like);
+    aligned = (!t || place(t) == place(like)) && place(a) == place(like) && (!b || place(b) == place(like));
   }
   // The first class of a packet; beyond the end there is none.
   __device__ int begin(int packet, int end) const { return packet < end ? packet * kCount<E> - before : classes; }
@@ -36,13 +36,54 @@ struct Three {
   Packet<E> t, a, b;
 };
 
+template <class E>
+__device__ bool is_whole(const Row<E>& row, int c) {
+  return row.aligned && c >= 0 && c + kCount<E> <= row.classes;
+}
+
+// Class by class, of all networks at once: what is beyond the row is kOutside. Not inlined: seldom needed, and often
+// called.
+template <class E>
+__device__ __noinline__ void read_partly(const Row<E>& row, int c, Three<E>& to) {
+  float x[3][kCount<E>];
+#pragma unroll
+  for (int v = 0; v < kCount<E>; ++v) {
+    const bool inside = unsigned(c + v) < unsigned(row.classes);
+    x[0][v] = inside && row.t ? widened(row.t[c + v]) : kOutside;
+    x[1][v] = inside ? widened(row.a[c + v]) : kOutside;
+    x[2][v] = inside && row.b ? widened(row.b[c + v]) : kOutside;
+  }
+  pack(x[0], to.t), pack(x[1], to.a), pack(x[2], to.b);
+}
+
+template <class E>
+__device__ Three<E> nothing() {
+  float x[kCount<E>];
+#pragma unroll
+  for (int v = 0; v < kCount<E>; ++v) x[v] = kOutside;
+  Three<E> three;
+  pack(x, three.t), three.a = three.b = three.t;
+  return three;
+}
+
+// kOnce: nobody will read it again.
+template <bool kOnce, bool kAll, class E>
+__device__ Three<E> read_whole(const Row<E>& row, int c) {
+  Three<E> x = {};
+  if (kAll || row.t) x.t = read<kOnce>(row.t + c);
+  x.a = read<kOnce>(row.a + c);
+  if (kAll || row.b) x.b = read<kOnce>(row.b + c);
+  return x;
+}
+
+// The packets whose first class is c.
 template <bool kOnce, bool kAll, class E>
 __device__ Three<E> read_three(const Row<E>& row, int c) {
-  Three<E> x = {};
-  if (kAll || row.t) x.t = read<kOnce>(row.t, c, row.classes, row.t_aligned);
-  x.a = read<kOnce>(row.a, c, row.classes, row.a_aligned);
-  if (kAll || row.b) x.b = read<kOnce>(row.b, c, row.classes, row.b_aligned);
-  return x;
+  if (is_whole(row, c)) return read_whole<kOnce, kAll>(row, c);
+  if (c >= row.classes) return nothing<E>();
+  Three<E> part;
+  read_partly(row, c, part);
+  return part;
 }
 
 template <class E>
@@ -95,14 +136,22 @@ struct InRegisters {
    public:
     // Few numbers to a thread: their exponentials can stay in registers, too.
     static constexpr bool kKeeps = kPackets * kCount<E> <= 8;
+    static constexpr bool kUnrolled = true;
     __device__ Of(unsigned char*, int) {}
 
     __device__ void load(const Row<E>& row, const Team& team, float (&maxima)[3]) {
       first_ = team.rank() * kCount<E> - row.before, used_ = row.packets;
+      const auto begin = [&](int i) { return row.begin(i * Team::kTeam + team.rank(), used_); };
 #pragma unroll
       for (int i = 0; i < kPackets; ++i)
-        if (i * Team::kTeam < used_)
-          x_[i] = read_three<true, kAll>(row, row.begin(i * Team::kTeam + team.rank(), used_));
+        x_[i] = is_whole(row, begin(i)) ? read_whole<true, kAll>(row, begin(i)) : nothing<E>();
+#pragma unroll
+      for (int i = 0; i < kPackets; ++i) {  // while all the others are under way
+        if (is_whole(row, begin(i)) || begin(i) >= row.classes) continue;
+        Three<E> part;
+        read_partly(row, begin(i), part);
+        x_[i] = part;
+      }
 #pragma unroll
       for (int i = 0; i < kPackets; ++i)
         if (i * Team::kTeam < used_) largest(x_[i], maxima);
@@ -126,7 +175,7 @@ struct InShared {
   template <class E, class Team, bool kAll>
   class Of {
    public:
-    static constexpr bool kKeeps = false;
+    static constexpr bool kKeeps = false, kUnrolled = false;
     __device__ Of(unsigned char* memory, int packets_of_thread)
         : mine_(reinterpret_cast<uint4*>(memory) + threadIdx.x), room_(packets_of_thread) {}
 
@@ -134,14 +183,16 @@ struct InShared {
       const Share<E, Team> share(row, team);
       begin_ = share.begin, end_ = share.end, before_ = row.before, classes_ = row.classes;
       used_ = (share.end - share.begin + Team::kBlock - 1) / Team::kBlock;
-#pragma unroll 2
-      for (int i = 0; i < used_; ++i) {
-        const int packet = share.begin + i * Team::kBlock + int(threadIdx.x);
-        const Three<E> x = read_three<true, kAll>(row, row.begin(packet, share.end));
-        if (kAll || row.t) keep(0, i, x.t);
-        keep(1, i, x.a);
-        if (kAll || row.b) keep(2, i, x.b);
-        largest(x, maxima);
+      constexpr int kAhead = kWords == 1 ? 4 : 2;  // packets under way before the first is needed
+#pragma unroll 1
+      for (int first = 0; first < used_; first += kAhead) {
+        Three<E> x[kAhead];
+#pragma unroll
+        for (int i = 0; i < kAhead; ++i)
+          x[i] = read_three<true, kAll>(row, row.begin(begin_ + (first + i) * Team::kBlock + int(threadIdx.x), end_));
+#pragma unroll
+        for (int i = 0; i < kAhead; ++i)
+          if (first + i < used_) keep(row, first + i, x[i]), largest(x[i], maxima);
       }
       absent_ = (row.t ? 0 : 1) | (row.b ? 0 : 2);
     }
@@ -166,6 +217,11 @@ struct InShared {
     __device__ int place(int network, int i, int word) const {
       return ((network * room_ + i) * kWords + word) * Team::kBlock;
     }
+    __device__ void keep(const Row<E>& row, int i, const Three<E>& x) {
+      if (kAll || row.t) keep(0, i, x.t);
+      keep(1, i, x.a);
+      if (kAll || row.b) keep(2, i, x.b);
+    }
     __device__ void keep(int network, int i, const Packet<E>& x) {
       for (int word = 0; word < kWords; ++word) mine_[place(network, i, word)] = x.raw[word];
     }
@@ -182,7 +238,7 @@ struct InMemory {
   template <class E, class Team, bool kAll>
   class Of {
    public:
-    static constexpr bool kKeeps = false;
+    static constexpr bool kKeeps = false, kUnrolled = false;
     __device__ Of(unsigned char*, int) {}
 
     __device__ void load(const Row<E>& row, const Team& team, float (&maxima)[3]) {
@@ -193,10 +249,15 @@ struct InMemory {
     template <class F>
     __device__ void each(F f) const {
       const Share<E, Team> share(row_, *team_);
+      const auto begin = [&](int i) {
+        return row_.begin(share.begin + i * Team::kBlock + int(threadIdx.x), share.end);
+      };
+      Three<E> next = read_three<false, kAll>(row_, begin(0));
 #pragma unroll 1
-      for (int packet = share.begin + int(threadIdx.x); packet < share.end; packet += Team::kBlock) {
-        const int c = row_.begin(packet, share.end);
-        f(c, read_three<false, kAll>(row_, c));
+      for (int i = 0; i * Team::kBlock < share.end - share.begin; ++i) {
+        const Three<E> x = next;
+        next = read_three<false, kAll>(row_, begin(i + 1));  // while this one is computed with
+        f(begin(i), x);
       }
     }
 

@@ -10,7 +10,6 @@ constexpr const char* kNames[kRegimes] = {"lanes8",   "warp",   "warp8",   "bloc
                                           "block256", "shared", "cluster", "split"};
 constexpr int kMostCluster = 8;         // that every GPU which has clusters has
 constexpr int64_t kReserved = 8 << 10;  // of shared memory: what teams and totals take, and the system
-constexpr int64_t kMostClasses = 1 << 30;
 
 // Packets of a row wherever in memory it begins.
 int64_t packets(int64_t classes, Format format) { return (classes + 2 * kClassesOf[format] - 2) / kClassesOf[format]; }
@@ -34,7 +33,7 @@ int smallest_cluster(int64_t classes, Format format, const Device& device) {
 
 // Enough blocks to fill the GPU, and no more rows under way than the L2 cache has room for.
 int split_group(int64_t rows, int64_t classes, Format format, const Device& device) {
-  constexpr int kMost = 256, kBlocksOfSm = 2;
+  constexpr int kMost = 256, kBlocksOfSm = 1;
   const int64_t of_row = packets(classes, format), bytes = 3 * 16 * of_row, blocks = int64_t(device.sms) * kBlocksOfSm;
   int group = 1;
   const auto too_few = [&] { return rows * group < blocks || blocks / group * bytes > device.l2 * 6 / 10; };

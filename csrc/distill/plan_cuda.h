@@ -5,6 +5,8 @@
 
 namespace udskd::cuda {
 
+constexpr int64_t kMostClasses = 1 << 30;  // counted in 32 bits
+
 struct Device {
   int sms = 132, capability = 90;             // 90: 9.0
   int64_t shared = 227 << 10, l2 = 50 << 20;  // bytes of shared memory that a block can have, of the L2 cache

@@ -227,3 +227,22 @@ def test_a_term_that_is_off_cannot_make_the_loss_nan(backend: str) -> None:
     student[0, 0] = -INF
     out, _ = both(backend, made.logits[0].detach(), student, None, torch.tensor([1, 1, 1]), kd_weight=0.0)
     assert out.loss.isfinite()
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])  # gradients with the loss, and from what is kept of it
+@pytest.mark.parametrize("without", ["teacher", "kd_weight"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_peers_alone_that_exclude_the_same_class_have_finite_gradients(
+    backend: str, without: str, reduction: str
+) -> None:
+    made = make(4, 20, dtype=torch.float32)
+    logits = [x.detach().clone() for x in made.logits]
+    for x in logits:
+        x[1, 3] = -INF
+    options: dict[str, Any] = {"reduction": reduction} | ({"kd_weight": 0.0} if without == "kd_weight" else {})
+    teacher = None if without == "teacher" else logits[0]
+    _, gradients = both(backend, teacher, *logits[1:], made.target.clamp(min=4), **options)  # type: ignore[union-attr]
+    _, expected = both("reference", teacher, *logits[1:], made.target.clamp(min=4), **options)  # type: ignore[union-attr]
+    for gradient, wanted in zip(gradients, expected, strict=True):
+        assert (gradient[:, 3][1] == 0).all()
+        torch.testing.assert_close(gradient.cpu(), wanted, rtol=1e-5, atol=1e-6)

@@ -31,13 +31,23 @@ template <class Acc>
 void scale_of(const ScaleJob& job, Call& call) {
   constexpr int kEach = 8;  // classes of a thread
   constexpr auto kKernel = scale<Acc>;
-  const unsigned along = unsigned(std::clamp<int64_t>(job.classes / (128 * kEach), 1, 1024));
-  const unsigned across = grid_for(job.rows, 1, 16, call.limits);
+  const unsigned across = grid_for(job.rows, 1, 16, call.limits);  // few: mostly they return at once
+  const int64_t most = std::max<int64_t>(1, 16 * int64_t(call.limits.sms) / across);
+  const unsigned along = unsigned(std::clamp<int64_t>(job.classes / (128 * kEach), 1, most));
   UDSKD_LAUNCH(kKernel, dim3(across, along), 128, 0, call.stream, job);
   call.check("scale");
 }
 
 }  // namespace
+
+int compiled_for() {
+#ifdef UDSKD_EMULATE
+  return 1000;
+#else
+  cudaFuncAttributes attributes = {};
+  return cudaFuncGetAttributes(&attributes, scale<float>) == cudaSuccess ? attributes.ptxVersion : 0;
+#endif
+}
 
 void launch_careful_rows(Job& job, Call& call) { job.p.wide ? rows_of<double>(job, call) : rows_of<float>(job, call); }
 

@@ -1,6 +1,7 @@
 // A tensor's device: its guard, its current stream, its limits, and what became of a launch on it.
 #pragma once
 
+#include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/tensor.h>
@@ -13,10 +14,10 @@
 #include "../../backend/cuda_host.h"
 #include "../plan_cuda.h"
 
-// Lives in libtorch_cuda; weak, so that this library also loads beside a CPU-only PyTorch.
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
-
 namespace udskd::cuda {
+
+// The compute capability that the kernels were compiled for: less than the device's where it runs their PTX.
+int compiled_for();
 
 inline Device ask_device(int index) {
   const auto ask = [&](cudaDeviceAttr what) {
@@ -24,9 +25,10 @@ inline Device ask_device(int index) {
     cudaDeviceGetAttribute(&value, what, index);
     return value;
   };
-  return {ask(cudaDevAttrMultiProcessorCount),
-          ask(cudaDevAttrComputeCapabilityMajor) * 10 + ask(cudaDevAttrComputeCapabilityMinor),
-          ask(cudaDevAttrMaxSharedMemoryPerBlockOptin), ask(cudaDevAttrL2CacheSize)};
+  return {
+      ask(cudaDevAttrMultiProcessorCount),
+      std::min(ask(cudaDevAttrComputeCapabilityMajor) * 10 + ask(cudaDevAttrComputeCapabilityMinor), compiled_for()),
+      ask(cudaDevAttrMaxSharedMemoryPerBlockOptin), ask(cudaDevAttrL2CacheSize)};
 }
 
 #ifdef UDSKD_EMULATE
@@ -46,16 +48,25 @@ class OnDevice {
 
 #else
 
+// PyTorch's own, of a library that this one is not linked to, so that it also loads beside a CPU-only PyTorch. Python
+// loads libraries for themselves alone: the name is found only where it is defined.
+inline cudaStream_t current_stream(int32_t device) {
+  using Ask = AOTITorchError (*)(int32_t, void**);
+  static const Ask ask = [] {
+    void* const library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
+    return library ? reinterpret_cast<Ask>(dlsym(library, "aoti_torch_get_current_cuda_stream")) : nullptr;
+  }();
+  void* stream = nullptr;
+  STD_TORCH_CHECK(ask && ask(device, &stream) == AOTI_TORCH_SUCCESS, "cannot get the current stream of CUDA device ",
+                  device);
+  return static_cast<cudaStream_t>(stream);
+}
+
 // Makes the device current for as long as it lives, and holds its current stream.
 class OnDevice {
  public:
-  explicit OnDevice(const torch::stable::Tensor& x) : device_(x.get_device_index()), guard_(device_) {
-    void* stream = nullptr;
-    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream &&
-                        aoti_torch_get_current_cuda_stream(device_, &stream) == AOTI_TORCH_SUCCESS,
-                    "cannot get the current stream of CUDA device ", device_);
-    stream_ = static_cast<cudaStream_t>(stream);
-  }
+  explicit OnDevice(const torch::stable::Tensor& x)
+      : device_(x.get_device_index()), guard_(device_), stream_(current_stream(device_)) {}
   int index() const { return device_; }
   cudaStream_t stream() const { return stream_; }
   static void keep(const torch::stable::Tensor&) {}  // the allocator sees to it
@@ -83,7 +94,7 @@ class OnDevice {
  private:
   int32_t device_;
   torch::stable::accelerator::DeviceGuard guard_;
-  cudaStream_t stream_ = nullptr;
+  cudaStream_t stream_;
 #endif
 };
 

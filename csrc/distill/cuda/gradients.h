@@ -53,14 +53,16 @@ __global__ void __launch_bounds__(Team::kBlock) gradients(const __grid_constant_
   Team team(Place{shared});
   for (int64_t row = int64_t(blockIdx.x) * kEach + threadIdx.x / Team::kTeam; row < job.p.rows;
        row += int64_t(gridDim.x) * kEach) {
-    const float* const s = static_cast<const float*>(job.saved) + row * kColumns;
+    const float* const saved = static_cast<const float*>(job.saved) + row * kColumns;
+    alignas(16) float s[kColumns];
+    copy_columns(saved, s);
     const float share = share_of<float>(job, row, s);
     if (job.coefficients && blockIdx.y == 0 && team.rank() == 0) gradients_of_coefficients<float>(job, row, s, share);
     const float seen = s[kSumT] + s[kSumA] + s[kSumB] + s[kCeA] + s[kCeB] + s[kKlTA] + s[kKlTB] + s[kKlAB] + s[kKlBA];
     if (share != 0 && seen - seen == 0) {
       if (job.gradients()) gradients_of_packets<E>(job, row, s, share, team);
     } else if (blockIdx.y == 0) {
-      seldom<E>(job, row, s, share, team);
+      seldom<E>(job, row, saved, share, team);
     }
   }
 }

@@ -28,6 +28,21 @@ int blocks_of_sm(int threads, int64_t shared, Call& call) {
   return blocks;
 }
 
+// How many clusters of so many blocks the GPU runs at a time: fewer than its multiprocessors have room for, since a
+// cluster's are neighbours. Asked once for each shape in turn.
+template <auto kKernel>
+int clusters_at_once(int threads, int64_t shared, int group, Call& call) {
+  static std::atomic<int64_t> known[kDevices];  // shape, and the answer
+  std::atomic<int64_t>& last = known[call.device % kDevices];
+  const int64_t seen = last.load(std::memory_order_relaxed), shape = (shared * 16 + group) << 16;
+  if (seen >> 16 << 16 == shape) return int(seen & 0xffff);
+  if (shared > 48 << 10)
+    cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(call.limits.shared));
+  const int clusters = std::clamp(most_clusters(kKernel, threads, shared, group), 0, 0xffff);
+  last.store(shape | clusters, std::memory_order_relaxed);
+  return clusters;
+}
+
 inline bool adds_up(const Problem& p) { return p.reduction != kUnreduced || (p.normalize_weights && p.teacher); }
 
 // Memory for the blocks' totals and the groups' exchange; the counters in it are set to 0 in the stream's order.

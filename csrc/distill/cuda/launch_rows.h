@@ -59,18 +59,6 @@ void launch_in_shared(const Plan& plan, Job& job, Call& call) {
   }
 }
 
-template <class E, bool kUsual>
-void launch_in_cluster(const Plan& plan, Job& job, Call& call) {
-  if constexpr (compiled(kInCluster, kFormatOf<E>, kUsual)) {
-    constexpr int kThreads = kLanes[kInCluster];
-    constexpr auto kKernel = rows<E, Cluster<kThreads>, InShared, kUsual, blocks_left_room_for(kInCluster, kUsual)>;
-    const int64_t bytes = shared_bytes<E>(plan);
-    const unsigned grid = prepare<kKernel>(job, kThreads, bytes, job.p.rows, plan.group, false, call);
-    UDSKD_LAUNCH_CLUSTER(kKernel, unsigned(plan.group), grid, kThreads, bytes, call.stream, job);
-    call.check(name_of(kInCluster));
-  }
-}
-
 template <class E>
 void launch_split(const Plan& plan, Job& job, Call& call) {
   constexpr int kThreads = kLanes[kSplit];
@@ -78,13 +66,28 @@ void launch_split(const Plan& plan, Job& job, Call& call) {
   const int at_once = call.limits.sms * blocks_of_sm<kKernel>(kThreads, kStoreBegin, call);
   job.group = unsigned(plan.group);
   while (int(job.group) > at_once) job.group /= 2;
-  const unsigned grid = prepare<kKernel>(job, kThreads, kStoreBegin, job.p.rows, int(job.group), true, call);
+  const unsigned grid = prepare<kKernel>(job, kThreads, kStoreBegin, job.p.rows, int(job.group), job.group > 1, call);
   if (job.group == 1) {  // nobody to meet
     UDSKD_LAUNCH(kKernel, grid, kThreads, kStoreBegin, call.stream, job);
   } else {
     UDSKD_LAUNCH_COOPERATIVE(kKernel, job.group, grid, kThreads, kStoreBegin, call.stream, job);
   }
   call.check(name_of(kSplit));
+}
+
+template <class E, bool kUsual>
+void launch_in_cluster(const Plan& plan, Job& job, Call& call) {
+  if constexpr (compiled(kInCluster, kFormatOf<E>, kUsual)) {
+    constexpr int kThreads = kLanes[kInCluster];
+    constexpr auto kKernel = rows<E, Cluster<kThreads>, InShared, kUsual, blocks_left_room_for(kInCluster, kUsual)>;
+    const int64_t bytes = shared_bytes<E>(plan);
+    const int at_once = clusters_at_once<kKernel>(kThreads, bytes, plan.group, call);
+    if (at_once == 0) return launch_split<E>(plan, job, call);  // such as on a part of a GPU
+    const unsigned grid = unsigned(std::clamp<int64_t>(job.p.rows, 1, at_once)) * unsigned(plan.group);
+    give_memory(job, grid, 0, call);
+    UDSKD_LAUNCH_CLUSTER(kKernel, unsigned(plan.group), grid, kThreads, bytes, call.stream, job);
+    call.check(name_of(kInCluster));
+  }
 }
 
 template <class E, bool kUsual>

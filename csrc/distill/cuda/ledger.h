@@ -8,6 +8,16 @@
 namespace udskd::cuda {
 
 constexpr int kTotals = kComponents + 1;
+
+// A row's columns, 16 bytes at a time: both are aligned to that.
+template <class Acc>
+__device__ void copy_columns(const Acc* from, Acc* to) {
+  static_assert(kColumns * sizeof(Acc) % 16 == 0);
+#pragma unroll
+  for (int k = 0; k < int(kColumns * sizeof(Acc) / 16); ++k)
+    reinterpret_cast<uint4*>(to)[k] = reinterpret_cast<const uint4*>(from)[k];
+}
+
 constexpr int kMostTeams = 16;  // of a block
 constexpr int kLedgerBytes = kMostTeams * kTotals * 8 + 128;
 
@@ -17,8 +27,8 @@ __device__ inline bool ignored(const Problem& p, int64_t row) { return p.labels 
 template <class Group>
 __device__ double live_rows(const Problem& p, Group& block) {
   if (!p.labels) return double(p.rows);
-  double live[1] = {0};
-#pragma unroll 2
+  int live[1] = {0};
+#pragma unroll 8
   for (int64_t row = threadIdx.x; row < p.rows; row += Group::kBlock) live[0] += !ignored(p, row);
   block.fold(live, Add());
   return live[0];
@@ -27,24 +37,25 @@ __device__ double live_rows(const Problem& p, Group& block) {
 // Weights that are to be divided by their mean are known when all rows are done; so is, then, what they weigh.
 __device__ inline bool deferred(const Problem& p) { return p.normalize_weights && p.teacher; }
 
-template <class Acc>
+// kTeams: of a block, each of which does a row at a time.
+template <class Acc, int kTeams>
 class Ledger {
  public:
   __device__ Ledger(const Job& job, unsigned char* shared, int team)
       : job_(job), sums_(reinterpret_cast<double*>(shared)), team_(team) {
-    for (int k = int(threadIdx.x); k < kMostTeams * kTotals; k += int(blockDim.x)) sums_[k] = 0;
-    if (threadIdx.x == 0) *flag() = 0;
+    static_assert(kTeams <= kMostTeams);
+    for (int k = int(threadIdx.x); k < kTeams * kTotals; k += kWarp * 4) sums_[k] = 0;  // no block has fewer threads
+    if (threadIdx.x == 0) *left_flag() = 0;
     __syncthreads();
   }
 
-  // By one thread: there is a row that this block has not done. By all, after a barrier: whether there is.
-  __device__ void leave() { *flag() = 1; }
-  __device__ bool left() const { return *flag() == 1; }
+  // By any thread: there is a row that this block has not done. By all, after a barrier: whether there is.
+  __device__ void leave() { *left_flag() = 1; }
+  __device__ bool left() const { return *left_flag() != 0; }
 
   // By one thread, once for each row.
   __device__ void enter(int64_t row, const Acc* columns) {
-    Acc* const saved = static_cast<Acc*>(job_.saved) + row * kColumns;
-    for (int k = 0; k < kColumns; ++k) saved[k] = columns[k];
+    copy_columns(columns, static_cast<Acc*>(job_.saved) + row * kColumns);
     static_cast<Acc*>(job_.weight)[row] = columns[kWeight], static_cast<Acc*>(job_.entropy)[row] = columns[kEntropy];
     if (deferred(job_.p)) return;
     Acc terms[kTotals];
@@ -75,7 +86,8 @@ class Ledger {
   double* sums_;
   int team_;
 
-  __device__ unsigned* flag() const { return reinterpret_cast<unsigned*>(sums_ + kMostTeams * kTotals); }
+  __device__ unsigned* left_flag() const { return reinterpret_cast<unsigned*>(sums_ + kMostTeams * kTotals); }
+  __device__ unsigned* last_flag() const { return left_flag() + 1; }
 
   // A row's components and loss, of which unreduced ones are written at once.
   __device__ void terms_of(int64_t row, const Acc* columns, Acc (&terms)[kTotals]) const {
@@ -92,20 +104,20 @@ class Ledger {
 
   // Leaves this block's sums; true in the block that comes last, which then sees those of all.
   __device__ bool last_to_finish() {
+    if (threadIdx.x < kTotals) {
+      double sum = 0;
+#pragma unroll
+      for (int team = 0; team < kTeams; ++team) sum += sums_[team * kTotals + int(threadIdx.x)];
+      __stcg(job_.totals + int64_t(blockIdx.x) * kTotals + threadIdx.x, sum);
+    }
+    __syncthreads();
     if (threadIdx.x == 0) {
-#pragma unroll 1
-      for (int k = 0; k < kTotals; ++k) {
-        double sum = 0;
-#pragma unroll 1
-        for (int team = 0; team < kMostTeams; ++team) sum += sums_[team * kTotals + k];
-        __stcg(job_.totals + int64_t(blockIdx.x) * kTotals + k, sum);
-      }
       __threadfence();
-      *flag() = atomicAdd(job_.finished, 1u) == gridDim.x - 1 ? 2 : 0;
+      *last_flag() = atomicAdd(job_.finished, 1u) == gridDim.x - 1;
       __threadfence();
     }
     __syncthreads();
-    return *flag() == 2;
+    return *last_flag() != 0;
   }
 
   __device__ void give(int k, double total, double live) const {

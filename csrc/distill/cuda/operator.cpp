@@ -94,7 +94,7 @@ Outputs forward_cuda(const Problem& p, const Tensor& like, Gradients* to) {
   job.components = out.components.mutable_data_ptr();
   if (to) job.to_teacher = pointer(to->teacher), job.to_a = pointer(to->a), job.to_b = pointer(to->b);
   const std::optional<Format> format = format_of(p);
-  if (format && !job.coupled()) {
+  if (format && !job.coupled() && p.classes <= kMostClasses) {
     const char* const forced = std::getenv("UDSKD_CUDA_PLAN");
     launch_rows(*format, plan(p.rows, p.classes, *format, is_usual(job), call.limits, forced), job, call);
   } else {
@@ -113,7 +113,8 @@ void backward_cuda(const Problem& p, const void* grad_loss, int64_t grad_stride,
   job.to_teacher = pointer(to.teacher), job.to_a = pointer(to.a), job.to_b = pointer(to.b);
   job.coefficients = pointer(to.coefficients);
   const std::optional<Format> format = format_of(p);
-  format && !job.coupled() ? launch_gradients(*format, job, call) : launch_careful_gradients(job, call);
+  format && !job.coupled() && p.classes <= kMostClasses ? launch_gradients(*format, job, call)
+                                                        : launch_careful_gradients(job, call);
 }
 
 void backward_of_tensors(const Problem& p, const Tensor& grad_loss, const Tensor& saved, Gradients& to) {

@@ -49,7 +49,11 @@ class RowPass {
 
   template <class F>
   __device__ void seldom_each(F f) const {
-    each_in_memory(place(), team_, f);
+    if constexpr (Store::kUnrolled) {
+      each_in_memory(place(), team_, f);
+    } else {
+      store_.each(f);
+    }
   }
   __device__ const E* at(const Matrix& m) const {
     return m ? static_cast<const E*>(m.data) + row_ * m.stride : nullptr;

@@ -47,9 +47,9 @@ __device__ void clear(const Job& job, int64_t row, Team& team) {
 // What a row's share is replaced by until it has been done with care.
 constexpr float kUndone = -1;
 
-template <class E, bool kUsual, class Team, class Store>
-__device__ void do_row(const Job& job, int64_t row, float share, Team& team, Store& store, Ledger<float>& ledger) {
-  float columns[kColumns] = {};
+template <class E, bool kUsual, class Team, class Store, class Ledger>
+__device__ void do_row(const Job& job, int64_t row, float share, Team& team, Store& store, Ledger& ledger) {
+  alignas(16) float columns[kColumns] = {};
   if (ignored(job.p, row)) {
     clear<E>(job, row, team);
   } else {
@@ -65,14 +65,14 @@ __device__ void do_row(const Job& job, int64_t row, float share, Team& team, Sto
 }
 
 // The rows that this block's teams left, with care, one after the other by the whole block.
-template <class E, class Team, class Group>
+template <class E, class Team, class Group, class Ledger>
 __device__ __noinline__ void do_rest(const Job& job, const Position<Team>& at, float share, Group group,
-                                     Ledger<float>& ledger) {
+                                     Ledger& ledger) {
   constexpr int kEach = Team::kOneBlock ? Team::kBlock / Team::kTeam : 1;
   for (int64_t first = at.team - threadIdx.x / Team::kTeam % kEach; first < job.p.rows; first += at.teams) {
     for (int64_t row = first; row < first + kEach && row < job.p.rows; ++row) {
       if (static_cast<const float*>(job.saved)[row * kColumns + kShare] != kUndone) continue;
-      float columns[kColumns];
+      alignas(16) float columns[kColumns];
       careful_row<E, float>(job, row, group, share, columns);
       if (threadIdx.x == 0) ledger.enter(row, columns);
     }
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(Team::kBlock, kBlocks) rows(const __grid_const
   UDSKD_SHARED(shared);
   using Store = typename Kind::template Of<E, Team, kUsual>;
   const Position<Team> at(job);
-  Ledger<float> ledger(job, shared + kTeamBytes, int(threadIdx.x) / Team::kTeam);
+  Ledger<float, Team::kBlock / Team::kTeam> ledger(job, shared + kTeamBytes, int(threadIdx.x) / Team::kTeam);
   Block<Team::kBlock> block(Place{shared});
   const double live = job.p.reduction == kMean ? live_rows(job.p, block) : 1;
   __syncthreads();  // the team's first fold may write where the block's last one is read
@@ -104,11 +104,11 @@ __global__ void __launch_bounds__(Team::kBlock, kBlocks) rows(const __grid_const
 template <class Acc>
 __global__ void __launch_bounds__(256) careful_rows(const __grid_constant__ Job job) {
   UDSKD_SHARED(shared);
-  Ledger<Acc> ledger(job, shared + kTeamBytes, 0);
+  Ledger<Acc, 1> ledger(job, shared + kTeamBytes, 0);
   Block<256> block(Place{shared});
   const double live = job.p.reduction == kMean ? live_rows(job.p, block) : 1;
   for (int64_t row = blockIdx.x; row < job.p.rows; row += gridDim.x) {
-    Acc columns[kColumns] = {};
+    alignas(16) Acc columns[kColumns] = {};
     if (ignored(job.p, row)) {
       gradients_of_row<Any, Acc>(job, row, columns, Acc(0), block);
     } else {
