@@ -2,8 +2,8 @@
 when nvcc is found.
 
 UDSKD_CUDA=auto|0|1     build the CUDA kernels: if nvcc is found / never / or fail       (default: auto)
-TORCH_CUDA_ARCH_LIST    GPU architectures, e.g. "8.0;9.0+PTX"                            (default: 7.5, 8.0, 9.0, 10.0
-and 12.0, as far as nvcc knows them, and PTX)
+TORCH_CUDA_ARCH_LIST    GPU architectures, e.g. "8.0;9.0+PTX"                            (default: all that nvcc knows
+from sm_75 to sm_120)
 UDSKD_DEBUG=1           -O0 -g
 UDSKD_SANITIZE=1        AddressSanitizer and UndefinedBehaviorSanitizer in the C++ code; `make sanitize` shows how to
 load such a library
@@ -72,12 +72,10 @@ def toolkit_on_path() -> str | None:
 
 
 def default_archs(home: str) -> str:
-    """Of the architectures from Turing on those that nvcc supports, and PTX of the newest. 8.6 and 8.9 run the code of
-    8.0, as CUDA guarantees: the kernels use nothing that they have beyond it, and each architecture is a fifth of the
-    build."""
+    """Every architecture that nvcc supports from Turing on, and PTX of the newest."""
     out = subprocess.check_output([f"{home}/bin/nvcc", "--list-gpu-arch"], text=True)
     found = {int(n) for n in re.findall(r"compute_(\d+)\b", out)}
-    return ";".join(f"{n // 10}.{n % 10}" for n in sorted(found & {75, 80, 90, 100, 120})) + "+PTX"
+    return ";".join(f"{n // 10}.{n % 10}" for n in sorted(found & {75, 80, 86, 89, 90, 100, 120})) + "+PTX"
 
 
 def extension() -> Extension:
