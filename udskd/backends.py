@@ -67,6 +67,8 @@ def _compiled(
     **options: Any,
 ) -> reference.Terms:
     dtype = ops.arithmetic(teacher, a, b)
+    if operators.gpu and teacher is not None and a.dtype is torch.float32 and not teacher.requires_grad:
+        teacher = teacher.to(torch.promote_types(teacher.dtype, a.dtype))  # exact; the fast kernels want one dtype
     ce, ce_weights = _coefficient(options["ce_weight"], dtype)
     kd, kd_weights = _coefficient(options["kd_weight"], dtype)
     peer, peer_weights = _coefficient(options["peer_weight"], dtype)

@@ -53,6 +53,15 @@ def test_a_forced_regime_is_what_runs(regime: str) -> None:
     assert ("cluster=1" in line.split()) == (regime != "cluster")
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_teacher_of_fewer_bits_gets_the_students_kernel(dtype: torch.dtype) -> None:
+    made = make(37, 100, dtype=torch.float32).like(learning=(1, 2))
+    assert made.teacher is not None
+    inputs = (made.teacher.to(dtype), *made.inputs[1:])
+    (line,) = launches(lambda: udskd.dual_student_loss(*inputs, backend="emulated"))  # type: ignore[arg-type]
+    assert "rows<float, Lanes<32>" in line
+
+
 @pytest.mark.parametrize("learning", [(1, 2), (0, 1, 2)], ids=str)
 @pytest.mark.parametrize("shape", [(37, 10), (5, 1000), (3, 5000), (2, 40000)], ids=str)
 @pytest.mark.parametrize("form", ["fused", "recompute"])
