@@ -23,7 +23,7 @@ constexpr int kWordsOf[kFormats] = {1, 1, 2};    // of 16 bytes, that a packet t
 
 // Which are compiled for the usual loss alone, and which for any: neither half nor what is unusual is worth them all.
 constexpr bool compiled(Regime regime, Format format, bool usual) {
-  return usual ? regime != kSplit && format != kHalf : regime == kWarp1 || regime == kSplit;
+  return usual ? regime != kSplit && format != kHalf : regime == kWarp1 || regime == kBlock128 || regime == kSplit;
 }
 
 struct Plan {

@@ -43,6 +43,14 @@ def test_the_usual_loss_in_float32_on_an_h100(rows: int, classes: int, regime: s
     assert plan(rows, classes, **H100)["regime"] == regime
 
 
+@pytest.mark.parametrize(("classes", "regime"), [(100, "warp"), (1000, "block128"), (4000, "split")])
+@pytest.mark.parametrize("dtype", sorted(CLASSES_OF))
+def test_an_unusual_loss_has_fewer_kernels(dtype: str, classes: int, regime: str) -> None:
+    for rows in (16, 16384):
+        found = plan(rows, classes, dtype, usual=False, **H100)
+        assert (found["regime"], found["usual"]) == (regime, False)
+
+
 @pytest.mark.parametrize("device", [A100, T4], ids=["A100", "T4"])
 @pytest.mark.parametrize("classes", [2, 1000, 21841, 131072, 1_000_000])
 def test_without_clusters_none_is_planned(device: dict[str, int], classes: int) -> None:

@@ -15,7 +15,7 @@ constexpr Format kFormatOf = std::is_same_v<E, float>   ? kFloat
 // Blocks of a multiprocessor that the compiler leaves registers for: as many as it can without spilling any.
 constexpr int blocks_left_room_for(Regime regime, bool usual) {
   constexpr int kUsual[kRegimes] = {3, 4, 2, 4, 2, 2, 2, 2};
-  return usual ? kUsual[regime] : regime == kWarp1 ? 3 : 1;
+  return usual ? kUsual[regime] : regime == kSplit ? 1 : 3;
 }
 
 // The grid is what runs at a time, and no more than `groups` of `group` blocks.
