@@ -20,7 +20,8 @@ enum Column : int {
   kCeA, kCeB,                                    // cross-entropies
   kKlTA, kKlTB, kKlBA, kKlAB,                    // KL(teacher || student), KL(peer || student), bare
   kWeight, kEntropy,                             // the teacher's certainty as a weight, and its entropy
-  kShare,                                        // of the loss: 1/n (mean), 1 (sum, none), 0 when ignored
+  kShare,                                        // of the loss: 1/n (mean), 1 (sum, none), 0 when ignored;
+                                                 // on CUDA negative where the row was done with care, as it is to be again
   kColumns
 };
 // clang-format on

@@ -246,3 +246,20 @@ def test_peers_alone_that_exclude_the_same_class_have_finite_gradients(
     for gradient, wanted in zip(gradients, expected, strict=True):
         assert (gradient[:, 3][1] == 0).all()
         torch.testing.assert_close(gradient.cpu(), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3, 1e4])
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_excluded_classes_cost_no_digit_wherever_the_logits_are(backend: str, reduction: str, offset: float) -> None:
+    made = make(4, 50, dtype=torch.float32)
+    logits = [x.detach() + offset for x in made.logits]
+    for x in logits:
+        x[:, 7] = -INF
+    labels = torch.tensor([1, 2, 3, 4])
+    options: dict[str, Any] = {"temperature": 1.0, "reduction": reduction}
+    out, gradients = both(backend, *(x.clone() for x in logits), labels, **options)
+    exact, wanted = both("reference", *(x.double() for x in logits), labels, **options)
+    torch.testing.assert_close(out.loss.double().cpu(), exact.loss, rtol=1e-6, atol=0)
+    for gradient, want in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(gradient.double().cpu(), want, rtol=1e-5, atol=1e-6)

@@ -151,8 +151,6 @@ __device__ void statistics_of_row(const Job& job, int64_t row, Team& team, Acc* 
   if (p.b) out[kMaxB] = strided.max(p.classes, b);
   row_statistics<Acc>(strided, p, row, shifted<Acc>(teacher, out[kMaxT]), shifted<Acc>(a, out[kMaxA]),
                       shifted<Acc>(b, out[kMaxB]), target_of<Acc>(p, row, target), out);
-  // Without a teacher the base temperature is the peers', as the float kernels take it.
-  if (!p.has_kd()) out[kSumA] = out[kSumPeerA], out[kSumB] = out[kSumPeerB];
 }
 
 // A function of its own, so that its registers are not those of the loop that it is seldom called from.

@@ -45,7 +45,7 @@ __device__ void clear(const Job& job, int64_t row, Team& team) {
 }
 
 // What a row's share is replaced by until it has been done with care.
-constexpr float kUndone = -1;
+constexpr float kUndone = -INFINITY;
 
 template <class E, bool kUsual, class Team, class Store, class Ledger>
 __device__ void do_row(const Job& job, int64_t row, float share, Team& team, Store& store, Ledger& ledger) {
@@ -74,6 +74,7 @@ __device__ __noinline__ void do_rest(const Job& job, const Position<Team>& at, f
       if (static_cast<const float*>(job.saved)[row * kColumns + kShare] != kUndone) continue;
       alignas(16) float columns[kColumns];
       careful_row<E, float>(job, row, group, share, columns);
+      columns[kShare] = -share;
       if (threadIdx.x == 0) ledger.enter(row, columns);
     }
   }
