@@ -85,6 +85,7 @@ def extension() -> Extension:
         CSRC / "ops.cpp",
         *(CSRC / "backend").glob("*.cpp"),
         *(CSRC / "distill").glob("*.cpp"),
+        *(CSRC / "image").glob("*.cpp"),
     ]
     # -Wno-psabi: vectors are passed by value between functions that are all inlined, so no ABI is involved.
     warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-psabi"]
@@ -113,7 +114,8 @@ def extension() -> Extension:
         cpp_extension.CUDA_HOME = cuda  # None under a CPU-only PyTorch, whatever the environment says
         archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default_archs(cuda))
         cxx.append(f'-DUDSKD_CUDA_ARCHS="{archs.replace(" ", ";")}"')
-        sources += [*(CSRC / "distill/cuda").glob("*.cpp"), *(CSRC / "distill/cuda").glob("*.cu")]
+        for folder in ("distill/cuda", "image/cuda"):
+            sources += [*(CSRC / folder).glob("*.cpp"), *(CSRC / folder).glob("*.cu")]
         system += ["-isystem", f"{cuda}/include"]
         library_dirs += [lib for lib in (f"{cuda}/lib64", f"{cuda}/lib") if Path(lib).is_dir()]
         libraries += ["cudart_static", "dl", "rt", "pthread"]  # static: the library also loads where there is no CUDA

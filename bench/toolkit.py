@@ -78,7 +78,7 @@ def output(command: Sequence[str]) -> str:
 
 
 def sources() -> list[str]:
-    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc/distill").rglob("*.cu"))
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cu"))
 
 
 def compile_device(within: str, source: str, arch: int, cubin: Path) -> str:

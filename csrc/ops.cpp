@@ -47,4 +47,17 @@ STABLE_TORCH_LIBRARY(udskd, m) {
   m.def(
       "dual_student_loss_scale(Tensor grad_loss, Tensor rows, Tensor(a!) teacher, Tensor(b!) student_a, Tensor(c!) "
       "student_b) -> ()");
+  // Views of images (udskd/data/resize.py) with Pillow's bits. pixels: uint8 [bytes], images one after the other, the
+  // first byte of each in `offsets`, int64 [images] on the same device; shapes: int64 [images, 2], views: int64
+  // [images, 8], both on the CPU; out: uint8 [images, size, size, 3].
+  m.def("crop_resize(Tensor pixels, Tensor offsets, Tensor shapes, Tensor views, Tensor(a!) out) -> ()");
+  // Of one image, pixels uint8 [height, width, 3], into out, uint8 [size, size, 3].
+  m.def(
+      "crop_resize_one(Tensor pixels, int left, int top, int right, int bottom, int width, int height, int x, int y, "
+      "Tensor(a!) out) -> ()");
+  // Views as bytes to what the networks take (udskd/data/prepare.py): x * factor + offset, on the CPU. pixels: uint8
+  // [rows, height, width, 3]; flips: bool [rows], which of them are mirrored; out: float32 [images, 3, height, width],
+  // contiguous or channels_last. With mix, float32 [images], image i is that share of row i and the rest of row i + 1.
+  m.def(
+      "normalize_views(Tensor pixels, Tensor? flips, Tensor? mix, Tensor factor, Tensor offset, Tensor(a!) out) -> ()");
 }

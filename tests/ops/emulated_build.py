@@ -23,6 +23,9 @@ SOURCES = (
     "csrc/distill/plan_cuda.cpp",
     "csrc/distill/cuda/*.cpp",
     "csrc/distill/cuda/*.cu",
+    "csrc/image/taps.cpp",
+    "csrc/image/cuda/*.cpp",
+    "csrc/image/cuda/*.cu",
     "tests/emulator/*.cpp",
 )
 HEADERS = ("csrc/**/*.h", "tests/emulator/*.h")

@@ -1,0 +1,97 @@
+// Views of images on CUDA: from tensors to the kernel.
+#include "../../distill/operator.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <vector>
+
+#include "../../distill/cuda/device.h"
+#include "../taps.h"
+#include "../view.h"
+#include "resize.h"
+
+namespace udskd::cuda {
+namespace {
+
+constexpr int64_t kLargest = 16384;  // window: its pixels are counted in 32 bits
+
+struct Layout {
+  std::vector<Table> tables;
+  int64_t taps;  // of all images
+};
+
+Layout lay_out(const Batch& batch) {
+  Layout layout{{}, 0};
+  layout.tables.reserve(size_t(batch.images));
+  for (int64_t row = 0; row < batch.images; ++row) {
+    const View& v = batch.views[row];
+    const Shape& shape = batch.shapes[row];
+    const int64_t width = v.right - v.left, height = v.bottom - v.top, stride = 3 * shape.width;
+    const int64_t room_x = tap_room(width, v.width), room_y = tap_room(height, v.height);
+    layout.tables.push_back({layout.taps, shape.height * stride, v.top * stride + 3 * v.left, int32_t(stride),
+                             int32_t(room_x), int32_t(room_y), columns_first(width, height, v.width, v.height)});
+    layout.taps += batch.size * (4 + room_x + room_y);
+  }
+  return layout;
+}
+
+void find_axis(int64_t from, int64_t to, int64_t begin, int64_t n, int64_t room, int32_t* axis) {
+  find_taps(from, to, begin, n, room, axis, axis + n, axis + 2 * n);
+}
+
+void fill(const Batch& batch, const Layout& layout, Table* tables, int32_t* taps) {
+  std::copy(layout.tables.begin(), layout.tables.end(), tables);
+  torch::stable::parallel_for(0, batch.images, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const View& v = batch.views[row];
+      const Table& t = layout.tables[size_t(row)];
+      int32_t* const across = taps + t.begin;
+      find_axis(v.right - v.left, v.width, v.x, batch.size, t.room_x, across);
+      find_axis(v.bottom - v.top, v.height, v.y, batch.size, t.room_y, across + batch.size * (2 + t.room_x));
+    }
+  });
+}
+
+#ifdef UDSKD_EMULATE
+Tensor host_memory(const Tensor& like, int64_t words) { return empty_like(like, {words}, ScalarType::Double); }
+Tensor on_device(const Tensor& host, const Tensor&) { return host; }
+#else
+// Page-locked, from PyTorch's cache of such memory, which gives it to nobody else before the copy is done.
+Tensor host_memory(const Tensor&, int64_t words) {
+  const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU);
+  return torch::stable::empty({words}, ScalarType::Double, std::nullopt, cpu, true);
+}
+Tensor on_device(const Tensor& host, const Tensor& like) {
+  Tensor device = empty_like(like, {host.size(0)}, ScalarType::Double);
+  torch::stable::copy_(device, host, true);
+  return device;
+}
+#endif
+
+void crop_resize(Tensor pixels, Tensor offsets, Tensor shapes, Tensor views, Tensor out) {
+  const Batch batch = read_batch(pixels, offsets, shapes, views, out);
+  STD_TORCH_CHECK(batch.size <= kLargest && batch.images <= INT32_MAX, "crop_resize: out is larger than ", kLargest,
+                  " pixels a side");
+  if (batch.size == 0 || batch.images == 0) return;
+  const OnDevice on(pixels);
+  const Layout layout = lay_out(batch);
+  const int64_t bytes_of_tables = batch.images * int64_t(sizeof(Table));
+  const Tensor host = host_memory(pixels, (bytes_of_tables + layout.taps * 4 + 7) / 8);
+  auto* const memory = static_cast<uint8_t*>(host.mutable_data_ptr());
+  fill(batch, layout, reinterpret_cast<Table*>(memory), reinterpret_cast<int32_t*>(memory + bytes_of_tables));
+  const Tensor device = on_device(host, pixels);
+  OnDevice::keep(device);
+  const auto* const there = static_cast<const uint8_t*>(device.const_data_ptr());
+  launch_resize({batch.pixels, batch.bytes, batch.offsets, reinterpret_cast<const Table*>(there),
+                 reinterpret_cast<const int32_t*>(there + bytes_of_tables), batch.out, int32_t(batch.images),
+                 int32_t(batch.size)},
+                on.stream());
+  on.check("crop_resize", batch.images, batch.size);
+}
+
+}  // namespace
+}  // namespace udskd::cuda
+
+UDSKD_IMPLEMENTATIONS(UDSKD_OPERATORS, UDSKD_KEY(CUDA), m) {
+  m.impl("crop_resize", TORCH_BOX(&udskd::cuda::crop_resize));
+}
