@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.training.conftest import write_tree
-from udskd import __version__, cli, recipe
+from udskd import __version__, arguments, cli, recipe
 from udskd.config import Config
 from udskd.errors import Interrupted
 
@@ -62,7 +63,7 @@ def test_the_run_folder_is_named_after_method_data_and_seed(here: Path) -> None:
 
 
 def test_options_may_come_before_the_recipe(here: Path) -> None:
-    config, resume = cli.train_arguments(["--seed", "3", "recipe.toml", "--peer_weight", "0"])
+    config, resume, _ = arguments.train(["--seed", "3", "recipe.toml", "--peer_weight", "0"])
     assert (config.seed, config.loss.peer_weight, config.method, resume) == (3, 0.0, "ce", None)
 
 
@@ -70,7 +71,15 @@ def test_resume_takes_the_options_of_the_run(here: Path) -> None:
     config = recipe.with_values(Config(), {"seed": 8, "training.epochs": 9})
     (here / "out").mkdir()
     (here / "out" / "config.toml").write_text(recipe.dump(config))
-    assert cli.train_arguments(["--resume", "out"]) == (config, Path("out"))
+    assert arguments.train(["--resume", "out", "--previous"]) == (config, Path("out"), True)
+
+
+def test_resume_auto_continues_what_was_begun_and_begins_what_was_not(here: Path) -> None:
+    command = ["recipe.toml", "--output", "out", "--resume", "auto"]
+    assert arguments.train(command)[1] is None
+    (here / "out").mkdir()
+    (here / "out" / "config.toml").write_text("")
+    assert arguments.train(command)[1] == Path("out")
 
 
 @pytest.mark.parametrize(
@@ -85,6 +94,8 @@ def test_resume_takes_the_options_of_the_run(here: Path) -> None:
         ("train recipe.toml --data.root nowhere", ["nowhere"]),
         ("train recipe.toml --method cee", ['"cee"']),
         ("train --resume nowhere", ["nowhere is not a run folder"]),
+        ("train recipe.toml --data.root images --previous", ["--previous needs --resume RUN"]),
+        ("train --resume auto", ["give a recipe"]),
         ("eval nowhere", ["nowhere is not a run folder"]),
         ("eval", ["udskd eval", "RUN"]),
         ("eval out --data.rot x", ['"--data.rot"', 'did you mean "--data.root"']),
@@ -161,6 +172,7 @@ def test_a_signal_to_the_whole_process_group_ends_in_one_line_and_a_run_that_con
     assert "Traceback" not in err
     last = err.strip().splitlines()[-1]
     assert last.startswith("udskd: stopped; ")
-    assert last.endswith("of 2000 epochs of the students saved; continue with: udskd train --resume out")
+    assert re.search(r"of 2000 epochs of the students( and \d of 3 steps of the next)? saved; continue with: ", last)
+    assert last.endswith("saved; continue with: udskd train --resume out")
     assert not (here / "out" / "summary.json").exists()
-    assert cli.train_arguments(["--resume", "out"])[1] == Path("out")
+    assert arguments.train(["--resume", "out"])[1] == Path("out")

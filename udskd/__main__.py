@@ -1,5 +1,8 @@
-"""`python -m udskd`: what this build holds, for a bug report or a puzzled look."""
+"""`python -m udskd COMMAND`: as `udskd COMMAND`; alone: what this build holds, for a bug report or a puzzled look."""
 
+import sys
+
+from udskd import cli
 from udskd._library import build_info
 
 
@@ -15,4 +18,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        sys.exit(cli.main())
     main()

@@ -1,20 +1,20 @@
-"""The command line: udskd train, eval, compare, demo."""
+"""The command line: udskd train, eval, compare, and what goes before them."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from udskd import recipe
+from udskd import arguments, recipe
 from udskd._version import __version__
-from udskd.config import Config
-from udskd.errors import ConfigError, Interrupted, UdskdError
-from udskd.options import parse
+from udskd.errors import ConfigError, Interrupted, PeerFailed, UdskdError
 
+T = TypeVar("T")
 HELP = """usage: udskd COMMAND ...
 
 Distil a frozen teacher into two students that also teach each other.
@@ -24,27 +24,26 @@ commands:
   eval RUN                      evaluate a run's networks
   compare RUN...                table and plots of several runs
   demo                          teacher, then ce, kd and udskd on a small generated set, no download
+  pack SRC DST                  images of a folder tree as two files that are read faster
+  cache-teacher RECIPE.toml     the teacher's answers beforehand, for several runs that learn from it
+  doctor data [RECIPE.toml]     what limits the speed of training on your images, and what to change
 
 udskd COMMAND --help shows each command's options; udskd --version the version.
 """
 
 
-@dataclass(frozen=True)
-class TrainCommand(Config):
-    """The options of `udskd train`: a Config's, and one more."""
-
-    resume: str | None = None
-    """Continue the run in this folder after its last complete epoch."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0, 2 for a mistake that the user can mend, 130 when interrupted."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(arguments)
+        return _dispatch(list(sys.argv[1:] if argv is None else argv))
     except Interrupted as error:
-        print(f"udskd: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # all processes of a run stop together, and one says so
+            print(f"udskd: {error}", file=sys.stderr)
         return 130
+    except PeerFailed as error:
+        if str(error):
+            print(f"udskd: error: {error}", file=sys.stderr)
+        return 1
     except UdskdError as error:
         print(f"udskd: error: {error}", file=sys.stderr)
         return 2
@@ -53,65 +52,44 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _dispatch(arguments: list[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+def _told_once(read: Callable[[], T]) -> T:
+    """What read() makes of the command line. All processes of a run have the same, so that one of those on this machine
+    says what is wrong with it."""
+    try:
+        return read()
+    except UdskdError as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            raise
+        time.sleep(20)  # till then torchrun ends us, because that one has ended
+        raise PeerFailed(str(error)) from None
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
         print(HELP, end="")
-        return 0 if arguments else 2
-    if arguments[0] in ("-V", "--version"):
+        return 0 if argv else 2
+    if argv[0] in ("-V", "--version"):
         print(f"udskd {__version__}")
         return 0
-    if arguments[0] not in COMMANDS:
+    if argv[0] not in COMMANDS:
         known = ", ".join(COMMANDS)
-        raise ConfigError(
-            f'unknown command "{arguments[0]}"{recipe.did_you_mean(arguments[0], COMMANDS)}; known are {known}'
-        )
-    return COMMANDS[arguments[0]](arguments[1:])
+        raise ConfigError(f'unknown command "{argv[0]}"{recipe.did_you_mean(argv[0], COMMANDS)}; known are {known}')
+    return COMMANDS[argv[0]](argv[1:])
 
 
 def _train(argv: list[str]) -> int:
-    config, resume = train_arguments(argv)
+    config, resume, previous = _told_once(lambda: arguments.train(argv))
     from udskd import training  # torchvision and the rest of it only once the options are known to be right
 
-    training.train(config, resume=resume)
+    training.train(config, resume=resume, previous=previous)
     return 0
-
-
-def train_arguments(argv: list[str]) -> tuple[Config, Path | None]:
-    """The options of `udskd train`: the recipe (or the resumed run's config), then what the command line changes."""
-
-    def read(config: Config) -> tuple[TrainCommand, list[str]]:
-        usage = (
-            "Give a RECIPE.toml first; the options replace its values. The loss's options also go without their prefix."
-        )
-        default = TrainCommand(**_fields(config))
-        return parse(default, argv, prog="udskd train [RECIPE.toml]", description=usage, known=("resume",))
-
-    command, positional = read(Config())
-    if len(positional) > 1:
-        raise ConfigError(f'unexpected argument "{positional[1]}" after the recipe {positional[0]}')
-    resume = None if command.resume is None else Path(command.resume)
-    if positional:
-        command, _ = read(recipe.load(positional[0]))
-    elif resume is not None:
-        if not (resume / "config.toml").is_file():
-            raise ConfigError(f"{resume} is not a run folder: it has no config.toml")
-        command, _ = read(recipe.load(resume / "config.toml"))
-    else:
-        raise ConfigError("give a recipe (udskd train RECIPE.toml) or a run to continue (udskd train --resume RUN)")
-    config = Config(**_fields(command))
-    recipe.check(config)
-    return config, resume
-
-
-def _fields(config: Config) -> dict[str, Any]:
-    return {f.name: getattr(config, f.name) for f in fields(Config)}
 
 
 def _eval(argv: list[str]) -> int:
     parser = _Parser(prog="udskd eval", description="Evaluate the networks of a run on its validation images.")
     parser.add_argument("run", metavar="RUN", type=Path, help="folder that udskd train wrote")
     parser.add_argument("--data.root", dest="root", metavar="DIR", help="other images of the same classes")
-    options = parser.parse_args(argv)
+    options = _told_once(lambda: parser.parse_args(argv))
     from udskd import training
 
     training.evaluate_run(options.run, options.root)
@@ -137,6 +115,45 @@ def _demo(argv: list[str]) -> int:
     return demo.main(options.output)
 
 
+def _pack(argv: list[str]) -> int:
+    parser = _Parser(prog="udskd pack", description="Pack DIR/train/CLASS/* and DIR/val/CLASS/* into two files.")
+    parser.add_argument("source", metavar="SRC", type=Path, help="folder with train/CLASS/* and val/CLASS/*")
+    parser.add_argument("destination", metavar="DST", type=Path, help="folder for train.pack and val.pack")
+    parser.add_argument(
+        "--short-side", metavar="PIXELS", type=int, default=256, help="shrink to this shorter side (256)"
+    )
+    parser.add_argument(
+        "--quality", metavar="Q", type=int, default=90, help="of the JPEGs that are made, 1 to 100 (90)"
+    )
+    parser.add_argument(
+        "--originals", action="store_true", help="keep every file as it is: trains bit for bit as the tree"
+    )
+    parser.add_argument("--classes", metavar="N", type=int, help="the first N classes in sorted order")
+    parser.add_argument("--workers", metavar="N", type=int, default=os.cpu_count() or 1, help="threads (all cores)")
+    options = parser.parse_args(argv)
+    from udskd.data import packing
+
+    side = None if options.originals else options.short_side
+    return packing.run(options.source, options.destination, side, options.quality, options.classes, options.workers)
+
+
+def _cache_teacher(argv: list[str]) -> int:
+    config, output, epochs = arguments.cache(argv)
+    from udskd.training.cache_writer import cache_teacher
+
+    cache_teacher(config, output, epochs)
+    return 0
+
+
+def _doctor(argv: list[str]) -> int:
+    if not argv or argv[0] != "data":
+        raise ConfigError(f'udskd doctor examines "data", not {argv[0] if argv else "nothing"!r}: udskd doctor data')
+    config = arguments.plain(argv[1:], "udskd doctor data")
+    from udskd import doctor
+
+    return doctor.data(config)
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse with our way of saying what is wrong."""
 
@@ -154,7 +171,15 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{self.prog}: {message}")
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"train": _train, "eval": _eval, "compare": _compare, "demo": _demo}
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": _train,
+    "eval": _eval,
+    "compare": _compare,
+    "demo": _demo,
+    "pack": _pack,
+    "cache-teacher": _cache_teacher,
+    "doctor": _doctor,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

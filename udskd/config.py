@@ -26,8 +26,11 @@ class DataConfig:
     """Share of the resized image's side that the central evaluation crop keeps."""
     max_unreadable: float = 0.01
     """Share of the training images that may be unreadable (named, counted, skipped) before training stops."""
+    loader: Literal["auto", "processes", "threads", "resident"] = "auto"
+    """Who decodes images: worker processes, threads, or nobody, because the whole set was decoded once into the memory
+    of the device ("resident"). The batches are the same, bit for bit."""
     workers: int = 2
-    """Processes that decode images; 0 decodes in the main process."""
+    """Processes or threads that decode images; 0 decodes in the main process."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean of each channel, images in [0, 1]."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -51,6 +54,10 @@ class TeacherConfig:
     """Weight decay; training.weight_decay by default."""
     label_smoothing: float = 0.0
     """Label smoothing of the teacher's own training (smoothed teachers distil worse, so 0)."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic in which the frozen teacher answers; auto is that of training.precision."""
+    cache: str | None = None
+    """Folder that `udskd cache-teacher` wrote: its logits are used instead of the teacher, whose pass is saved."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,9 @@ class TrainingConfig:
     epochs: int = 100
     """Passes over the training images."""
     batch_size: int = 256
-    """Images in one step."""
+    """Images in one step, over all processes and parts."""
+    accumulate: int = 1
+    """Parts that a step's images are cut into, one after the other, to need less memory."""
     lr: float = 0.1
     """Peak learning rate (SGD with Nesterov momentum)."""
     momentum: float = 0.9
@@ -112,16 +121,22 @@ class TrainingConfig:
     ema_decay: float = 0.0
     """Decay of the exponential moving average of the weights; 0 keeps none. With an average, it is what is evaluated
     and saved."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the networks: auto is bf16 autocast on CUDA and fp32 on the CPU."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the networks: auto is bf16 autocast on CUDA and fp32 on the CPU; fp16 scales the loss."""
     channels_last: bool = True
     """Memory format of images and weights."""
     compile: bool = False
     """torch.compile each network."""
+    cuda_graph: bool = False
+    """Replay the whole step as one CUDA graph: for small images, where launching takes longer than computing."""
+    sync_batchnorm: bool = False
+    """Batch-norm over the images of all processes instead of each process's own."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     eval_every: int = 1
     """Evaluate after every N epochs, and always after the last."""
+    save_every: float = 10.0
+    """Minutes after which a step is saved in the middle of an epoch; 0 saves only after epochs and when stopped."""
     tensorboard: bool = False
     """Write TensorBoard events into the run folder as well (pip install 'udskd[tensorboard]')."""
 

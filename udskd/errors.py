@@ -19,3 +19,7 @@ class CheckpointError(UdskdError):
 
 class Interrupted(UdskdError):
     """The user asked to stop; what is complete has been saved and the message says how to continue."""
+
+
+class PeerFailed(UdskdError):
+    """Another of the processes that train together failed; it says itself why."""

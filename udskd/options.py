@@ -13,7 +13,7 @@ from udskd.config import Config, LossConfig
 from udskd.errors import ConfigError
 from udskd.recipe import check, did_you_mean, flatten
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Config)
 _SHORT = {f.name: f"loss.{f.name}" for f in fields(LossConfig)}
 
 
@@ -44,7 +44,7 @@ def parse(
         with contextlib.redirect_stderr(stderr):
             value, rest = tyro.cli(
                 type(default),
-                args=[_spelled_out(argument) for argument in _explicit_booleans(argv)],
+                args=[_spelled_out(argument) for argument in _explicit_booleans(argv, default)],
                 default=default,
                 return_unknown_args=True,
                 use_underscores=True,
@@ -71,9 +71,9 @@ def _spelled_out(argument: str) -> str:
     return f"--{_SHORT[name]}{match[2] or ''}" if match and name in _SHORT else argument
 
 
-def _explicit_booleans(argv: Sequence[str]) -> list[str]:
+def _explicit_booleans(argv: Sequence[str], default: Config) -> list[str]:
     """--training.compile alone, and TOML's true and false, as the True and False that tyro takes."""
-    switches = {name for name, value in flatten(Config()).items() if isinstance(value, bool)}
+    switches = {name for name, value in flatten(default).items() if isinstance(value, bool)}
     arguments: list[str] = []
     for position, argument in enumerate(argv):
         previous = _name(argv[position - 1]) if position else ""

@@ -48,7 +48,7 @@ def images(figure: SubFigure, teacher: Uncertainty, count: int = 10) -> None:
         "from clear to ambiguous: true entropy H, and the weight w that the teacher's certainty gives", size=10
     )
     for axis, index in zip(figure.subplots(1, count, squeeze=False)[0], picked, strict=True):
-        axis.imshow(np.asarray(teacher.images.image(int(index))), interpolation="nearest")
+        axis.imshow(teacher.images.pixels(int(index)), interpolation="nearest")
         axis.set_xlabel(f"H {teacher.true_entropy[index]:.2f}\nw {teacher.weight[index]:.2f}", size=9)
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)

@@ -69,6 +69,11 @@ def flatten(config: Config) -> dict[str, Any]:
     return flat
 
 
+def run_folder(config: Config) -> Path:
+    """Where a run of these options goes: its output, or runs/METHOD-DATA-seedN."""
+    return Path(config.output or f"runs/{config.method}-{Path(config.data.root).resolve().name}-seed{config.seed}")
+
+
 def with_values(config: Config, values: dict[str, Any]) -> Config:
     """The config with some options, given by their dotted names, replaced."""
     for name, value in values.items():
@@ -127,9 +132,9 @@ _RULES: dict[str, tuple[Any, str]] = {
     r"loss\.(\w+_)?temperature": (_finite(0, open_low=True), "a finite number above 0"),
     r"(\w+)\.label_smoothing": (_finite(0, 1, open_high=True), "at least 0 and below 1"),
     r"loss\.\w+_weight|data\.mixup|(\w+)\.weight_decay": (_finite(0), "a finite number, 0 or more"),
-    r"training\.(warmup_epochs|clip_grad_norm)": (_finite(0), "a finite number, 0 or more"),
+    r"training\.(warmup_epochs|clip_grad_norm|save_every)": (_finite(0), "a finite number, 0 or more"),
     r"training\.(momentum|ema_decay)": (_finite(0, 1, open_high=True), "at least 0 and below 1"),
-    r"training\.(epochs|batch_size|eval_every)|teacher\.epochs": (_finite(1), "at least 1"),
+    r"training\.(epochs|batch_size|accumulate|eval_every)|teacher\.epochs": (_finite(1), "at least 1"),
     r"(\w+)\.lr": (_finite(0, open_low=True), "a finite number above 0"),
     r"training\.device": (_is_device, '"auto", "cpu", "cuda" or "cuda:N"'),
 }

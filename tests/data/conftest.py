@@ -1,15 +1,37 @@
-"""Small image trees made with PIL, and image sets that live in memory."""
+"""Small image trees made with PIL, image sets that live in memory, and loaders of every kind."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from udskd.config import DataConfig
+from udskd.data import Batch
 from udskd.data.sets import ImageSet, UnreadableImage
+
+CONFIG = DataConfig(image_size=8, workers=0)
+MIXED = replace(CONFIG, mixup=0.4)
+WAYS = [("threads", 0), ("threads", 1), ("threads", 3), ("processes", 1), ("processes", 3)]
+each_way = pytest.mark.parametrize(("loader", "workers"), WAYS)
+
+
+def by(config: DataConfig, loader: str, workers: int) -> DataConfig:
+    return replace(config, loader=loader, workers=workers)  # type: ignore[arg-type]
+
+
+def assert_equal(first: Iterator[Batch], second: Iterator[Batch]) -> None:
+    for one, other in zip(first, second, strict=True):
+        for key, value in vars(one).items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(value, getattr(other, key)), key
+            else:
+                assert value == getattr(other, key), key
 
 
 def photo(seed: int = 0, size: tuple[int, int] = (40, 30)) -> Image.Image:
@@ -40,10 +62,10 @@ class MemorySet(ImageSet):
     def name(self, index: int) -> str:
         return f"memory/{index}"
 
-    def image(self, index: int) -> Image.Image:
+    def pixels(self, index: int) -> np.ndarray:
         if index in self.bad:
             raise UnreadableImage(self.name(index), "bad on purpose")
-        return photo(index, self.size)
+        return np.asarray(photo(index, self.size))
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -9,14 +10,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torchvision.transforms import functional as F
 
 from tests.data.conftest import MemorySet, photo
 from udskd.config import DataConfig
-from udskd.data import views
-from udskd.data.batch import Batch, EvalViews, Request, TrainViews, central_view, resized_crop
+from udskd.data import to_device, views
+from udskd.data.batch import Batch, EvalViews, Request, TrainViews
+from udskd.data.resize import View, crop_resize
+from udskd.data.views import central_view
 
 CONFIG = DataConfig(image_size=8, workers=0)
+
+
+def cut(image: Image.Image, view: View, size: int) -> np.ndarray:
+    out = np.empty((size, size, 3), dtype=np.uint8)
+    crop_resize(np.asarray(image), view, out)
+    return out
 
 
 def fetch(config: DataConfig, indices: list[int], bad: tuple[int, ...] = (), seed: int = 0, epoch: int = 0) -> Batch:
@@ -26,12 +36,16 @@ def fetch(config: DataConfig, indices: list[int], bad: tuple[int, ...] = (), see
 
 
 @settings(deadline=None, max_examples=60)
-@given(width=st.integers(2, 60), height=st.integers(2, 60), size=st.integers(1, 40), index=st.integers(0, 10**6))
+@given(width=st.integers(2, 60), height=st.integers(2, 60), size=st.integers(1, 40), index=st.integers(0, 10**4))
 def test_random_view_has_torchvisions_pixels(width: int, height: int, size: int, index: int) -> None:
     image = photo(1, (width, height))
+    images = MemorySet(index + 1, size=(width, height))
+    images.pixels = lambda _: np.asarray(image)  # type: ignore[method-assign]
+    parcel = TrainViews(images, replace(CONFIG, image_size=size), 0)[Request(0, 0, np.array([index]))]
     left, top, right, bottom = views.crop_box(views.crop_draws(0, 0, [index])[0], width, height, (0.08, 1.0))
     theirs = F.resized_crop(image, top, left, bottom - top, right - left, [size, size])
-    np.testing.assert_array_equal(resized_crop(image, (left, top, right, bottom), size), np.asarray(theirs))
+    assert parcel.batch is not None
+    np.testing.assert_array_equal(parcel.batch.images[0].permute(1, 2, 0).numpy(), np.asarray(theirs))
 
 
 @settings(deadline=None, max_examples=60)
@@ -44,7 +58,7 @@ def test_random_view_has_torchvisions_pixels(width: int, height: int, size: int,
 def test_central_view_has_torchvisions_pixels(width: int, height: int, size: int, share: float) -> None:
     image = photo(1, (width, height))
     theirs = F.center_crop(F.resize(image, [round(size / share)]), [size, size])
-    np.testing.assert_array_equal(central_view(image, size, share), np.asarray(theirs))
+    np.testing.assert_array_equal(cut(image, central_view(width, height, size, share), size), np.asarray(theirs))
 
 
 def test_views_depend_on_seed_epoch_and_index_only() -> None:
@@ -98,11 +112,25 @@ def test_an_unreadable_spare_row_is_replaced_by_a_readable_one() -> None:
     assert torch.equal(batch.images[-1], batch.images[-2])
 
 
-def test_nothing_readable_is_no_batch() -> None:
+@pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, mixup=0.4)], ids=["plain", "mixup"])
+def test_where_nothing_is_readable_the_batch_has_no_rows(config: DataConfig) -> None:
+    parcel = TrainViews(MemorySet(10, bad=[1, 2]), config, 0)[Request(0, 0, np.array([1, 2]))]
+    assert parcel.batch is not None
+    assert len(parcel.unreadable) == 2
+    assert len(parcel.batch) == 0
+    assert parcel.batch.images.shape == (0, 3, 8, 8)
+    assert len(parcel.batch.labels) == len(parcel.batch.flips) == 0
+    images, target = to_device(parcel.batch, config, "cpu", 3)
+    assert (len(images), len(target)) == (0, 0)
+
+
+def test_a_batch_survives_the_way_between_processes() -> None:
     for config in (CONFIG, replace(CONFIG, mixup=0.4)):
-        parcel = TrainViews(MemorySet(10, bad=[1, 2]), config, 0)[Request(0, 0, np.array([1, 2]))]
-        assert parcel.batch is None
-        assert len(parcel.unreadable) == 2
+        batch = fetch(config, [5, 9, 2])
+        again = pickle.loads(pickle.dumps(batch))
+        for key, value in vars(batch).items():
+            other = getattr(again, key)
+            assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
 
 
 def test_mixup_brings_the_partner_of_the_last_row() -> None:
@@ -140,9 +168,8 @@ def test_evaluation_has_no_randomness_and_no_skipping() -> None:
     good = EvalViews(images, CONFIG)[Request(0, 1, np.array([0, 1, 2]))]
     bad = EvalViews(images, CONFIG)[Request(0, 1, np.array([3, 4, 5]))]
     assert good.batch is not None
-    np.testing.assert_array_equal(
-        good.batch.images[2].permute(1, 2, 0).numpy(), central_view(images.image(2), 8, 0.875)
-    )
+    expected = cut(photo(2, images.size), central_view(*images.size, 8, 0.875), 8)
+    np.testing.assert_array_equal(good.batch.images[2].permute(1, 2, 0).numpy(), expected)
     assert not good.batch.flips.any()
     assert bad.batch is None
     assert bad.unreadable == [("memory/4", "bad on purpose")]

@@ -26,14 +26,14 @@ def test_sizes_and_shapes(train: EmbeddedSet, val: EmbeddedSet) -> None:
     assert (len(train), len(val)) == (2000, 1000)
     assert train.classes == val.classes
     assert train.posterior.shape == (2000, len(train.classes))
-    assert (train.image(7).mode, train.image(7).size) == ("RGB", (32, 32))
+    assert (train.pixels(7).dtype, train.pixels(7).shape) == (np.uint8, (32, 32, 3))
 
 
 def test_every_machine_makes_the_same_set(train: EmbeddedSet, val: EmbeddedSet) -> None:
     digest = hashlib.sha256()
     for images in (train, val):
         for index in range(len(images)):
-            digest.update(images.image(index).tobytes())
+            digest.update(images.pixels(index).tobytes())
         digest.update(images.labels.astype("<i8").tobytes())
     assert digest.hexdigest()[:16] == "6ec9fd9dbfe95cce"
 
@@ -43,11 +43,11 @@ def test_a_smaller_set_is_the_beginning_of_the_whole(train: EmbeddedSet) -> None
     np.testing.assert_array_equal(few.labels, train.labels[:300])
     np.testing.assert_array_equal(few.posterior, train.posterior[:300])
     for index in (0, 249, 250, 299):
-        assert few.image(index).tobytes() == train.image(index).tobytes()
+        assert few.pixels(index).tobytes() == train.pixels(index).tobytes()
 
 
 def test_no_image_is_in_both_splits(train: EmbeddedSet, val: EmbeddedSet) -> None:
-    assert not {train.image(i).tobytes() for i in range(2000)} & {val.image(i).tobytes() for i in range(1000)}
+    assert not {train.pixels(i).tobytes() for i in range(2000)} & {val.pixels(i).tobytes() for i in range(1000)}
 
 
 def test_posteriors_are_distributions(train: EmbeddedSet) -> None:
@@ -106,7 +106,7 @@ def test_the_posterior_can_be_read_off_the_pixels(val: EmbeddedSet) -> None:
     groups = np.array([outline for _, outline in PROTOTYPES.values()])
     agreed, n = 0, 300
     for index in range(n):
-        pixels = np.asarray(val.image(index)).reshape(-1, 3) / 255.0
+        pixels = val.pixels(index).reshape(-1, 3) / 255.0
         colour = np.median(pixels[np.argsort(pixels.max(axis=1))[-150:]], axis=0)
         top, bottom = colour.max(), colour.min()
         r, g, b = colour

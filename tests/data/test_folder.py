@@ -22,7 +22,7 @@ def test_a_tree_is_read_as_torchvision_reads_it(tree: Path) -> None:
     assert [(ours.name(i), ours.label(i)) for i in range(len(ours))] == theirs.samples
     assert ours.labels.dtype == np.int64
     for index in range(len(ours)):
-        np.testing.assert_array_equal(np.asarray(ours.image(index)), np.asarray(theirs[index][0]))
+        np.testing.assert_array_equal(ours.pixels(index), np.asarray(theirs[index][0]))
 
 
 def test_open_folder_gives_both_splits(tree: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torchvision.transforms import functional as F
@@ -36,6 +38,12 @@ def test_images_are_flipped_and_normalised(flips: list[bool] | None) -> None:
     assert images.dtype == torch.float32
     torch.testing.assert_close(images.double(), views_of(batch), rtol=0, atol=2e-6)
     assert torch.equal(target, batch.labels)
+
+
+def test_without_flips_in_the_options_nothing_is_flipped() -> None:
+    batch = make_batch(flips=[False] * 5)
+    expected = to_device(batch, CONFIG, "cpu", 3)[0]
+    assert torch.equal(to_device(batch, replace(CONFIG, flip=0.0), "cpu", 3)[0], expected)
 
 
 def test_mixed_images_and_targets_have_the_same_strength() -> None:
@@ -75,7 +83,7 @@ def test_the_batch_stays_as_it_is() -> None:
 def test_the_gpu_gets_the_same_without_being_waited_for() -> None:
     batch = make_batch(5, torch.tensor([0.3, 0.6, 0.9, 0.1]))
     expected = to_device(batch, CONFIG, "cpu", 3)
-    pinned = batch.pin_memory()
+    pinned = replace(batch, **{k: v.pin_memory() for k, v in vars(batch).items() if isinstance(v, torch.Tensor)})
     to_device(pinned, CONFIG, "cuda", 3)  # fills the cache of constants
     torch.cuda.set_sync_debug_mode("error")
     try:

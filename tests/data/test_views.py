@@ -108,6 +108,22 @@ def test_crops_lie_in_the_image(width: int, height: int, low: float, high: float
     assert 0 <= top < bottom <= height
 
 
+@settings(deadline=None, max_examples=200)
+@given(
+    sides=st.lists(st.tuples(st.integers(1, 5000), st.integers(1, 5000)), min_size=1, max_size=30),
+    low=st.floats(0.001, 1.0),
+    high=st.floats(0.001, 1.0),
+    epoch=st.integers(0, 10**6),
+)
+def test_crops_of_many_images_are_those_of_each(
+    sides: list[tuple[int, int]], low: float, high: float, epoch: int
+) -> None:
+    scale, draws = (min(low, high), max(low, high)), views.crop_draws(0, epoch, np.arange(len(sides)))
+    alone = [views.crop_box(one, *size, scale) for one, size in zip(draws, sides, strict=True)]
+    shapes = np.array(sides, dtype=np.int64)[:, ::-1]
+    assert views.crop_boxes(draws, shapes, scale).tolist() == [list(box) for box in alone]
+
+
 @pytest.mark.parametrize(
     ("size", "scale"),
     [((90, 60), (0.08, 1.0)), ((120, 60), (0.3, 1.0)), ((40, 60), (0.5, 0.9))],

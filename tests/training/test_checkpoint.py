@@ -13,7 +13,15 @@ from udskd import models
 from udskd.config import DataConfig, TeacherConfig
 from udskd.errors import CheckpointError
 from udskd.training import checkpoint
-from udskd.training.checkpoint import WeightsInfo, load_state, load_weights, save_state, save_weights, write_atomic
+from udskd.training.checkpoint import (
+    WeightsInfo,
+    load_state,
+    load_weights,
+    previous,
+    save_state,
+    save_weights,
+    write_atomic,
+)
 from udskd.training.weights import load_network
 
 CLASSES = ("cat", "dog", "owl")
@@ -70,15 +78,14 @@ def test_a_truncated_state_is_one_sentence(tmp_path: Path, share: float) -> None
     path = tmp_path / "students.pt"
     save_state(path, {"epoch": 1, "tensor": torch.randn(1000)})
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(CheckpointError, match=r"students\.pt is truncated or not a checkpoint"):
+    with pytest.raises(CheckpointError, match=r"students\.pt is truncated or altered"):
         load_state(path)
 
 
 def test_a_state_that_would_execute_code_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "evil.pt"
-    torch.save({"epoch": Path("x")}, path)
+    save_state(tmp_path / "evil.pt", {"epoch": Path("x")})
     with pytest.raises(CheckpointError, match="plain values"):
-        load_state(path)
+        load_state(tmp_path / "evil.pt")
 
 
 def test_a_state_comes_back(tmp_path: Path) -> None:
@@ -87,6 +94,33 @@ def test_a_state_comes_back(tmp_path: Path) -> None:
     loaded = load_state(tmp_path / "s.pt")
     assert torch.equal(loaded.pop("tensor"), state.pop("tensor"))  # type: ignore[arg-type]
     assert loaded == state
+
+
+@pytest.mark.parametrize("place", [0, 20, 100, 1000, -1])
+def test_one_altered_byte_of_a_state_is_found(tmp_path: Path, place: int) -> None:
+    path = tmp_path / "s.pt"
+    save_state(path, {"tensor": torch.randn(1000)})
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"s\.pt is truncated or altered"):
+        load_state(path)
+
+
+def test_one_altered_byte_of_the_weights_is_found(saved: tuple[Path, dict[str, torch.Tensor]]) -> None:
+    data = bytearray(saved[0].read_bytes())
+    data[-10] ^= 1
+    saved[0].write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"teacher\.safetensors is damaged: .* SHA-256"):
+        load_weights(saved[0])
+
+
+def test_the_state_before_the_last_is_kept(tmp_path: Path) -> None:
+    for epoch in range(3):
+        save_state(tmp_path / "s.pt", {"epoch": epoch})
+    assert load_state(tmp_path / "s.pt")["epoch"] == 2
+    assert load_state(previous(tmp_path / "s.pt"))["epoch"] == 1
+    assert sorted(os.listdir(tmp_path)) == ["s.previous.pt", "s.pt"]
 
 
 def full_disk(*_: object) -> None:

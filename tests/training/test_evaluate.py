@@ -10,8 +10,8 @@ from torch import nn
 from udskd import models
 from udskd.config import Config
 from udskd.data import EvalLoader, open_sets, to_device
+from udskd.progress import Display
 from udskd.training.evaluate import evaluate
-from udskd.training.progress import Display
 from udskd.training.runtime import Runtime
 from udskd.training.signals import StopRequest
 
@@ -22,7 +22,7 @@ def loader_of(config: Config, batch_size: int = 7) -> EvalLoader:
 
 def results_of(networks: dict[str, nn.Module], config: Config, batch_size: int = 7) -> dict[str, dict[str, float]]:
     runtime = Runtime.of(config.training)
-    return evaluate(networks, loader_of(config, batch_size), config.data, runtime, Display(), StopRequest())
+    return evaluate(networks, loader_of(config, batch_size), config.data, runtime, Display(), StopRequest().poll)
 
 
 def test_networks_are_evaluated_in_eval_mode_and_left_as_they_were(config: Config) -> None:

@@ -1,4 +1,4 @@
-"""The epoch loop: it reads nothing back inside a step, and its meter tells the truth."""
+"""The epoch loop: it reads nothing back inside a step, and says what it does."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from udskd import forms, recipe
+from udskd import forms, progress, recipe
 from udskd.config import Config
-from udskd.training import fit, progress, train
-from udskd.training.fit import Meter
+from udskd.training import fit, train
 from udskd.training.folder import RunFolder
 from udskd.training.optim import Schedule
 
@@ -51,7 +49,7 @@ def test_nothing_is_read_back_within_a_step(config: Config, monkeypatch: pytest.
         return batch
 
     @contextmanager
-    def steps(self: progress.Display, title: str, total: int) -> Iterator[Any]:
+    def steps(self: progress.Display, title: str, total: int, done: int = 0) -> Iterator[Any]:
         def advance() -> None:
             if title != "evaluate":
                 counter.__exit__(None, None, None)
@@ -68,27 +66,6 @@ def test_nothing_is_read_back_within_a_step(config: Config, monkeypatch: pytest.
         train(recipe.with_values(config, options))
     assert len(counts) == 2 * 3 * (2 if method == "udskd" else 1)
     assert counts[-1] == 0
-
-
-def test_the_meter_means_over_steps_and_over_images() -> None:
-    meter = Meter()
-    rng = np.random.default_rng(0)
-    weights = [rng.random(n).astype(np.float32) for n in (8, 8, 5)]
-    for step, w in enumerate(weights):
-        loss = torch.tensor(float(step), requires_grad=True)
-        meter.add({"loss": loss, "ce_a": 2 * loss, "weight": torch.from_numpy(w), "entropy": torch.from_numpy(1 - w)})
-    values = meter.read()
-    everything = np.concatenate(weights)
-    assert (values["loss"], values["components"]) == (1.0, {"ce_a": 2.0})
-    p10, p90 = np.percentile(everything, [10, 90])
-    assert values["weight"] == pytest.approx({"mean": everything.mean(), "p10": p10, "p90": p90}, abs=1e-6)
-    assert values["entropy"] == pytest.approx(1 - everything.mean(), abs=1e-6)
-
-
-def test_a_meter_without_a_teacher_has_no_weights() -> None:
-    meter = Meter()
-    meter.add({"loss": torch.tensor(1.0)})
-    assert meter.read() == {"loss": 1.0, "components": {}}
 
 
 def test_a_plain_log_has_one_line_for_each_epoch(config: Config, capsys: pytest.CaptureFixture[str]) -> None:

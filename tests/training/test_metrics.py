@@ -12,16 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from udskd.training.evaluate import against_posterior, spearman
-from udskd.training.metrics import BINS, Metrics, bin_members
-
-CPU = torch.device("cpu")
+from udskd.training.metrics import BINS, Metrics, bin_of, summarise
 
 
 def compute(logits: torch.Tensor, labels: torch.Tensor, batch: int = 7) -> dict[str, float]:
-    metrics = Metrics(CPU)
+    metrics = Metrics()
     for x, y in zip(logits.split(batch), labels.split(batch), strict=True):
         metrics.update(x, y)
-    return metrics.result()
+    return summarise(metrics.table())
 
 
 def by_definition(logits: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> dict[str, float]:
@@ -57,8 +55,7 @@ def test_metrics_are_their_definitions_however_the_images_are_batched(
 
 
 def test_confidence_one_falls_into_the_last_bin() -> None:
-    members = bin_members(torch.tensor([1.0, 0.999, 14.5 / 15, 0.0], dtype=torch.float64))
-    assert members.argmax(1).tolist() == [BINS - 1, BINS - 1, BINS - 1, 0]
+    assert bin_of(np.array([1.0, 0.999, 14.5 / 15, 0.0])).tolist() == [BINS - 1, BINS - 1, BINS - 1, 0]
     assert compute(torch.tensor([[900.0, 0.0]]), torch.tensor([1]))["ece"] == 1.0
 
 
@@ -72,13 +69,18 @@ def test_a_network_that_gives_nan_is_not_right() -> None:
     assert math.isnan(result["nll"])
 
 
+def test_the_batches_of_the_same_images_do_not_change_a_bit() -> None:
+    logits, labels = torch.randn(50, 8), torch.randint(0, 8, (50,))
+    assert compute(logits, labels, batch=50) == compute(logits, labels, batch=7)
+
+
 def test_bfloat16_logits_are_measured_in_double() -> None:
     logits, labels = torch.randn(50, 8).bfloat16(), torch.randint(0, 8, (50,))
     assert compute(logits, labels) == compute(logits.double(), labels)
 
 
 def test_no_images_give_nan_not_zero() -> None:
-    assert all(math.isnan(v) for v in Metrics(CPU).result().values())
+    assert all(math.isnan(v) for v in summarise(Metrics().table()).values())
 
 
 def test_spearman_sees_order_only_and_shares_ranks_among_ties() -> None:

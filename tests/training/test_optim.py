@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.amp.grad_scaler import GradScaler
 
 from udskd import models
 from udskd.config import StudentConfig, TrainingConfig
@@ -19,6 +20,11 @@ from udskd.training.runtime import Runtime, derive_seed
 def network(training: TrainingConfig, options: StudentConfig | None = None, name: str = "tiny_plain_2") -> Network:
     options = options or StudentConfig()
     return Network("student_a", models.build(name, 3, 8), options, training, Runtime.of(training), 10, 4)
+
+
+def update(network: Network, step: int) -> None:
+    network.set_lr(step)
+    network.update(GradScaler("cpu", enabled=False))
 
 
 def vector(module: nn.Module) -> torch.Tensor:
@@ -56,7 +62,7 @@ def test_each_student_has_its_own_rate_and_decay() -> None:
     for n in (one, other):
         for p in n.module.parameters():
             p.grad = torch.ones_like(p)
-        n.step(0)
+        update(n, 0)
     assert [n.optimizer.param_groups[0]["lr"] for n in (one, other)] == [0.1, 0.3]
     assert [n.optimizer.param_groups[0]["weight_decay"] for n in (one, other)] == [0.01, 0.0]
 
@@ -89,10 +95,41 @@ def test_clipping_limits_the_norm_of_each_network_alone() -> None:
         before = vector(n.module)
         for p in n.module.parameters():
             p.grad = torch.full_like(p, size)
-        n.step(0)
+        update(n, 0)
         moved.append(float((vector(n.module) - before).norm()))
     count = models.parameter_count(small.module)
     assert moved == pytest.approx([1e-4 * math.sqrt(count), 0.5], rel=1e-3)
+
+
+def test_a_scaled_gradient_is_unscaled_before_it_is_clipped() -> None:
+    options = TrainingConfig(lr=1.0, momentum=0.0, weight_decay=0.0, warmup_epochs=0, clip_grad_norm=0.5, device="cpu")
+    plain, scaled = network(options), network(options)
+    scaled.module.load_state_dict(plain.module.state_dict())
+    scaler = GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(torch.zeros(()))  # as the loss of a step would
+    for n, factor in ((plain, 1.0), (scaled, 1024.0)):
+        for p in n.module.parameters():
+            p.grad = torch.full_like(p, 0.1 * factor)
+        n.set_lr(0)
+    plain.update(GradScaler("cpu", enabled=False))
+    scaled.update(scaler)
+    torch.testing.assert_close(vector(scaled.module), vector(plain.module))
+
+
+def test_a_gradient_that_overflowed_changes_nothing() -> None:
+    n = network(TrainingConfig(lr=1.0, weight_decay=0.1, warmup_epochs=0, clip_grad_norm=0.5, device="cpu"))
+    before, scaler = vector(n.module), GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(torch.zeros(()))
+    for size in (torch.inf, 0.0):  # the second step goes on with the momentum that the first left behind
+        for p in n.module.parameters():
+            p.grad = torch.full_like(p, size)
+        n.set_lr(0)
+        for group in n.optimizer.param_groups:
+            group["weight_decay"] = 0.0
+        n.update(scaler)
+        scaler.update()
+        assert torch.equal(vector(n.module), before)
+        assert scaler.get_scale() == 512.0
 
 
 def test_the_average_follows_weights_and_batch_norm_statistics() -> None:
@@ -102,7 +139,7 @@ def test_the_average_follows_weights_and_batch_norm_statistics() -> None:
     mean: dict[str, torch.Tensor] = {}
     for step in range(3):
         n.module(torch.randn(4, 3, 8, 8)).square().sum().backward()
-        n.step(step)
+        update(n, step)
         state = n.module.state_dict()
         for name in names:
             new = state[name].clone()

@@ -22,6 +22,7 @@ from udskd.errors import CheckpointError, ConfigError, DataError, Interrupted
 from udskd.training import checkpoint, evaluate_run, teacher, train
 from udskd.training.checkpoint import load_state, load_weights
 from udskd.training.students import StudentsTask
+from udskd.training.task import Inputs
 from udskd.training.teacher import TeacherTask
 
 METRICS = {"top1", "top5", "nll", "ece", "brier"}
@@ -35,13 +36,11 @@ def events(run: Path, name: str) -> list[dict[str, Any]]:
 def outcome(run: Path) -> dict[str, Any]:
     """What two runs of the same options must share to the last bit: weights, metrics, losses."""
     timing = {"time", "seconds", "images_per_second"}
-    summary = json.loads((run / "summary.json").read_text())
+    summary, log = json.loads((run / "summary.json").read_text()), (run / "log.jsonl").read_text().splitlines()
     weights = {f.name: load_weights(f)[0] for f in sorted([*run.glob("*.safetensors"), *run.glob("*/*.safetensors")])}
     return {
         "summary": {k: v for k, v in summary.items() if k not in timing},
-        "epochs": [
-            {k: v for k, v in e.items() if k not in timing} for e in events(run, "epoch") + events(run, "teacher_epoch")
-        ],
+        "log": [{k: v for k, v in json.loads(line).items() if k not in {*timing, "lines"}} for line in log],
         "weights": {
             f"{file}/{k}": t.numpy().tobytes() for file, tensors in weights.items() for k, t in tensors.items()
         },
@@ -67,7 +66,8 @@ def test_a_run_leaves_every_file_and_number(config: Config) -> None:
     files = {str(f.relative_to(run)) for f in run.rglob("*") if f.is_file()}
     bests = {f"checkpoints/{r}_best.safetensors" for r in ("teacher", "student_a", "student_b")}
     weights = {f"{r}.safetensors" for r in ("teacher", "student_a", "student_b")}
-    rest = {"config.toml", "environment.json", "log.jsonl", "summary.json", "checkpoints/students.pt"}
+    states = {"checkpoints/students.pt", "checkpoints/students.previous.pt"}
+    rest = {"config.toml", "environment.json", "log.jsonl", "summary.json"} | states
     assert files == bests | weights | rest
     assert recipe.load(run / "config.toml") == config
     assert summary == json.loads((run / "summary.json").read_text())
@@ -166,10 +166,10 @@ def straight(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
 @pytest.mark.parametrize(
     ("number", "owner", "call", "saved"),
     [
-        (signal.SIGINT, TeacherTask, 2, "no complete epoch saved"),
-        (signal.SIGTERM, TeacherTask, 5, "1 of 3 epochs of the teacher saved"),
-        (signal.SIGTERM, StudentsTask, 2, "the teacher, but no epoch of the students, saved"),
-        (signal.SIGINT, StudentsTask, 8, "2 of 3 epochs of the students saved"),
+        (signal.SIGINT, TeacherTask, 2, "0 of 3 epochs of the teacher and 2 of 3 steps of the next saved"),
+        (signal.SIGTERM, TeacherTask, 6, "1 of 3 epochs of the teacher and 3 of 3 steps of the next saved"),
+        (signal.SIGTERM, StudentsTask, 2, "0 of 3 epochs of the students and 2 of 3 steps of the next saved"),
+        (signal.SIGINT, StudentsTask, 8, "2 of 3 epochs of the students and 2 of 3 steps of the next saved"),
     ],
 )
 def test_a_run_that_was_stopped_and_continued_ends_bit_identical(
@@ -186,15 +186,16 @@ def test_a_run_that_was_stopped_and_continued_ends_bit_identical(
     assert outcome(run) == outcome(Path(straight.output or ""))
 
 
-def test_a_stop_during_evaluation_keeps_the_epochs_before(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_during_evaluation_keeps_all_steps(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     from udskd.training.metrics import Metrics
 
     config = replace(config, method="ce")
     # two batches of 12 and 6 images, two students: updates 1-4 are epoch 1's evaluation, 5-8 epoch 2's
     on_call(monkeypatch, Metrics, "update", 6, lambda: os.kill(os.getpid(), signal.SIGINT))
-    with pytest.raises(Interrupted, match="1 of 3 epochs of the students saved"):
+    with pytest.raises(Interrupted, match="1 of 3 epochs of the students and 3 of 3 steps of the next saved"):
         train(config)
-    assert load_state(Path(config.output or "") / "checkpoints" / "students.pt")["epoch"] == 1
+    state = load_state(Path(config.output or "") / "checkpoints" / "students.pt")
+    assert (state["epoch"], state["step"]) == (1, 3)
     assert train(config, resume=Path(config.output or ""))["status"] == "complete"
 
 
@@ -211,12 +212,12 @@ def test_a_full_disk_keeps_the_previous_checkpoint_and_says_how_to_go_on(
         saves = [0]
         write = checkpoint.write_atomic
 
-        def counted(path: Path, data: Any) -> None:
+        def counted(path: Path, *data: Any, **options: Any) -> None:
             if path.name == "students.pt":
                 saves[0] += 1
                 if saves[0] == 2:
                     patch.setattr(checkpoint.os, "fsync", lambda _: full())
-            write(path, data)
+            write(path, *data, **options)
 
         patch.setattr(checkpoint, "write_atomic", counted)
         with pytest.raises(CheckpointError) as error:
@@ -239,7 +240,9 @@ def test_a_crash_between_log_and_checkpoint_does_not_log_an_epoch_twice(config: 
     run = tmp_path / "run"
     (run / "summary.json").unlink()
     state = load_state(run / "checkpoints" / "students.pt")
-    checkpoint.save_state(run / "checkpoints" / "students.pt", {**state, "epoch": 2})
+    assert state["epoch"] == 3
+    earlier = run / "checkpoints" / "students.previous.pt"
+    earlier.replace(run / "checkpoints" / "students.pt")
     with open(run / "log.jsonl", "a") as log:
         log.write('{"event": "epoch", "epo')  # torn by the crash
     train(config, resume=run)
@@ -252,7 +255,10 @@ def test_a_truncated_state_is_refused_on_resume(config: Config, tmp_path: Path) 
     (run / "summary.json").unlink()
     state = run / "checkpoints" / "students.pt"
     state.write_bytes(state.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match=r"students\.pt is truncated"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"students\.pt is truncated or altered: .*; the one before it, after 2 epochs and 0 steps, is intact: ",
+    ):
         train(replace(config, method="ce"), resume=run)
 
 
@@ -282,6 +288,9 @@ def test_a_folder_with_other_things_in_it_is_left_alone(config: Config, tmp_path
         ({"training.device": "cuda:99"}, ConfigError, "cuda:99"),
         ({"training.lr": -1.0}, ConfigError, "training.lr"),
         ({"loss.backend": "cuda"}, ConfigError, 'loss.backend is "cuda", but'),
+        ({"training.cuda_graph": True}, ConfigError, "training.cuda_graph needs a CUDA device"),
+        ({"training.sync_batchnorm": True}, ConfigError, "training.sync_batchnorm needs CUDA devices"),
+        ({"training.accumulate": 5}, ConfigError, "12 images in a step cannot be cut into 5 equal pieces"),
     ],
 )
 def test_a_mistake_is_found_before_anything_is_written(
@@ -313,20 +322,24 @@ def test_an_unreadable_training_image_is_named_once_and_skipped(
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    def diverged(self: StudentsTask, images: Tensor, target: Tensor) -> dict[str, Tensor]:
-        return {"loss": self.networks[0].forward(images).sum() * torch.nan}
+    def diverged(self: StudentsTask, inputs: Inputs) -> dict[str, Tensor]:
+        return {"loss": self.networks[0].forward(inputs.images).sum() * torch.nan}
 
     monkeypatch.setattr(StudentsTask, "losses", diverged)
     with pytest.raises(ConfigError, match=r"students epoch 1 is nan: lower training\.lr"):
         train(replace(config, method="ce"))
 
 
-def test_a_run_cannot_continue_with_other_options(config: Config, tmp_path: Path) -> None:
+def test_a_run_cannot_continue_with_other_options(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     train(replace(config, method="ce"))
     (tmp_path / "run" / "summary.json").unlink()
     with pytest.raises(ConfigError, match=r"started with training\.lr = 0\.05, not 0\.5"):
         train(recipe.with_values(config, {"method": "ce", "training.lr": 0.5}), resume=tmp_path / "run")
+    capsys.readouterr()
     train(recipe.with_values(config, {"method": "ce", "data.workers": 1}), resume=tmp_path / "run")
+    assert capsys.readouterr().out.startswith("data.workers: 0 before, 1 from here on\n")
 
 
 def test_evaluating_a_run_gives_its_summarys_numbers(config: Config, tmp_path: Path) -> None:
@@ -373,8 +386,9 @@ def test_evaluation_is_due_every_n_epochs_and_after_the_last(config: Config, tmp
     assert ["student_a" in e for e in events(tmp_path / "run", "epoch")] == [False, True, True]
 
 
-def test_mixup_and_bfloat16_train_too(config: Config) -> None:
-    options = {"data.mixup": 0.2, "training.precision": "bf16", "training.clip_grad_norm": 1.0}
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixup_and_half_precision_train_too(config: Config, precision: str) -> None:
+    options = {"data.mixup": 0.2, "training.precision": precision, "training.clip_grad_norm": 1.0}
     assert train(recipe.with_values(config, options))["status"] == "complete"
 
 

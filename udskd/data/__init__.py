@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from udskd.config import DataConfig
 from udskd.data.batch import Batch
 from udskd.data.embedded import EmbeddedSet
 from udskd.data.folder import FolderSet, open_folder
 from udskd.data.loader import EvalLoader, TrainLoader, check_readable
+from udskd.data.pack import pack
+from udskd.data.packed import PackedSet, has_packs, open_packs
 from udskd.data.prepare import to_device
+from udskd.data.ring import on_device
 from udskd.data.sets import ImageSet, UnreadableImage, class_hash
+from udskd.data.share import Share
 from udskd.errors import DataError
 
 __all__ = [
@@ -17,24 +23,29 @@ __all__ = [
     "EvalLoader",
     "FolderSet",
     "ImageSet",
+    "PackedSet",
+    "Share",
     "TrainLoader",
     "UnreadableImage",
     "check_readable",
     "class_hash",
+    "on_device",
     "open_folder",
     "open_sets",
+    "pack",
     "to_device",
 ]
 
 
 def open_sets(config: DataConfig) -> tuple[ImageSet, ImageSet]:
-    """The train and val sets that `config.root` names: an ImageFolder tree, or the generated set for "embedded".
+    """The train and val sets that `config.root` names: packs, an ImageFolder tree, or the generated set ("embedded").
 
     Raises:
-        DataError: the tree is not as it should be, or data.classes does not fit.
+        DataError: the packs or the tree are not as they should be, or data.classes does not fit.
     """
     if config.root != "embedded":
-        return open_folder(config.root, config.classes)
+        root = Path(config.root).expanduser()
+        return open_packs(root, config.classes) if has_packs(root) else open_folder(root, config.classes)
     train, val = EmbeddedSet("train"), EmbeddedSet("val")
     count = len(train.classes)
     if config.classes not in (None, count):

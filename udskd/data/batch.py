@@ -1,96 +1,188 @@
-"""What a worker does: decode the images of one batch, cut their views, and hand over uint8 tensors."""
+"""How a batch comes about: its images decoded, their views cut, as uint8 tensors; by anybody, row by row."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from udskd.config import DataConfig
 from udskd.data import views
-from udskd.data.sets import ImageSet, UnreadableImage
+from udskd.data.resize import View, crop_resize
+from udskd.data.sets import ImageSet, Pixels, UnreadableImage
 
-Pixels = npt.NDArray[np.uint8]
+Complaint = tuple[str, str]
+"""Name of an image that cannot be read, and why."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B images as they leave the workers; with mixup there is one row more: the partner of the last row."""
+    """B images, not yet flipped; with mixup there is one row more: the partner of the last row.
+
+    Where no image of a training batch could be read, all its tensors have 0 rows.
+    """
 
     images: Tensor
-    """uint8 [B or B + 1, 3, S, S], in channels_last strides, not yet flipped."""
+    """uint8 [B or B + 1, 3, S, S], in channels_last strides."""
     labels: Tensor
     """int64 [B or B + 1]."""
     indices: Tensor
-    """Numbers of the B images in their set, int64 [B]."""
+    """Numbers of the B images in their set, int64 [B], always on the host."""
     flips: Tensor
     """bool [B or B + 1]: which rows `to_device` mirrors."""
     mix: Tensor | None = None
     """float32 [B], share of row i in its mixture with row i + 1; None without mixup."""
     step: int = 0
-    """Number of this batch in its epoch; steps of which no image could be read are missing."""
+    """Number of this batch's step in its epoch; in evaluation, number of the batch."""
+    part: int = 0
+    """Number of this batch in its step."""
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def pin_memory(self) -> Batch:
-        """A copy in page-locked memory (the DataLoader calls this)."""
-        mix = None if self.mix is None else self.mix.pin_memory()
-        images, labels = self.images.pin_memory(), self.labels.pin_memory()
-        return replace(self, images=images, labels=labels, flips=self.flips.pin_memory(), mix=mix)
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device, for which nothing waits."""
+        mix = None if self.mix is None else send(self.mix, device)
+        images, labels, flips = (send(t, device) for t in (self.images, self.labels, self.flips))
+        return replace(self, images=images, labels=labels, flips=flips, mix=mix)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # between processes, every tensor costs a segment of shared memory of its own: only the images are worth one
+        small = [t.numpy() for t in (self.labels, self.indices, self.flips)]
+        mix = None if self.mix is None else self.mix.numpy()
+        return _unpickled, (self.images, small, mix, self.step, self.part)
+
+
+def _unpickled(images: Tensor, small: list[Any], mix: Any, step: int, part: int) -> Batch:
+    labels, indices, flips = map(torch.from_numpy, small)
+    return Batch(images, labels, indices, flips, None if mix is None else torch.from_numpy(mix), step, part)
 
 
 class Request(NamedTuple):
-    """Which images a worker shall fetch; everything else about them follows from (seed, epoch, index)."""
+    """Which images make a batch; everything else about them follows from (seed, epoch, index)."""
 
     epoch: int
     step: int
     indices: npt.NDArray[np.int64]
+    part: int = 0
 
 
 class Parcel(NamedTuple):
-    """A worker's answer: the batch (None if no image could be read) and (name, reason) of the unreadable images."""
+    """The answer to a request: the batch, and the images that are not in it because they cannot be read."""
 
     batch: Batch | None
-    unreadable: list[tuple[str, str]]
+    """None where an evaluation's batch is not complete."""
+    unreadable: list[Complaint]
+
+    def to(self, device: torch.device) -> Parcel:
+        """The parcel with its batch on a device."""
+        return self if self.batch is None else self._replace(batch=self.batch.to(device))
 
 
-class TrainViews(Dataset[Parcel]):
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device, by way of page-locked memory, so that nobody waits."""
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+@dataclass
+class Job:
+    """A request at work. Threads may take images into different rows of it at the same time."""
+
+    request: Request
+    pixels: Tensor
+    """uint8 [B, S, S, 3]."""
+    take: Callable[[int, Pixels], None]
+    """Cuts the view of a decoded image into a row of `pixels`."""
+    unreadable: dict[int, Complaint] = field(default_factory=dict)
+    """By row."""
+
+
+class Views(Dataset[Parcel], ABC):
+    """Answers requests, at once or piece by piece: begin, fill all rows, finish."""
+
+    images: ImageSet
+
+    def __getitem__(self, request: Request) -> Parcel:
+        job = self.begin(request)
+        self.fill(job, range(len(request.indices)))
+        return self.finish(request, job.pixels, job.unreadable)
+
+    def fill(self, job: Job, rows: Iterable[int]) -> None:
+        """Decode the images of some rows and take their views."""
+        for row in rows:
+            try:
+                job.take(row, self.images.pixels(int(job.request.indices[row])))
+            except UnreadableImage as error:
+                job.unreadable[row] = (error.name, error.reason)
+
+    @abstractmethod
+    def begin(self, request: Request) -> Job:
+        """A job with nothing done yet."""
+
+    @abstractmethod
+    def finish(self, request: Request, pixels: Tensor, unreadable: dict[int, Complaint]) -> Parcel:
+        """The parcel of `pixels` [B, S, S, 3], on any device, in which the unreadable rows are not filled."""
+
+
+def _job(request: Request, size: int, view: Callable[[int, int, int], View]) -> Job:
+    """A job that cuts view(row, width, height) to size x size."""
+    pixels = _empty(len(request.indices), size)
+    rows = pixels.numpy()
+
+    def take(row: int, image: Pixels) -> None:
+        crop_resize(image, view(row, image.shape[1], image.shape[0]), rows[row])
+
+    return Job(request, pixels, take)
+
+
+class TrainViews(Views):
     """Random views. With mixup, the last index of a request is there only as the partner of the one before it."""
 
     def __init__(self, images: ImageSet, config: DataConfig, seed: int) -> None:
         self.images, self.config, self.seed = images, config, seed
 
-    def __getitem__(self, request: Request) -> Parcel:
-        config, (epoch, step, indices) = self.config, request
-        draws = views.crop_draws(self.seed, epoch, indices)
+    def begin(self, request: Request) -> Job:
+        draws = views.crop_draws(self.seed, request.epoch, request.indices)
+        scale, size = self.config.crop_scale, self.config.image_size
 
-        def view(row: int, image: Image.Image) -> Pixels:
-            return resized_crop(image, views.crop_box(draws[row], *image.size, config.crop_scale), config.image_size)
+        def view(row: int, width: int, height: int) -> View:
+            return View(*views.crop_box(draws[row], width, height, scale), size, size, 0, 0)
 
-        pixels, readable, unreadable = _decode(self.images, indices, config.image_size, view)
+        return _job(request, size, view)
+
+    def views_of(self, request: Request, shapes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The View of each image, [B, 8], of their heights and widths [B, 2]."""
+        draws, size = views.crop_draws(self.seed, request.epoch, request.indices), self.config.image_size
+        boxes = views.crop_boxes(draws, shapes, self.config.crop_scale)
+        return np.concatenate([boxes, np.tile([size, size, 0, 0], (len(boxes), 1))], axis=1)
+
+    def finish(self, request: Request, pixels: Tensor, unreadable: dict[int, Complaint]) -> Parcel:
+        config, (epoch, step, indices, part) = self.config, request
+        readable = np.ones(len(indices), dtype=np.bool_)
+        readable[list(unreadable)] = False
         rows, mix = np.flatnonzero(readable), None
         if config.mixup > 0:
             strengths = views.mixup_strengths(self.seed, epoch, indices[:-1], config.mixup)
             rows, mix = _pairs(readable, strengths)
-        if len(rows) == 0:
-            return Parcel(None, unreadable)
         batch = Batch(
-            images=as_images(pixels if readable.all() else pixels[rows]),
+            images=as_images(pixels if readable.all() else pixels[torch.from_numpy(rows)]),
             labels=torch.from_numpy(self.images.labels[indices[rows]]),
             indices=torch.from_numpy(indices[rows if mix is None else rows[:-1]]),
             flips=torch.from_numpy(views.flips(self.seed, epoch, indices[rows], config.flip)),
             mix=mix,
             step=step,
+            part=part,
         )
-        return Parcel(batch, unreadable)
+        return Parcel(batch, _in_order(unreadable))
 
 
 def _pairs(readable: npt.NDArray[np.bool_], strengths: views.Floats) -> tuple[npt.NDArray[np.intp], Tensor]:
@@ -106,57 +198,50 @@ def _pairs(readable: npt.NDArray[np.bool_], strengths: views.Floats) -> tuple[np
     return (np.append(rows, partner) if len(rows) else rows), mix
 
 
-class EvalViews(Dataset[Parcel]):
+class EvalViews(Views):
     """The central view of each image: shorter side to image_size / eval_crop, central square of image_size."""
 
     def __init__(self, images: ImageSet, config: DataConfig) -> None:
         self.images, self.config = images, config
 
-    def __getitem__(self, request: Request) -> Parcel:
-        config, indices = self.config, request.indices
+    def begin(self, request: Request) -> Job:
+        size, share = self.config.image_size, self.config.eval_crop
+        return _job(request, size, lambda _, width, height: views.central_view(width, height, size, share))
 
-        def view(_: int, image: Image.Image) -> Pixels:
-            return central_view(image, config.image_size, config.eval_crop)
-
-        pixels, readable, unreadable = _decode(self.images, indices, config.image_size, view)
-        if not readable.all():
-            return Parcel(None, unreadable)
-        labels = torch.from_numpy(self.images.labels[indices])
+    def finish(self, request: Request, pixels: Tensor, unreadable: dict[int, Complaint]) -> Parcel:
+        if unreadable:
+            return Parcel(None, _in_order(unreadable))
+        labels, indices = (torch.from_numpy(a) for a in (self.images.labels[request.indices], request.indices))
         flips = torch.zeros(len(indices), dtype=torch.bool)
-        return Parcel(Batch(as_images(pixels), labels, torch.from_numpy(indices), flips, step=request.step), [])
+        return Parcel(Batch(as_images(pixels), labels, indices, flips, step=request.step), [])
 
 
-def _decode(
-    images: ImageSet, indices: npt.NDArray[np.int64], size: int, view: Callable[[int, Image.Image], Pixels]
-) -> tuple[Pixels, npt.NDArray[np.bool_], list[tuple[str, str]]]:
-    """The views [B, size, size, 3], which rows of it are filled, and (name, reason) of the images that are not."""
-    pixels = np.empty((len(indices), size, size, 3), dtype=np.uint8)
-    readable = np.ones(len(indices), dtype=np.bool_)
-    unreadable = []
-    for row, index in enumerate(indices.tolist()):
-        try:
-            pixels[row] = view(row, images.image(index))
-        except UnreadableImage as error:
-            readable[row] = False
-            unreadable.append((error.name, error.reason))
-    return pixels, readable, unreadable
+class Probe(Views):
+    """Decodes, and keeps only the complaints."""
+
+    def __init__(self, images: ImageSet) -> None:
+        self.images = images
+
+    def begin(self, request: Request) -> Job:
+        return Job(request, torch.empty(0, dtype=torch.uint8), lambda row, image: None)
+
+    def finish(self, request: Request, pixels: Tensor, unreadable: dict[int, Complaint]) -> Parcel:
+        return Parcel(None, _in_order(unreadable))
 
 
-def as_images(pixels: Pixels) -> Tensor:
-    """[B, S, S, 3] as a [B, 3, S, S] tensor over the same memory, which makes it channels_last for free."""
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+def _in_order(unreadable: dict[int, Complaint]) -> list[Complaint]:
+    return [unreadable[row] for row in sorted(unreadable)]
 
 
-def resized_crop(image: Image.Image, box: views.Box, size: int) -> Pixels:
-    """Cut a box and resize it (bilinear with antialiasing, as torchvision does) to uint8 [size, size, 3]."""
-    return np.asarray(image.crop(box).resize((size, size), Image.Resampling.BILINEAR))
+def _empty(rows: int, size: int) -> Tensor:
+    """uint8 [rows, size, size, 3]; in a worker process in shared memory, so that handing it over copies nothing."""
+    shape = (rows, size, size, 3)
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(rows * size * size * 3)  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
-def central_view(image: Image.Image, size: int, share: float) -> Pixels:
-    """Resize the shorter side to size / share and keep the central square, uint8 [size, size, 3]."""
-    short, target = min(image.size), round(size / share)
-    if short != target:
-        width, height = (target if side == short else int(target * side / short) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
-    return np.asarray(image.crop((left, top, left + size, top + size)))
+def as_images(pixels: Tensor) -> Tensor:
+    """[B, S, S, 3] as [B, 3, S, S] over the same memory, which makes it channels_last for free."""
+    return pixels.permute(0, 3, 1, 2)

@@ -13,10 +13,9 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from udskd.data import views
-from udskd.data.sets import ImageSet
+from udskd.data.sets import ImageSet, Pixels
 
 Split = Literal["train", "val"]
 
@@ -88,8 +87,9 @@ class EmbeddedSet(ImageSet):
     def name(self, index: int) -> str:
         return f"embedded/{self.split}/{index}"
 
-    def image(self, index: int) -> Image.Image:
-        return Image.fromarray(self._pixels[index])
+    def pixels(self, index: int) -> Pixels:
+        pixels: Pixels = self._pixels[index]
+        return pixels
 
 
 def posterior(hue: views.Floats, chroma: views.Floats, outline: views.Floats) -> views.Floats:
@@ -118,7 +118,7 @@ def _factors(split: Split, indices: npt.NDArray[np.intp]) -> tuple[views.Floats,
     return hue, 1.0 - 0.9 * chroma**2, outline  # few pale shapes, many vivid ones
 
 
-def _render(split: Split, indices: npt.NDArray[np.intp]) -> npt.NDArray[np.uint8]:
+def _render(split: Split, indices: npt.NDArray[np.intp]) -> Pixels:
     """Pixels [B, SIZE, SIZE, 3]."""
     hue, chroma, outline = _factors(split, indices)
     light = _draw(split, indices, _Stream.LIGHT, 0.75, 1.0)

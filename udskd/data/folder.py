@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from udskd.data.decode import read_image
-from udskd.data.sets import ImageSet, few
+from udskd.data.decode import are_jpegs, read_area, read_pixels
+from udskd.data.sets import ImageSet, Pixels, common_classes, few
 from udskd.errors import DataError
 
 
@@ -26,19 +25,23 @@ class FolderSet(ImageSet):
     """
 
     def __init__(self, split: str | Path, classes: Sequence[str] | None = None) -> None:
-        split = Path(split)
+        self.root = split = Path(split)
         self.classes = tuple(class_folders(split) if classes is None else classes)
         found = _ClassFolders(str(split), self.classes)
         self.paths = [path for path, _ in found.samples]
         self.labels = np.array(found.targets, dtype=np.int64)
+        self.frees_lock = are_jpegs(self.paths)
         counts = np.bincount(self.labels, minlength=len(self.classes))
         _refuse_empty(split, [name for name, count in zip(self.classes, counts, strict=True) if count == 0])
 
     def name(self, index: int) -> str:
         return self.paths[index]
 
-    def image(self, index: int) -> Image.Image:
-        return read_image(self.paths[index])
+    def pixels(self, index: int) -> Pixels:
+        return read_pixels(self.paths[index])
+
+    def area(self, index: int) -> int:
+        return read_area(self.paths[index])
 
 
 class _ClassFolders(ImageFolder):
@@ -102,16 +105,5 @@ def open_folder(root: str | Path, classes: int | None = None) -> tuple[FolderSet
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
         raise DataError(f'the data root {root} {what}: give a folder with train/CLASS/* and val/CLASS/*, or "embedded"')
-    names, val_names = class_folders(root / "train"), class_folders(root / "val")
-    if names != val_names:
-        raise DataError(f"{root}/train and {root}/val have different classes: {_difference(names, val_names)}")
-    if len(names) < 2:
-        raise DataError(f"{root} has a single class, {names[0]}: a classifier needs at least two")
-    if classes is not None and not 2 <= classes <= len(names):
-        raise DataError(f"data.classes is {classes}, but {root} has {len(names)} classes: give 2 to {len(names)}")
-    return FolderSet(root / "train", names[:classes]), FolderSet(root / "val", names[:classes])
-
-
-def _difference(train: Sequence[str], val: Sequence[str]) -> str:
-    only = {"train": sorted({*train} - {*val}), "val": sorted({*val} - {*train})}
-    return "; ".join(f"{few(names)} only in {split}" for split, names in only.items() if names)
+    names = common_classes(root, class_folders(root / "train"), class_folders(root / "val"), classes)
+    return FolderSet(root / "train", names), FolderSet(root / "val", names)

@@ -1,47 +1,37 @@
-"""Batches for training and evaluation, decoded by worker processes."""
+"""Batches for training and evaluation: what they hold, whoever makes them."""
 
 from __future__ import annotations
 
-import os
-import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from types import FrameType
-from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from udskd.config import DataConfig
 from udskd.data import views
-from udskd.data.batch import Batch, EvalViews, Parcel, Request, TrainViews
-from udskd.data.sets import ImageSet, UnreadableImage, few
+from udskd.data.batch import Batch, Complaint, EvalViews, Parcel, Probe, Request, TrainViews
+from udskd.data.resident import ResidentEvaluation, ResidentTraining
+from udskd.data.sets import ImageSet, few
+from udskd.data.share import Share
+from udskd.data.workers import Poll, Progress, hire, nothing
 from udskd.errors import DataError
 
 OnUnreadable = Callable[[str, str], None]
-Unreadable = list[tuple[str, str]]
-
-
-class _EpochRequests(Sampler[Request]):
-    """The requests of one epoch from `start` on; the loader sets epoch and start before it iterates."""
-
-    def __init__(self, n: int, rows: int, steps: int, seed: int, partners: int) -> None:
-        self.n, self.rows, self.steps, self.seed, self.partners = n, rows, steps, seed, partners
-        self.epoch, self.start = 0, 0
-
-    def __iter__(self) -> Iterator[Request]:
-        epoch, order = self.epoch, views.order(self.seed, self.epoch, self.n)
-        for step in range(self.start, self.steps):
-            places = step * self.rows + np.arange(self.rows + self.partners)
-            yield Request(epoch, step, order[places % self.n])
+_ALONE = Share()
 
 
 class TrainLoader:
-    """Shuffled random views, pure functions of (seed, epoch, step); the last, incomplete batch is dropped.
+    """Shuffled random views, pure functions of (seed, epoch, step); the last, incomplete step is dropped.
 
-    A set smaller than a batch gives one batch of all its images. Unreadable images are left out of their batch, kept in
-    `unreadable` (name to reason) and reported once each: to `on_unreadable(name, reason)`, or as a warning.
+    A step has `batch_size` images, of which `share` says which are ours and in how many batches. A set smaller than a
+    step gives one step of all its images (that can be cut into equal pieces). Unreadable images are left out of their
+    batch, which may leave it with 0 rows; they are kept in `unreadable` (name to reason) and reported once each: to
+    `on_unreadable(name, reason)`, or as a warning.
+
+    Raises:
+        ConfigError: a step's images cannot be cut into equal pieces.
+        DataError: there are fewer images than pieces.
     """
 
     def __init__(
@@ -52,32 +42,61 @@ class TrainLoader:
         seed: int,
         batch_size: int,
         on_unreadable: OnUnreadable | None = None,
-        pin_memory: bool = False,
+        share: Share = _ALONE,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.images, self.config = images, config
-        self.batch_size = min(batch_size, len(images))
+        self.images, self.config, self.seed, self.share = images, config, seed, share
+        share.rows(batch_size)
+        pieces = share.ranks * share.parts
+        self.batch_size = min(batch_size, len(images) // pieces * pieces)
+        if self.batch_size == 0:
+            raise DataError(f"{len(images)} training images are too few for {pieces} processes x training.accumulate")
         self.steps_per_epoch = len(images) // self.batch_size
         self.unreadable: dict[str, str] = {}
         self._on_unreadable = on_unreadable or _warn_unreadable
-        partners = int(config.mixup > 0)
-        self._requests = _EpochRequests(len(images), self.batch_size, self.steps_per_epoch, seed, partners)
-        dataset = TrainViews(images, config, seed)
-        self._loader = _data_loader(dataset, self._requests, config.workers, pin_memory)
+        work = TrainViews(images, config, seed)
+        self._workers = (
+            ResidentTraining(work, torch.device(device), config.workers)
+            if config.loader == "resident"
+            else hire(work, config.loader, config.workers)
+        )
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, beginning with step `start_step`; one epoch at a time.
+        """The batches of one epoch, `share.parts` of each step, beginning with `start_step`; one epoch at a time.
 
         Raises:
             DataError: more than config.max_unreadable of the images cannot be read, or a worker died.
         """
-        self._requests.epoch, self._requests.start = epoch, start_step
-        for parcel in _parcels(self._loader):
-            if parcel.unreadable:
-                self._note(parcel.unreadable)
-            if parcel.batch is not None:
-                yield parcel.batch
+        return self._readable(self._workers.run(self._requests(epoch, start_step)))
 
-    def _note(self, unreadable: Unreadable) -> None:
+    def prepare(self, progress: Progress = nothing, poll: Poll = nothing) -> None:
+        """Decode the set, if it is to be resident, else the first epoch does so, unseen. What poll() raises stops it.
+
+        Raises:
+            DataError: it needs more memory than is free.
+        """
+        self._workers.prepare(progress, poll)
+
+    def close(self) -> None:
+        """End processes and threads and forget resident images; the next epoch begins anew."""
+        self._workers.close()
+
+    def _requests(self, epoch: int, start_step: int) -> Iterator[Request]:
+        order = views.order(self.seed, epoch, len(self.images))
+        rows = np.arange(self.share.rows(self.batch_size) + int(self.config.mixup > 0))
+        for step in range(start_step, self.steps_per_epoch):
+            for part in range(self.share.parts):
+                places = step * self.batch_size + self.share.begin(part, self.batch_size) + rows
+                yield Request(epoch, step, order[places % len(order)], part)
+
+    def _readable(self, parcels: Iterator[Parcel]) -> Iterator[Batch]:
+        for batch, unreadable in parcels:
+            if unreadable:
+                self._note(unreadable)
+            assert batch is not None
+            yield batch
+
+    def _note(self, unreadable: list[Complaint]) -> None:
         for name, reason in unreadable:
             if name not in self.unreadable:
                 self.unreadable[name] = reason
@@ -92,108 +111,83 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """Every image once, in order, in its central view; the last batch may be smaller. Never skips an image."""
+    """Every image once, in order, in its central view; the last batch may be smaller. Never skips an image.
 
-    def __init__(self, images: ImageSet, config: DataConfig, *, batch_size: int, pin_memory: bool = False) -> None:
-        self.images = images
-        starts = range(0, len(images), batch_size)
-        requests = [Request(0, k, np.arange(i, min(i + batch_size, len(images)))) for k, i in enumerate(starts)]
-        self._loader = _data_loader(EvalViews(images, config), requests, config.workers, pin_memory)
+    Of the `batches` batches, those whose number leaves the remainder share.rank by share.ranks are ours; where they
+    begin and end does not depend on it.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        config: DataConfig,
+        *,
+        batch_size: int,
+        share: Share = _ALONE,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.images, self.batch_size, self.share = images, batch_size, share
+        self.batches = -(-len(images) // batch_size)
+        self._numbers = range(share.rank, self.batches, share.ranks)
+        work = EvalViews(images, config)
+        self._workers = (
+            ResidentEvaluation(work, torch.device(device), config.workers)
+            if config.loader == "resident"
+            else hire(work, config.loader, config.workers)
+        )
 
     def __len__(self) -> int:
-        return len(self._loader)
+        """Number of our batches."""
+        return len(self._numbers)
 
     def __iter__(self) -> Iterator[Batch]:
         """Raises DataError if an image cannot be read or a worker died."""
-        for parcel in _parcels(self._loader):
-            if parcel.batch is None:
-                raise _evaluation_error(parcel.unreadable, len(self.images))
-            yield parcel.batch
+        return self._complete(self._workers.run(self._requests()))
+
+    def close(self) -> None:
+        """End processes and threads and forget resident images; the next evaluation begins anew."""
+        self._workers.close()
+
+    def _requests(self) -> Iterator[Request]:
+        for number in self._numbers:
+            begin = number * self.batch_size
+            yield Request(0, number, np.arange(begin, min(begin + self.batch_size, len(self.images))))
+
+    def _complete(self, parcels: Iterator[Parcel]) -> Iterator[Batch]:
+        for batch, unreadable in parcels:
+            if batch is None:
+                raise _evaluation_error(unreadable, len(self.images))
+            yield batch
 
 
-def check_readable(images: ImageSet, workers: int = 0) -> None:
-    """Decode every image of an evaluation set once, so that a bad file shows before hours of training, not after.
+def check_readable(images: ImageSet, workers: int = 0, *, loader: str = "auto", share: Share = _ALONE) -> None:
+    """Decode our share of an evaluation set once, so that a bad file shows before hours of training, not after.
 
     Raises:
         DataError: some cannot be read; it says how many and names the first few.
     """
     parts = np.array_split(np.arange(len(images)), 1 + len(images) // 64)
-    requests = [Request(0, step, part) for step, part in enumerate(parts)]
-    loader = _data_loader(_Probe(images), requests, workers, pin_memory=False)
-    unreadable = [entry for parcel in _parcels(loader) for entry in parcel.unreadable]
+    decoders = hire(Probe(images), loader, workers)
+    try:
+        requests = [Request(0, step, part) for step, part in enumerate(parts)]
+        parcels = decoders.run(requests[share.rank :: share.ranks])
+        unreadable = [entry for parcel in parcels for entry in parcel.unreadable]
+    finally:
+        decoders.close()
     if unreadable:
         raise _evaluation_error(unreadable, len(images))
 
 
-class _Probe(Dataset[Parcel]):
-    """Decodes, and keeps only the complaints."""
-
-    def __init__(self, images: ImageSet) -> None:
-        self.images = images
-
-    def __getitem__(self, request: Request) -> Parcel:
-        unreadable = []
-        for index in request.indices.tolist():
-            try:
-                self.images.image(index)
-            except UnreadableImage as error:
-                unreadable.append((error.name, error.reason))
-        return Parcel(None, unreadable)
-
-
-def _evaluation_error(unreadable: Unreadable, total: int) -> DataError:
+def _evaluation_error(unreadable: list[Complaint], total: int) -> DataError:
     return DataError(
         f"{len(unreadable)} of the {total} images for evaluation cannot be read, and evaluation never skips one: "
         f"{_listed(unreadable)}; mend or remove them"
     )
 
 
-def _listed(unreadable: Iterable[tuple[str, str]]) -> str:
+def _listed(unreadable: Iterable[Complaint]) -> str:
     return few(f"{name} ({reason})" for name, reason in unreadable)
 
 
 def _warn_unreadable(name: str, reason: str) -> None:
     warnings.warn(f"skipping an image that cannot be read: {name} ({reason})", stacklevel=2)
-
-
-def _data_loader(dataset: Dataset[Parcel], requests: Any, workers: int, pin_memory: bool) -> DataLoader[Parcel]:
-    return DataLoader(
-        dataset,
-        batch_size=None,  # a request is already a batch
-        sampler=requests,
-        num_workers=workers,
-        collate_fn=_as_is,
-        worker_init_fn=_init_worker,
-        persistent_workers=workers > 0,
-        pin_memory=pin_memory,
-        generator=torch.Generator(),  # else every epoch would draw a seed from the global generator
-    )
-
-
-def _as_is(parcel: Any) -> Any:
-    return parcel
-
-
-def _init_worker(_: int) -> None:
-    # Ctrl-C reaches every process of the group; the main process decides when the workers stop. SIGTERM, by which
-    # Python takes leave of them at exit, ends them without the complaint that a killed worker would cause.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _leave)
-    torch.set_num_threads(1)
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    os._exit(0)
-
-
-def _parcels(loader: DataLoader[Parcel]) -> Iterator[Parcel]:
-    try:
-        yield from loader
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        # The last two are how the queue breaks when a worker dies while it hands over a tensor.
-        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
-            raise
-        raise DataError(
-            f"a process that decodes images died ({' '.join(str(error).split())}): too little memory or shared memory "
-            "is the usual cause; use fewer processes (data.workers) or a smaller batch"
-        ) from error

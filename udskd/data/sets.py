@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+
+from udskd.errors import DataError
+
+Pixels = npt.NDArray[np.uint8]
 
 
 class UnreadableImage(Exception):
@@ -30,6 +34,8 @@ class ImageSet(ABC):
     """Names of the C classes, in the order of their labels."""
     labels: npt.NDArray[np.int64]
     """Label of every image, [N]."""
+    frees_lock: bool = True
+    """Whether most of decoding is done without Python's lock, so that threads are as fast as processes."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -42,12 +48,17 @@ class ImageSet(ABC):
         """Which image this is, for messages: the path of a file."""
 
     @abstractmethod
-    def image(self, index: int) -> Image.Image:
-        """Decode one image, in mode RGB.
+    def pixels(self, index: int) -> Pixels:
+        """Decode one image into RGB, uint8 [H, W, 3], C-contiguous, perhaps read-only. Threads may call this at once.
 
         Raises:
             UnreadableImage: the file is missing, damaged, or not an image.
         """
+
+    def area(self, index: int) -> int:
+        """H x W of one image, without decoding it where that can be avoided. Raises UnreadableImage."""
+        height, width, _ = self.pixels(index).shape
+        return int(height * width)
 
 
 def few(items: Iterable[str], limit: int = 3) -> str:
@@ -55,6 +66,23 @@ def few(items: Iterable[str], limit: int = 3) -> str:
     names = list(items)
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + rest
+
+
+def common_classes(root: Path, train: Sequence[str], val: Sequence[str], wanted: int | None) -> Sequence[str]:
+    """The first `wanted` classes (or all) of the two splits of a set.
+
+    Raises:
+        DataError: the splits have different classes, or there are fewer than two, or than the wanted number.
+    """
+    if train != val:
+        only = {"train": sorted({*train} - {*val}), "val": sorted({*val} - {*train})}
+        difference = "; ".join(f"{few(names)} only in {split}" for split, names in only.items() if names)
+        raise DataError(f"{root}/train and {root}/val have different classes: {difference or 'their order differs'}")
+    if len(train) < 2:
+        raise DataError(f"{root} has a single class, {train[0]}: a classifier needs at least two")
+    if wanted is not None and not 2 <= wanted <= len(train):
+        raise DataError(f"data.classes is {wanted}, but {root} has {len(train)} classes: give 2 to {len(train)}")
+    return train[:wanted]
 
 
 def class_hash(classes: Iterable[str]) -> str:

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from udskd.data.resize import View
+
 Floats = npt.NDArray[np.float64]
 Words = npt.NDArray[np.uint64]
 Box = tuple[int, int, int, int]
@@ -94,6 +96,25 @@ def crop_box(draws: npt.NDArray[Any], width: int, height: int, scale: tuple[floa
     return _central_box(width, height)
 
 
+def crop_boxes(draws: Floats, shapes: npt.NDArray[np.int64], scale: tuple[float, float]) -> npt.NDArray[np.int64]:
+    """crop_box of many images, [B, 4], from draws [B, CROP_TRIES, 4] and heights and widths [B, 2]: the same bits."""
+    low, high = math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])
+    boxes, pending = np.empty((len(shapes), 4), dtype=np.int64), np.arange(len(shapes))
+    for area, ratio, left, top in draws.transpose(1, 2, 0):
+        height, width = shapes[pending].T
+        pixels = width * height * (scale[0] + (scale[1] - scale[0]) * area[pending])
+        # not numpy's exp, which may differ in the last bit
+        aspect = np.array([math.exp(r) for r in (low + (high - low) * ratio[pending]).tolist()])
+        w, h = np.rint(np.sqrt(pixels * aspect)), np.rint(np.sqrt(pixels / aspect))
+        x, y = np.floor(left[pending] * (width - w + 1)), np.floor(top[pending] * (height - h + 1))
+        fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+        boxes[pending[fits]] = np.stack([x, y, x + w, y + h], axis=1)[fits]
+        pending = pending[~fits]
+    for row in pending.tolist():
+        boxes[row] = _central_box(int(shapes[row, 1]), int(shapes[row, 0]))
+    return boxes
+
+
 def _central_box(width: int, height: int) -> Box:
     w, h = width, height
     if width / height < CROP_RATIO[0]:
@@ -102,6 +123,13 @@ def _central_box(width: int, height: int) -> Box:
         w = round(height * CROP_RATIO[1])
     x, y = (width - w) // 2, (height - h) // 2
     return x, y, x + w, y + h
+
+
+def central_view(width: int, height: int, size: int, share: float) -> View:
+    """The view whose shorter side is size / share before the central square of `size` is cut."""
+    short, target = min(width, height), round(size / share)
+    wide, high = (target if side == short else int(target * side / short) for side in (width, height))
+    return View(0, 0, width, height, wide, high, round((wide - size) / 2), round((high - size) / 2))
 
 
 def mixup_strengths(seed: int, epoch: int, indices: npt.ArrayLike, alpha: float) -> Floats:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,8 @@ from torch import Tensor
 from udskd.data import class_hash
 from udskd.errors import CheckpointError
 
-FORMAT = "udskd-weights-1"
+FORMAT = "udskd-weights-2"
+STATE = b"udskd-state-1 "  # begins a file of training state; then the SHA-256 of the rest, and a line's end
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,11 @@ class WeightsInfo:
 
 def save_weights(path: Path, tensors: dict[str, Tensor], info: WeightsInfo) -> None:
     """Write a network's state dict and what it belongs to. CheckpointError if the disk does not take it."""
+    # safetensors keeps no strides: whoever loads channels_last weights lays them out again
+    contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     metadata = {
         "format": FORMAT,
+        "sha256": fingerprint(contiguous),
         "model": info.model,
         "stem": info.stem,
         "classes": json.dumps(info.classes),
@@ -52,8 +58,6 @@ def save_weights(path: Path, tensors: dict[str, Tensor], info: WeightsInfo) -> N
         "mean": json.dumps(info.mean),
         "std": json.dumps(info.std),
     }
-    # safetensors keeps no strides: whoever loads channels_last weights lays them out again
-    contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     write_atomic(path, save_safetensors(contiguous, metadata=metadata))
 
 
@@ -75,28 +79,53 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], WeightsInfo]:
         mean=tuple(json.loads(metadata["mean"])),
         std=tuple(json.loads(metadata["std"])),
     )
-    if info.class_hash != metadata["class_hash"]:
-        raise CheckpointError(f"{path} is damaged: its class names do not match their hash")
+    if info.class_hash != metadata["class_hash"] or fingerprint(tensors) != metadata["sha256"]:
+        raise CheckpointError(f"{path} is damaged: its contents do not match their SHA-256")
     return tensors, info
 
 
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) of tensors by name: names, dtypes, shapes and bytes, wherever they lie."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write tensors and plain values for --resume. CheckpointError if the disk does not take it."""
-    buffer = (
-        io.BytesIO()
-    )  # in memory first: torch.save to a full disk dies in its destructor rather than with an OSError
+    """Write tensors and plain values for --resume; the state that was there becomes previous(path).
+
+    Raises CheckpointError if the disk does not take it.
+    """
+    buffer = io.BytesIO()  # in memory: torch.save to a full disk dies in its destructor rather than with an OSError
     torch.save(state, buffer)
-    write_atomic(path, buffer.getbuffer())
+    payload = buffer.getbuffer()
+    write_atomic(path, STATE + hashlib.sha256(payload).hexdigest().encode() + b"\n", payload, keep=previous(path))
+
+
+def previous(path: Path) -> Path:
+    """Where the state before the last one is."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read what save_state wrote, onto the CPU, executing nothing. CheckpointError if it is missing or truncated."""
-    return _load_pickled(path)
+    """Read what save_state wrote, onto the CPU, executing nothing.
+
+    Raises CheckpointError if it is missing, truncated or altered.
+    """
+    data = _read(path)
+    head = data[: len(STATE) + 65]
+    payload = memoryview(data)[len(head) :]
+    if head != STATE + hashlib.sha256(payload).hexdigest().encode() + b"\n":
+        raise CheckpointError(f"{path} is truncated or altered: its contents do not match their SHA-256")
+    return _unpickled(path, payload)
 
 
 def load_state_dict(path: Path) -> dict[str, Tensor]:
     """A plain PyTorch state dict (torchvision's files), also under "model" or "state_dict", or from DataParallel."""
-    loaded = _load_pickled(path)
+    loaded = _unpickled(path, memoryview(_read(path)))
     for key in ("model", "state_dict"):
         loaded = loaded[key] if isinstance(loaded.get(key), dict) else loaded
     if not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
@@ -104,20 +133,26 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value for name, value in loaded.items()}
 
 
-def write_atomic(path: Path, data: bytes | memoryview) -> None:
-    """Replace the file by one step: whatever happens on the way, either the old file or the whole new one is there."""
+def write_atomic(path: Path, *parts: bytes | memoryview, keep: Path | None = None) -> None:
+    """Replace the file by one step: whatever happens on the way, either the old file or the whole new one is there.
+
+    With `keep`, the old file goes there first; then for a moment it is only there.
+    """
     temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(data)
+            for data in parts:
+                file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            os.replace(path, keep)
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        kept = "; the previous one is intact" if path.exists() else ""
+        kept = "; the previous one is intact" if path.exists() or (keep and keep.exists()) else ""
         raise CheckpointError(f"cannot write {path}: {error.strerror or error}{kept}") from error
 
 
@@ -140,8 +175,7 @@ def _read(path: Path) -> bytes:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def _load_pickled(path: Path) -> dict[str, Any]:
-    data = _read(path)
+def _unpickled(path: Path, data: memoryview) -> dict[str, Any]:
     try:
         loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):

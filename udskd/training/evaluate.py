@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,9 @@ from torch import Tensor, nn
 
 from udskd.config import DataConfig
 from udskd.data import EvalLoader, to_device
-from udskd.training.metrics import Metrics
-from udskd.training.progress import Display
+from udskd.progress import Display
+from udskd.training.metrics import Metrics, summarise
 from udskd.training.runtime import Runtime
-from udskd.training.signals import StopRequest
 
 Floats = npt.NDArray[np.float64]
 
@@ -27,40 +27,84 @@ def evaluate(
     data: DataConfig,
     runtime: Runtime,
     display: Display,
-    stop: StopRequest,
+    poll: Callable[[], Any],
 ) -> dict[str, dict[str, float]]:
     """Metrics of each network by its name; where the set knows its true posterior, also how well the network knows it.
 
-    Each network is put into eval mode and back into the mode it was in. Raises DataError for an unreadable image.
+    Each network is put into eval mode and back into the mode it was in. The processes of a run share the batches, and
+    the result is that of one process, to the last bit. poll() is called after each batch, equally often in all of them.
+
+    Raises DataError for an unreadable image, and what poll() raises.
     """
-    classes = len(loader.images.classes)
-    metrics = {name: Metrics(runtime.device) for name in networks}
+    for module in networks.values():
+        runtime.world.equalise(module.buffers())
     posterior = getattr(loader.images, "posterior", None)
-    kept: dict[str, list[Tensor]] = {name: [] for name in networks}
     modes = {name: module.training for name, module in networks.items()}
     try:
         for module in networks.values():
             module.eval()
-        with display.steps("evaluate", len(loader)) as advance:
-            for batch in loader:
-                images, labels = to_device(batch, data, runtime.device, classes, runtime.memory_format)
-                for name, module in networks.items():
-                    with runtime.autocast():
-                        logits = module(images)
-                    metrics[name].update(logits, labels)
-                    if posterior is not None:
-                        kept[name].append(logits.double())
-                advance()
-                stop.poll()
+        mine = _Pass(networks, keep_log_p=posterior is not None)
+        mine.run(loader, data, runtime, display, poll)
     finally:
         for name, module in networks.items():
             module.train(modes[name])
-    results: dict[str, dict[str, float]] = {name: m.result() for name, m in metrics.items()}
-    if posterior is not None:
-        for name, logits_of in kept.items():
-            log_p = torch.log_softmax(torch.cat(logits_of), -1).cpu().numpy()
-            results[name] |= against_posterior(log_p, np.asarray(posterior, dtype=np.float64))
+    tables, log_p = (_in_order(runtime.world.gather(part)) for part in mine.parts())
+    results = {name: summarise(np.concatenate(parts)) for name, parts in tables.items()}
+    for name, parts in log_p.items():
+        results[name] |= against_posterior(np.concatenate(parts), np.asarray(posterior, dtype=np.float64))
     return results
+
+
+Parts = dict[str, dict[int, Floats]]  # of each network: what its batches gave, by their numbers
+
+
+class _Pass:
+    """One process's batches through all networks, so that each image is decoded once."""
+
+    def __init__(self, networks: Mapping[str, nn.Module], keep_log_p: bool) -> None:
+        self._networks = networks
+        self._metrics = {name: Metrics() for name in networks}
+        self._log_p: dict[str, list[Tensor]] = {name: [] for name in networks if keep_log_p}
+        self._sizes: dict[int, int] = {}
+
+    def run(
+        self, loader: EvalLoader, data: DataConfig, runtime: Runtime, display: Display, poll: Callable[[], Any]
+    ) -> None:
+        classes, rounds = len(loader.images.classes), -(-loader.batches // runtime.world.ranks)
+        with display.steps("evaluate", rounds) as advance, closing(runtime.stream(loader)) as batches:
+            for _ in range(rounds):  # also who has a batch less than the others asks as often whether to stop
+                if (batch := next(batches, None)) is not None:
+                    self._sizes[batch.step] = len(batch)
+                    self._take(*to_device(batch, data, runtime.device, classes, runtime.memory_format), runtime)
+                advance()
+                poll()
+
+    def _take(self, images: Tensor, labels: Tensor, runtime: Runtime) -> None:
+        for name, module in self._networks.items():
+            with runtime.autocast():
+                logits = module(images)
+            self._metrics[name].update(logits, labels)
+            if name in self._log_p:
+                self._log_p[name].append(torch.log_softmax(logits.double(), -1))
+
+    def parts(self) -> tuple[Parts, Parts]:
+        """The metrics' table of each network and batch, and, if they were kept, the logarithms of p [B, C]."""
+        tables = {name: _split(metrics.table(), self._sizes) for name, metrics in self._metrics.items()}
+        log_p = {name: torch.cat(kept).cpu().numpy() for name, kept in self._log_p.items() if kept}
+        return tables, {name: _split(rows, self._sizes) for name, rows in log_p.items()}
+
+
+def _split(rows: Floats, sizes: dict[int, int]) -> dict[int, Floats]:
+    """The rows of each batch by its number."""
+    ends = np.cumsum(list(sizes.values()))
+    return dict(zip(sizes, np.split(rows, ends[:-1]), strict=True)) if sizes else {}
+
+
+def _in_order(everybodys: list[Parts]) -> dict[str, list[Floats]]:
+    """What all processes have of each network, in the order of the batches."""
+    names = [name for parts in everybodys for name in parts]
+    merged = {name: {k: v for parts in everybodys for k, v in parts.get(name, {}).items()} for name in names}
+    return {name: [by_number[k] for k in sorted(by_number)] for name, by_number in merged.items()}
 
 
 def against_posterior(log_p: Floats, posterior: Floats) -> dict[str, float]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
 from torch import nn
+from torch.amp.grad_scaler import GradScaler
 
 from udskd import models
 from udskd.config import StudentConfig, TeacherConfig, TrainingConfig
@@ -32,13 +34,19 @@ class Network:
         self.role = role
         self.model = model
         self.module = runtime.place(model.module)
-        self.forward: Any = torch.compile(self.module) if training.compile else self.module
+        self._parallel = None if runtime.world.alone else runtime.parallel(self.module, model.image_size)
+        trained = self._parallel or self.module
+        self.forward: Any = torch.compile(trained) if training.compile else trained
         lr = training.lr if options.lr is None else options.lr
         decay = training.weight_decay if options.weight_decay is None else options.weight_decay
         self.schedule = Schedule.of(
             lr, epochs=epochs, warmup_epochs=training.warmup_epochs, steps_per_epoch=steps_per_epoch
         )
-        self.optimizer = sgd(self.module, lr=lr, momentum=training.momentum, weight_decay=decay)
+        # a graph reads its learning rate from the device
+        self._lr = torch.zeros((), device=runtime.device) if training.cuda_graph else None
+        self.optimizer = sgd(
+            self.module, lr=lr if self._lr is None else self._lr, momentum=training.momentum, weight_decay=decay
+        )
         self.clip = training.clip_grad_norm
         self.average = Average(self.module, training.ema_decay) if training.ema_decay else None
         self.best: dict[str, float] = {}
@@ -48,13 +56,24 @@ class Network:
         """What is evaluated and saved: the average where one is kept, else the network."""
         return self.module if self.average is None else self.average.module
 
-    def step(self, step: int) -> None:
-        """Clip, update, average. Reads nothing back from the device."""
-        if self.clip:
-            nn.utils.clip_grad_norm_(self.module.parameters(), self.clip)
+    def no_sync(self) -> contextlib.AbstractContextManager[object]:
+        """Within it, gradients are added up here and not yet over the processes."""
+        return contextlib.nullcontext() if self._parallel is None else self._parallel.no_sync()
+
+    def set_lr(self, step: int) -> None:
+        """The learning rate of a step, counted from 0 over all epochs."""
+        if self._lr is not None:
+            self._lr.fill_(self.schedule.lr(step))
+            return
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.lr(step)
-        self.optimizer.step()
+
+    def update(self, scaler: GradScaler) -> None:
+        """Clip, update, average. Reads nothing back from the device. A scaled loss that overflowed changes nothing."""
+        if self.clip:
+            scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.module.parameters(), self.clip)
+        scaler.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update(self.module)
@@ -79,6 +98,9 @@ class Network:
         """Continue from what state() gave."""
         self.module.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self._lr is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self._lr
         if self.average is not None:
             self.average.load_state(state["average"])
         self.best = dict(state["best"])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -19,10 +19,16 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     return [group for group in groups if group["params"]]
 
 
-def sgd(module: nn.Module, *, lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
-    """Fused SGD, with Nesterov momentum where there is momentum."""
+def sgd(module: nn.Module, *, lr: float | Tensor, momentum: float, weight_decay: float) -> torch.optim.SGD:
+    """Fused SGD, with Nesterov momentum where there is momentum. A rate in a tensor may change within a CUDA graph."""
     groups = parameter_groups(module, weight_decay)
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=True)
+    optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=True)
+    for group in groups if momentum > 0 else ():
+        for parameter in group["params"]:
+            # A first step that is skipped, because a scaled loss overflowed, would leave fused SGD with a buffer that
+            # it allocated and never wrote. From zeros, the first step has the same bits as from none.
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 @dataclass(frozen=True)

@@ -4,49 +4,120 @@ from __future__ import annotations
 
 import contextlib
 import platform
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from udskd import backends
 from udskd.config import LossConfig, TrainingConfig
+from udskd.data import Batch, on_device
 from udskd.errors import ConfigError
+from udskd.training.world import World
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """Device, precision and memory format of one run."""
+    """Device, precision and memory format of one run, and the processes that share it."""
 
     device: torch.device
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "bf16", "fp16"]
     memory_format: torch.memory_format
+    world: World = field(default_factory=World)
+    sync_batchnorm: bool = False
 
     @staticmethod
-    def of(training: TrainingConfig) -> Runtime:
-        """Resolve "auto". ConfigError if a device is asked for that this machine does not have."""
-        name = training.device
+    def of(training: TrainingConfig, world: World | None = None) -> Runtime:
+        """Resolve "auto"; of several processes, each has the GPU of its number on its machine.
+
+        Raises ConfigError if a device is asked for that this machine does not have, or an option that it cannot do.
+        """
+        world, name = world or World(), training.device
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
         device = torch.device(name)
+        if device.type == "cuda" and not world.alone:
+            if ":" in name:
+                raise ConfigError(f'training.device is "{name}", but several processes cannot share it: say "cuda"')
+            device = torch.device("cuda", world.local_rank)
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
             count = torch.cuda.device_count()
             raise ConfigError(
-                f'training.device is "{name}", but PyTorch sees {count or "no"} CUDA device{"s" * (count > 1)}'
+                f'training.device is "{device}", but PyTorch sees {count or "no"} CUDA device{"s" * (count > 1)}'
             )
+        _check(training, device, world)
         precision = training.precision
         if precision == "auto":
             precision = "bf16" if device.type == "cuda" else "fp32"
-        return Runtime(device, precision, torch.channels_last if training.channels_last else torch.contiguous_format)
+        layout = torch.channels_last if training.channels_last else torch.contiguous_format
+        return Runtime(device, precision, layout, world, training.sync_batchnorm)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the networks' arithmetic."""
+        return DTYPES[self.precision]
+
+    def dtype_of(self, precision: str) -> torch.dtype:
+        """That of another arithmetic; "auto" is the networks'."""
+        return self.dtype if precision == "auto" else DTYPES[precision]
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """bf16 where asked for; the loss stays outside, it raises its logits to fp32 itself."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+        """Half precision where asked for; the loss stays outside, it raises its logits to fp32 itself."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.precision != "fp32")
+
+    def parallel(self, module: nn.Module, image_size: int) -> DistributedDataParallel:
+        """The module with its gradients averaged over the processes, batch-norm's statistics being those of rank 0."""
+        if self.sync_batchnorm:
+            nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+        devices = [self.device.index] if self.device.type == "cuda" else None
+        parallel = DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
+        self._settle(parallel, image_size)
+        return parallel
+
+    def _settle(self, parallel: DistributedDataParallel, image_size: int) -> None:
+        """One pass for nothing. After the first, DDP sorts the gradients into other buckets, and where a value lies
+        decides in which order it is summed up: the first step of a continued run would differ from the same step of
+        one that never stopped, from three processes on."""
+        module = parallel.module
+        kept = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+        images = torch.zeros((2, 3, image_size, image_size), device=self.device)
+        module.train()
+        with self.autocast():
+            logits = parallel(images.to(memory_format=self.memory_format))
+        logits.float().sum().backward()
+        module.zero_grad(set_to_none=True)
+        module.load_state_dict(kept)
+
+    def seed(self, *parts: int) -> None:
+        """Restart the device's random numbers (dropout) from a seed made of numbers, and of our rank."""
+        seed = derive_seed(*parts, self.world.rank)
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
 
     def place(self, module: nn.Module) -> nn.Module:
         """The module on the device, in the memory format (which is for image tensors and 4-dimensional weights)."""
         return module.to(device=self.device).to(memory_format=self.memory_format)  # type: ignore[call-overload, no-any-return]
+
+    def stream(self, batches: Iterable[Batch]) -> Generator[Batch]:
+        """The batches on the device, copied ahead of their use; each is gone when the next one is asked for."""
+        return on_device(batches, self.device)
+
+    def send(self, values: Tensor) -> Tensor:
+        """A small tensor of the host on the device, without waiting for it."""
+        if self.device.type == "cuda":
+            values = values.pin_memory()
+        return values.to(self.device, non_blocking=True)
+
+    def finish(self) -> None:
+        """Wait for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def loss_backend(self, loss: LossConfig) -> str:
         """The implementation of the loss that runs here. ConfigError if the one asked for cannot."""
@@ -64,6 +135,22 @@ class Runtime:
         )
         layout = "channels_last" if self.memory_format == torch.channels_last else "contiguous"
         return f"{self.device} ({name}), {self.precision}, {layout}"
+
+
+def _check(training: TrainingConfig, device: torch.device, world: World) -> None:
+    if training.sync_batchnorm and device.type != "cuda":
+        raise ConfigError("training.sync_batchnorm needs CUDA devices: PyTorch has it for nothing else")
+    if not training.cuda_graph:
+        return
+    against = {
+        "a CUDA device": device.type != "cuda",
+        "a single process": not world.alone,
+        "training.accumulate = 1": training.accumulate > 1,
+        'another precision than "fp16"': training.precision == "fp16",
+    }
+    for need, missing in against.items():
+        if missing:
+            raise ConfigError(f"training.cuda_graph needs {need}")
 
 
 def derive_seed(*parts: int) -> int:

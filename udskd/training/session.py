@@ -10,16 +10,16 @@ from torch import nn
 from udskd.config import Config
 from udskd.data import EvalLoader, TrainLoader
 from udskd.models import Model
+from udskd.progress import Display
 from udskd.training.checkpoint import WeightsInfo, save_weights
 from udskd.training.folder import RunFolder
-from udskd.training.progress import Display
 from udskd.training.runtime import Runtime
-from udskd.training.signals import StopRequest
+from udskd.training.world import Vote, World
 
 
 @dataclass
 class Session:
-    """The options, the folder, the device, the loaders, the screen and the user's wish to stop."""
+    """The options, the folder, the device and processes, the loaders, the screen and the wish to stop."""
 
     config: Config
     folder: RunFolder
@@ -28,12 +28,18 @@ class Session:
     val: EvalLoader
     classes: tuple[str, ...]
     display: Display
-    stop: StopRequest
+    vote: Vote
     saved: str = "no complete epoch"
     """What an interrupted run can rely on, in words."""
 
+    @property
+    def world(self) -> World:
+        return self.runtime.world
+
     def save_weights(self, path: Path, model: Model, result: nn.Module) -> None:
-        """Write `result`, the weights that training made of a model."""
+        """Write `result`, the weights that training made of a model; one process does it for all."""
+        if not self.world.main:
+            return
         data = self.config.data
         info = WeightsInfo(model.name, model.stem, self.classes, data.image_size, data.mean, data.std)
         save_weights(path, result.state_dict(), info)

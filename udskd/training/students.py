@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from udskd.methods import Method
 from udskd.models import Model
-from udskd.training.fit import Task
 from udskd.training.network import Network
 from udskd.training.session import Session
+from udskd.training.task import Inputs, Task
+from udskd.training.teacher import Taught
 
 
 class StudentsTask(Task):
@@ -23,7 +23,7 @@ class StudentsTask(Task):
     networks: tuple[Network, Network]
 
     def __init__(
-        self, session: Session, method: Method, teacher: Model | None, student_a: Model, student_b: Model
+        self, session: Session, method: Method, teacher: Taught | None, student_a: Model, student_b: Model
     ) -> None:
         config, runtime = session.config, session.runtime
         counts = config.training.epochs, session.train.steps_per_epoch
@@ -33,14 +33,21 @@ class StudentsTask(Task):
         )
         self._method = method
         self._autocast = runtime.autocast
-        self._teacher: Any = None
-        if teacher is not None:
-            self._teacher = torch.compile(teacher.module) if config.training.compile else teacher.module
+        self._teacher = teacher
 
-    def losses(self, images: Tensor, target: Tensor) -> dict[str, Tensor]:
+    def losses(self, inputs: Inputs) -> dict[str, Tensor]:
         """The method's loss, components, weight and entropy."""
+        teacher = inputs.teacher
+        if teacher is None and self._teacher is not None:
+            teacher = self._teacher.logits(inputs.images)
         with self._autocast():
-            with torch.no_grad():
-                teacher = None if self._teacher is None else self._teacher(images)
-            student_a, student_b = (network.forward(images) for network in self.networks)
-        return self._method.loss(teacher, student_a, student_b, target)
+            student_a, student_b = (network.forward(inputs.images) for network in self.networks)
+        return self._method.loss(teacher, student_a, student_b, inputs.target)
+
+    def teacher_logits(self, epoch: int, indices: Tensor) -> Tensor | None:
+        """From the teacher's cache, where there is one."""
+        return None if self._teacher is None or self._teacher.cache is None else self._teacher.cache(epoch, indices)
+
+    def belongs_to(self) -> dict[str, Any]:
+        """The teacher, by its weights."""
+        return {} if self._teacher is None else {"teacher": self._teacher.fingerprint}

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 from torch.nn import functional as F
 
+from udskd.config import Config
 from udskd.models import Model
-from udskd.training.fit import Task, fit
+from udskd.training import cache
+from udskd.training.checkpoint import fingerprint
+from udskd.training.fit import fit
+from udskd.training.frozen import Frozen
 from udskd.training.network import Network, build_model
+from udskd.training.runtime import Runtime
 from udskd.training.session import Session
+from udskd.training.task import Inputs, Task
 from udskd.training.weights import load_network
 
 
@@ -30,11 +37,24 @@ class TeacherTask(Task):
         self._autocast = session.runtime.autocast
         self._smoothing = options.label_smoothing
 
-    def losses(self, images: Tensor, target: Tensor) -> dict[str, Tensor]:
+    def losses(self, inputs: Inputs) -> dict[str, Tensor]:
         """The cross-entropy, as "loss"."""
         with self._autocast():
-            logits = self.network.forward(images)
-        return {"loss": F.cross_entropy(logits.float(), target, label_smoothing=self._smoothing)}
+            logits = self.network.forward(inputs.images)
+        return {"loss": F.cross_entropy(logits.float(), inputs.target, label_smoothing=self._smoothing)}
+
+
+@dataclass(frozen=True)
+class Taught:
+    """The frozen teacher of a run."""
+
+    model: Model
+    fingerprint: str
+    """Of its weights."""
+    logits: Callable[[Tensor], Tensor]
+    """[B, C] of images [B, 3, S, S], in the arithmetic of the run."""
+    cache: Callable[[int, Tensor], Tensor] | None = None
+    """(epoch, indices [B]) -> logits [B, C] on the host, where they were computed beforehand."""
 
 
 def find(session: Session) -> Model:
@@ -46,14 +66,26 @@ def find(session: Session) -> Model:
     return build_model("teacher", config.teacher, len(session.classes), config.data.image_size, config.seed)
 
 
-def obtain(session: Session, model: Model) -> Model:
+def obtain(session: Session, model: Model) -> Taught:
     """What find() gave, trained if it still has to be, and frozen."""
     file = _file(session)
     if file is None:
         model = _train(session, model)
         session.saved = "the teacher, but no epoch of the students,"
+    session.folder.forget_state("teacher")
     session.display.line("teacher: trained in this run" if file is None else f"teacher: weights from {file}")
-    return freeze(session, model)
+    model = freeze(session, model)
+    return Taught(
+        model,
+        fingerprint(model.module.state_dict()),
+        answering(session.config, session.runtime, model),
+        cache.find(session, model),
+    )
+
+
+def answering(config: Config, runtime: Runtime, model: Model) -> Frozen:
+    """The teacher's answers in a run with these options."""
+    return Frozen(model.module, runtime, runtime.dtype_of(config.teacher.precision), config.training.compile)
 
 
 def freeze(session: Session, model: Model) -> Model:
@@ -76,8 +108,7 @@ def _own(session: Session) -> Path:
 def _train(session: Session, model: Model) -> Model:
     epochs = session.config.teacher.epochs or session.config.training.epochs
     task = TeacherTask(session, model, epochs)
-    state_file = session.folder.checkpoints / "teacher.pt"
-    fit(session, task, epochs, state_file)
+    fit(session, task, epochs, "teacher")
     session.save_weights(_own(session), model, task.network.result)
-    state_file.unlink(missing_ok=True)
+    session.world.equalise(task.network.result.buffers())
     return replace(model, module=task.network.result)

@@ -16,20 +16,22 @@ LINE_EVERY = 60.0  # seconds between the plain lines within an epoch
 class Display:
     """line(text) stays on the screen; steps(...) shows how far a loop is."""
 
-    def __init__(self) -> None:
-        self._terminal = sys.stdout.isatty()
+    def __init__(self, silent: bool = False) -> None:
+        """silent: another process speaks for us."""
+        self._silent = silent
+        self._terminal = sys.stdout.isatty() and not silent
         self._console = Console(highlight=False, markup=False)
 
     def line(self, text: str) -> None:
         """Print one permanent line."""
         if self._terminal:
             self._console.print(text, soft_wrap=True)
-        else:
+        elif not self._silent:
             print(text, flush=True)
 
     @contextmanager
-    def steps(self, title: str, total: int) -> Iterator[Callable[[], None]]:
-        """Yields the function to call after each of `total` steps."""
+    def steps(self, title: str, total: int, done: int = 0) -> Iterator[Callable[[], None]]:
+        """Yields the function to call after each of `total` steps, of which some may be done already."""
         if self._terminal:
             columns = (
                 TextColumn("{task.description}"),
@@ -39,15 +41,15 @@ class Display:
                 TimeRemainingColumn(),
             )
             with Progress(*columns, console=self._console, transient=True) as bar:
-                task = bar.add_task(title, total=total)
+                task = bar.add_task(title, total=total, completed=done)
                 yield lambda: bar.advance(task)
             return
-        done, last = 0, time.monotonic()
+        last = time.monotonic()
 
         def advance() -> None:
             nonlocal done, last
             done += 1
-            if time.monotonic() - last > LINE_EVERY and done < total:
+            if not self._silent and time.monotonic() - last > LINE_EVERY and done < total:
                 last = time.monotonic()
                 print(f"{title}: step {done}/{total}", flush=True)
 

@@ -1,0 +1,71 @@
+"""share: processes and parts of a step together see the very images that one alone would see."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.data.conftest import CONFIG, MIXED, MemorySet, assert_equal
+from udskd.config import DataConfig
+from udskd.data import (
+    EvalLoader,
+    Share,
+    TrainLoader,
+    check_readable,
+)
+from udskd.errors import ConfigError, DataError
+
+
+@pytest.mark.parametrize("config", [CONFIG, MIXED], ids=["plain", "mixup"])
+@pytest.mark.parametrize(("ranks", "parts"), [(1, 4), (4, 1), (2, 2)])
+def test_shares_of_a_step_are_together_the_step(config: DataConfig, ranks: int, parts: int) -> None:
+    whole = list(TrainLoader(MemorySet(50), config, seed=3, batch_size=16).epoch(1, 1))
+    shares = [Share(rank, ranks, parts) for rank in range(ranks)]
+    pieces = [list(TrainLoader(MemorySet(50), config, seed=3, batch_size=16, share=s).epoch(1, 1)) for s in shares]
+    assert [[(b.step, b.part) for b in piece] for piece in pieces] == [
+        [(step, part) for step in (1, 2) for part in range(parts)]
+    ] * ranks
+    for number, step in enumerate(whole):
+        mine = [pieces[rank][number * parts + part] for part in range(parts) for rank in range(ranks)]
+        for key in ("images", "labels", "flips"):
+            rows = torch.cat([getattr(b, key)[: len(b)] for b in mine])
+            assert torch.equal(rows, getattr(step, key)[: len(step)]), key
+        assert torch.equal(torch.cat([b.indices for b in mine]), step.indices)
+        if step.mix is not None:
+            assert torch.equal(torch.cat([b.mix for b in mine]), step.mix)
+            partners = torch.cat([b.images[-1:] for b in mine])
+            assert torch.equal(partners, step.images[4::4])
+
+
+def test_a_set_smaller_than_a_step_is_cut_into_equal_pieces() -> None:
+    batches = list(TrainLoader(MemorySet(11), CONFIG, seed=0, batch_size=64, share=Share(1, 2, 2)).epoch(0))
+    assert [(b.step, b.part, len(b)) for b in batches] == [(0, 0, 2), (0, 1, 2)]
+
+
+def test_shares_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ConfigError, match="cannot be cut into 3 equal pieces"):
+        TrainLoader(MemorySet(50), CONFIG, seed=0, batch_size=16, share=Share(0, 3, 1))
+    with pytest.raises(DataError, match="3 training images are too few"):
+        TrainLoader(MemorySet(3), CONFIG, seed=0, batch_size=16, share=Share(0, 2, 2))
+
+
+def test_shares_of_an_evaluation_are_whole_batches() -> None:
+    whole = list(EvalLoader(MemorySet(50), CONFIG, batch_size=8))
+    for ranks in (2, 3, 8):
+        for rank in range(ranks):
+            loader = EvalLoader(MemorySet(50), CONFIG, batch_size=8, share=Share(rank, ranks))
+            assert loader.batches == 7
+            assert [batch.step for batch in loader] == list(range(rank, 7, ranks))
+            assert len(loader) == len(range(rank, 7, ranks))
+            assert_equal(iter(whole[rank::ranks]), iter(loader))
+
+
+def test_every_process_checks_its_share() -> None:
+    found = []
+    for rank in range(3):
+        try:
+            check_readable(MemorySet(500, bad=[0, 64, 128, 499]), share=Share(rank, 3))
+        except DataError as error:
+            found.append(int(str(error).split()[0]))
+    assert sum(found) == 4
+    assert len(found) > 1

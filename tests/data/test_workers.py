@@ -1,0 +1,180 @@
+"""workers: whoever decodes is told, heard, and ended when nobody listens any more."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.data.conftest import CONFIG, MemorySet, assert_equal, by, each_way, make_tree
+from udskd.config import DataConfig
+from udskd.data import (
+    EvalLoader,
+    TrainLoader,
+    decode,
+    open_sets,
+    pack,
+)
+from udskd.data.batch import Probe
+from udskd.data.workers import AHEAD, MOST_THREADS, Caller, Processes, Threads, hire
+from udskd.errors import DataError
+
+
+@each_way
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "left open"])
+def test_an_abandoned_epoch_leaves_nothing_behind(closed: bool, loader: str, workers: int) -> None:
+    config = by(CONFIG, loader, workers)
+    used = TrainLoader(MemorySet(200), config, seed=3, batch_size=8)
+    for epoch in (0, 1):
+        abandoned = used.epoch(epoch)
+        next(abandoned)
+        if closed:
+            abandoned.close()  # type: ignore[attr-defined]
+    assert_equal(TrainLoader(MemorySet(200), CONFIG, seed=3, batch_size=8).epoch(1), used.epoch(1))
+
+
+@each_way
+def test_closing_ends_threads_and_processes(loader: str, workers: int) -> None:
+    processes = len(multiprocessing.active_children())
+    used = TrainLoader(MemorySet(200), by(CONFIG, loader, workers), seed=3, batch_size=8)
+    for epoch in (0, 1):
+        batches = used.epoch(epoch)  # alive when the loader is closed
+        next(batches)
+        used.close()
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("udskd")]
+        assert len(multiprocessing.active_children()) == processes
+    assert sum(len(batch) for batch in used.epoch(2)) == 200
+    used.close()
+
+
+def test_threads_decode_ahead_and_stop_when_nobody_listens() -> None:
+    seen: list[int] = []
+
+    class Watched(MemorySet):
+        def pixels(self, index: int) -> np.ndarray:
+            seen.append(index)
+            return super().pixels(index)
+
+    loader = TrainLoader(Watched(800), by(CONFIG, "threads", 2), seed=3, batch_size=8)
+    batches = loader.epoch(0)
+    next(batches)
+    batches.close()  # type: ignore[attr-defined]
+    loader.close()
+    assert 8 <= len(seen) <= 8 * AHEAD
+
+
+class DeadlySet(MemorySet):
+    """Kills the process that decodes image 5, as the kernel does when memory runs out."""
+
+    def pixels(self, index: int) -> np.ndarray:
+        if index == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().pixels(index)
+
+
+def test_a_dead_worker_is_one_clear_error() -> None:
+    loader = EvalLoader(DeadlySet(10), by(CONFIG, "processes", 1), batch_size=2)
+    for _ in range(2):  # the second evaluation starts a new one
+        with pytest.raises(DataError, match=r"a process that decodes images died .*data\.workers"):
+            list(loader)
+
+
+class BuggySet(MemorySet):
+    def pixels(self, index: int) -> np.ndarray:
+        raise RuntimeError("a mistake of ours")
+
+
+@each_way
+def test_our_own_mistakes_are_not_taken_for_bad_files(loader: str, workers: int) -> None:
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        list(EvalLoader(BuggySet(4), by(CONFIG, loader, workers), batch_size=2))
+
+
+class InterruptedSet(MemorySet):
+    """Sends its own process what Ctrl-C sends to all processes of a terminal."""
+
+    def pixels(self, index: int) -> np.ndarray:
+        os.kill(os.getpid(), signal.SIGINT)
+        return super().pixels(index)
+
+
+def test_workers_leave_ctrl_c_to_the_main_process() -> None:
+    loader = EvalLoader(InterruptedSet(6), by(CONFIG, "processes", 1), batch_size=2)
+    assert sum(len(batch) for batch in loader) == 6
+
+
+def test_workers_compute_with_one_thread() -> None:
+    class Threads(MemorySet):
+        def pixels(self, index: int) -> np.ndarray:
+            return np.full((8, 8, 3), torch.get_num_threads(), dtype=np.uint8)
+
+    (batch,) = EvalLoader(Threads(1), by(CONFIG, "processes", 1), batch_size=1)
+    assert batch.images.unique().tolist() == [1]
+
+
+@pytest.mark.parametrize(("loader", "workers"), [("threads", 3), ("processes", 2)])
+def test_a_process_that_leaves_its_workers_behind_ends(loader: str, workers: int) -> None:
+    """Python ends processes by SIGTERM at exit, and waits until they are gone."""
+    code = (
+        "from udskd.config import DataConfig\n"
+        "from udskd.data import TrainLoader, open_sets\n"
+        f"config = DataConfig(image_size=32, loader={loader!r}, workers={workers})\n"
+        "loader = TrainLoader(open_sets(config)[0], config, seed=0, batch_size=8)\n"
+        "next(loader.epoch(0))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_auto_takes_threads_for_jpegs_and_few_workers(tmp_path: Path) -> None:
+    images = MemorySet(4)
+    assert type(hire(Probe(images), "auto", 0)) is Caller
+    assert type(hire(Probe(images), "auto", MOST_THREADS)) is Threads
+    assert type(hire(Probe(images), "auto", MOST_THREADS + 1)) is Processes
+    images.frees_lock = False
+    assert type(hire(Probe(images), "auto", 1)) is Processes
+
+
+def test_files_other_than_jpegs_hold_pythons_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["a.jpg", "b.JPEG", "c.webp"]
+    assert (decode.are_jpegs(names), decode.are_jpegs(names[1:])) == (decode.simplejpeg is not None, False)
+    make_tree(tmp_path / "tree")
+    pack(tmp_path / "tree", tmp_path / "originals", short_side=None)
+    pack(tmp_path / "tree", tmp_path / "packs")
+    for root, frees in (("tree", False), ("originals", False), ("packs", True)):
+        assert open_sets(DataConfig(root=str(tmp_path / root)))[0].frees_lock == frees
+    monkeypatch.setattr(decode, "simplejpeg", None)
+    assert not decode.are_jpegs(names)
+
+
+class InterruptingSet(MemorySet):
+    """Decoding the third image is what takes so long that somebody presses Ctrl-C."""
+
+    def pixels(self, index: int) -> np.ndarray:
+        if index == 3:
+            signal.raise_signal(signal.SIGINT)
+        return super().pixels(index)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_ctrl_c_stops_threads_and_they_can_go_on(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    images = InterruptingSet(64)
+    loader = EvalLoader(images, by(CONFIG, "threads", workers), batch_size=2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(loader)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    monkeypatch.setattr(InterruptingSet, "pixels", MemorySet.pixels)
+    assert len(list(loader)) == 32
+    loader.close()

@@ -1,0 +1,113 @@
+"""The frozen teacher: the same answers, faster; the network it was made of untouched."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from udskd import dual_student_loss, models
+from udskd.config import TrainingConfig
+from udskd.training.frozen import Frozen, fold
+from udskd.training.runtime import Runtime
+
+NETWORKS = ["tiny_plain_4", "tiny_separable_4", "resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", "vgg11_bn", "alexnet"]
+
+
+def lived_in(name: str, size: int = 64) -> nn.Module:
+    """A network whose batch-norms have seen something."""
+    torch.manual_seed(0)
+    module = models.build(name, 5, size, "auto").module.train()
+    with torch.no_grad():
+        for norm in (m for m in module.modules() if isinstance(m, nn.BatchNorm2d)):
+            norm.weight.uniform_(0.5, 1.5)
+            norm.bias.uniform_(-0.5, 0.5)
+        for _ in range(3):
+            module(torch.randn(8, 3, size, size))
+    return module.eval()
+
+
+def runtime(precision: str = "fp32") -> Runtime:
+    return Runtime.of(TrainingConfig(device="cpu", precision=precision))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_folded_network_answers_as_the_network_does(name: str) -> None:
+    module, images = lived_in(name), torch.randn(4, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(Frozen(module, runtime())(images), module(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["tiny_separable_4", "resnet18", "mobilenet_v2", "shufflenet_v2_x0_5"])
+def test_no_batch_norm_is_left_behind_a_convolution(name: str) -> None:
+    assert not [m for m in fold(lived_in(name)).modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+def test_a_batch_norm_whose_convolution_is_used_elsewhere_too_stays() -> None:
+    class Forked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            return torch.cat([y, self.norm(y)], 1)
+
+    module, x = Forked().eval(), torch.randn(2, 3, 4, 4)
+    module.norm.running_mean = torch.randn(4)
+    assert torch.equal(fold(module)(x), module(x))
+
+
+def test_a_convolution_that_runs_twice_is_not_folded() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(self.conv(self.conv(x)))
+
+    module, x = Twice().eval(), torch.randn(2, 3, 4, 4)
+    module.norm.running_mean = torch.randn(3)
+    assert torch.equal(fold(module)(x), module(x))
+
+
+def test_a_network_that_cannot_be_traced_is_used_as_it_is() -> None:
+    class Dynamic(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x if x.sum() > 0 else -x
+
+    module = Dynamic()
+    assert fold(module) is module
+
+
+def test_the_network_itself_stays_as_it_is() -> None:
+    module = lived_in("resnet18").train()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    Frozen(module, runtime())(torch.randn(2, 3, 64, 64))
+    assert module.training
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_half_precision_answers_in_that_dtype(precision: str, dtype: torch.dtype) -> None:
+    module, images = lived_in("tiny_plain_4"), torch.randn(4, 3, 64, 64)
+    logits = Frozen(module, runtime(precision))(images)
+    assert logits.dtype == dtype
+    with torch.no_grad():
+        torch.testing.assert_close(logits.float(), module(images), rtol=0.05, atol=0.05)
+
+
+def test_students_learn_from_its_answers() -> None:
+    """They come out of inference mode, where autograd must not save them."""
+    logits = Frozen(lived_in("tiny_plain_4"), runtime())(torch.randn(4, 3, 8, 8))
+    a, b = torch.randn(4, 5, requires_grad=True), torch.randn(4, 5, requires_grad=True)
+    dual_student_loss(logits, a, b, torch.tensor([0, 1, 2, 3])).loss.backward()
+    assert a.grad is not None
+    assert bool(a.grad.abs().sum() > 0)
+
+
+def test_the_teacher_may_answer_in_another_precision_than_the_students_train_in() -> None:
+    module, images = lived_in("tiny_plain_4"), torch.randn(4, 3, 64, 64)
+    answers = {p: Frozen(module, runtime(), runtime().dtype_of(p))(images) for p in ("auto", "bf16")}
+    assert (answers["auto"].dtype, answers["bf16"].dtype) == (torch.float32, torch.bfloat16)

@@ -1,0 +1,118 @@
+"""A split of an image set in one file, as `udskd pack` writes it: no directories to walk, no small files to open.
+
+The file, little-endian: PREFIX (magic, version, SHA-256 of the index, lengths), then the index, which is a JSON object
+(classes, how and from what the pack was made), ENTRY for every image and the images' names, then the image files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from udskd.data.decode import are_jpegs, decode
+from udskd.data.sets import ImageSet, Pixels, UnreadableImage, common_classes
+from udskd.errors import DataError
+
+MAGIC, VERSION = b"udskdpck", 1
+PREFIX = struct.Struct("<8sI32sQQQQ")
+"""Magic, version, SHA-256 of the index; bytes of the JSON object, number of images, bytes of the names, of the file."""
+ENTRY = np.dtype(
+    [("offset", "<u8"), ("name_end", "<u8")] + [(k, "<u4") for k in ("size", "crc", "label", "height", "width")]
+)
+SPLITS = ("train", "val")
+
+
+def pack_file(root: Path, split: str) -> Path:
+    """Where the pack of a split is."""
+    return root / f"{split}.pack"
+
+
+class PackedSet(ImageSet):
+    """One split from its pack, with the images of the first `classes` classes (or all), each checked by its CRC-32.
+
+    Raises:
+        DataError: the file cannot be read, is no pack, of another version, incomplete or damaged.
+    """
+
+    def __init__(self, path: str | Path, classes: int | None = None) -> None:
+        self.path, self._limit = Path(path), classes
+        try:
+            # read by position: nothing that threads and forked processes share is moved, and unlike with mmap, a disk
+            # that fails is an error and not the end of the process
+            self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 (as long as the set lives)
+            self.header, self._entries, self._names = _read_index(self.path, self._file.fileno())
+        except OSError as error:
+            raise DataError(f"cannot read {self.path}: {error.strerror or error}") from error
+        self.classes = tuple(self.header["classes"][:classes])
+        self._kept = np.flatnonzero(self._entries["label"] < len(self.classes))
+        self.labels = self._entries["label"][self._kept].astype(np.int64)
+        self.frees_lock = self.header["short_side"] is not None or are_jpegs(map(self.name, range(len(self))))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PackedSet, (self.path, self._limit)
+
+    def name(self, index: int) -> str:
+        row = int(self._kept[index])
+        begin = int(self._entries["name_end"][row - 1]) if row else 0
+        return f"{self.path}: {os.fsdecode(self._names[begin : int(self._entries['name_end'][row])])}"
+
+    def pixels(self, index: int) -> Pixels:
+        return decode(self.file(index), self.name(index))
+
+    def file(self, index: int) -> bytes:
+        """The bytes of one image file. Raises UnreadableImage if they are not those that were packed."""
+        entry = self._entries[self._kept[index]]
+        try:
+            data = os.pread(self._file.fileno(), int(entry["size"]), int(entry["offset"]))
+        except OSError as error:
+            raise UnreadableImage(self.name(index), error.strerror or str(error)) from error
+        if zlib.crc32(data) != entry["crc"]:
+            raise UnreadableImage(self.name(index), "its bytes in the pack are damaged")
+        return data
+
+    def area(self, index: int) -> int:
+        entry = self._entries[self._kept[index]]
+        return int(entry["height"]) * int(entry["width"])
+
+
+def _read_index(path: Path, file: int) -> tuple[dict[str, Any], Any, bytes]:
+    """The JSON object, ENTRY [N] and names of a pack, after everything that can be checked without the images."""
+    prefix = os.pread(file, PREFIX.size, 0)
+    if len(prefix) < PREFIX.size or not prefix.startswith(MAGIC):
+        raise DataError(f"{path} is not a pack: make one with udskd pack")
+    _, version, digest, json_bytes, count, name_bytes, total = PREFIX.unpack(prefix)
+    if version != VERSION:
+        raise DataError(f"{path} is a pack of version {version}, this udskd reads version {VERSION}: pack it again")
+    size = os.fstat(file).st_size
+    if size != total:
+        raise DataError(f"{path} has {size} bytes instead of {total}, it was not copied completely: copy it again")
+    index = os.pread(file, json_bytes + count * ENTRY.itemsize + name_bytes, PREFIX.size)
+    if hashlib.sha256(index).digest() != digest:
+        raise DataError(f"{path} is damaged (its index has another SHA-256): copy it again, or pack it again")
+    entries = np.frombuffer(index, ENTRY, count, json_bytes)
+    return json.loads(index[:json_bytes]), entries, index[json_bytes + entries.nbytes :]
+
+
+def has_packs(root: Path) -> bool:
+    """Whether a folder has a pack of any split."""
+    return any(pack_file(root, split).exists() for split in SPLITS)
+
+
+def open_packs(root: Path, classes: int | None = None) -> tuple[PackedSet, PackedSet]:
+    """The train and val splits from their packs, with the first `classes` classes in sorted order (or all).
+
+    Raises:
+        DataError: one of them is missing or damaged, they have different classes, or `classes` does not fit.
+    """
+    train, val = (PackedSet(pack_file(root, split)) for split in SPLITS)
+    count = len(common_classes(root, train.classes, val.classes, classes))
+    if count == len(train.classes):
+        return train, val
+    return PackedSet(train.path, count), PackedSet(val.path, count)

@@ -1,0 +1,161 @@
+"""Loaders that decode only once: the whole set lies in memory, that of the GPU where it can cut the views itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from udskd.data.batch import Complaint, EvalViews, Parcel, Request, TrainViews, send
+from udskd.data.resize import crop_resize_batch, has_kernel
+from udskd.data.sets import ImageSet, Pixels, UnreadableImage
+from udskd.data.workers import Poll, Progress, Workers, hire, in_order, nothing
+from udskd.errors import DataError
+
+T = TypeVar("T")
+GIB = 2**30
+LEFT_ON_GPU, LEFT_IN_RAM = 8 * GIB, 2 * GIB
+"""What the images leave free for everything else; of small GPUs, a third is left."""
+
+
+@dataclass(frozen=True)
+class ResidentImages:
+    """All N images of a set, decoded, one after the other."""
+
+    pixels: Tensor
+    """uint8 [bytes]."""
+    offsets: Tensor
+    """First byte of each image, int64 [N], on the same device."""
+    shapes: npt.NDArray[np.int64]
+    """Height and width of each image, [N, 2]; one black pixel stands for an image that cannot be read."""
+    unreadable: dict[int, Complaint]
+    """By number."""
+
+
+def decode_all(
+    images: ImageSet, device: torch.device, threads: int, progress: Progress = nothing, poll: Poll = nothing
+) -> ResidentImages:
+    """Decode a whole set into a device's memory. `poll` is called for every image, and may raise.
+
+    Raises:
+        DataError: the images need more memory than is free.
+    """
+    areas = np.array([1 if isinstance(a, UnreadableImage) else a for a in _each(images, images.area, threads, poll)])
+    ends = 3 * areas.cumsum()
+    starts, shapes = ends - 3 * areas, np.ones((len(images), 2), dtype=np.int64)
+    check_fits(int(ends[-1]), f"the {len(images)} images of the training set", device)
+    pixels = torch.zeros(int(ends[-1]), dtype=torch.uint8, device=device)
+    unreadable: dict[int, Complaint] = {}
+    for index, found in enumerate(_each(images, images.pixels, threads, poll)):
+        if isinstance(found, UnreadableImage):
+            unreadable[index] = (found.name, found.reason)
+        elif found.size != ends[index] - starts[index]:
+            unreadable[index] = (images.name(index), "its size is not what its header says")
+        else:
+            shapes[index] = found.shape[:2]
+            pixels[int(starts[index]) : int(ends[index])].copy_(_as_tensor(found))
+        progress(index + 1, len(images))
+    return ResidentImages(pixels, torch.from_numpy(starts).to(device), shapes, unreadable)
+
+
+def _each(images: ImageSet, function: Callable[[int], T], threads: int, poll: Poll) -> Iterator[T | UnreadableImage]:
+    def attempt(index: int) -> T | UnreadableImage:
+        try:
+            return function(index)
+        except UnreadableImage as error:
+            return error
+
+    for result in in_order(attempt, range(len(images)), threads):
+        poll()
+        yield result
+
+
+def _as_tensor(pixels: Pixels) -> Tensor:
+    flat = pixels.reshape(-1)
+    return torch.from_numpy(flat if flat.flags.writeable else flat.copy())
+
+
+class ResidentTraining(Workers):
+    """Cuts each batch from images that were decoded before the first run."""
+
+    def __init__(self, views: TrainViews, device: torch.device, threads: int) -> None:
+        self._views, self._threads = views, threads
+        self._device = device if has_kernel(device.type) else torch.device("cpu")
+        self._images: ResidentImages | None = None
+
+    def prepare(self, progress: Progress = nothing, poll: Poll = nothing) -> None:
+        if self._images is None:
+            self._images = decode_all(self._views.images, self._device, self._threads, progress, poll)
+
+    def run(self, requests: Iterable[Request]) -> Iterator[Parcel]:
+        self.prepare()
+        return map(self._answer, requests)
+
+    def _answer(self, request: Request) -> Parcel:
+        images, size, indices = self._images, self._views.config.image_size, request.indices
+        assert images is not None
+        shapes, rows = images.shapes[indices], send(torch.from_numpy(indices), self._device)
+        out = torch.empty((len(indices), size, size, 3), dtype=torch.uint8, device=self._device)
+        boxes = self._views.views_of(request, shapes)
+        crop_resize_batch(images.pixels, images.offsets[rows], torch.from_numpy(shapes), boxes, out)
+        unreadable = {k: images.unreadable[i] for k, i in enumerate(indices.tolist()) if i in images.unreadable}
+        return self._views.finish(request, out, unreadable).to(self._device)
+
+    def close(self) -> None:
+        self._images = None
+
+
+class ResidentEvaluation(Workers):
+    """Keeps the batches of the first complete run: central views never change."""
+
+    def __init__(self, views: EvalViews, device: torch.device, threads: int) -> None:
+        self._views, self._device, self._threads = views, device, threads
+        self._parcels: list[Parcel] = []
+
+    def run(self, requests: Iterable[Request]) -> Iterator[Parcel]:
+        return iter(self._parcels) if self._parcels else self._decode(list(requests))
+
+    def _decode(self, requests: list[Request]) -> Iterator[Parcel]:
+        count, size = sum(len(request.indices) for request in requests), self._views.config.image_size
+        check_fits(3 * size * size * count, f"the {count} views of the evaluation", self._device)
+        parcels, threads = [], hire(self._views, "threads", self._threads)
+        answers = threads.run(requests)
+        for _ in requests:
+            with torch.inference_mode(False):  # they outlive the evaluation that asks for them first
+                parcels.append(next(answers).to(self._device))
+            yield parcels[-1]
+        threads.close()
+        self._parcels = parcels
+
+    def close(self) -> None:
+        self._parcels = []
+
+
+def check_fits(needed: int, what: str, device: torch.device) -> None:
+    """DataError if so many bytes do not fit into what is free of a device's memory."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        left = min(LEFT_ON_GPU, total // 3)
+    else:
+        free, left = available_memory(), LEFT_IN_RAM
+    if needed > free - left:
+        sizes = f"{needed / GIB:.1f} GiB decoded, but of the {free / GIB:.1f} GiB that are free on {device}"
+        raise DataError(
+            f"{what} need {sizes}, {left / GIB:.1f} are for everything else: make the images smaller (udskd pack), or "
+            "choose another data.loader"
+        )
+
+
+def available_memory() -> int:
+    """Bytes of RAM that can be had without swapping; very many where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return 1 << 62

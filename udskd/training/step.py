@@ -1,0 +1,77 @@
+"""One optimisation step of a task: forward, loss, backward, clipping, update, in one or several parts."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
+
+from udskd.training.graph import StepGraph
+from udskd.training.runtime import Runtime
+from udskd.training.task import Inputs, Task
+
+
+class Step:
+    """Runs the parts of each step. Nothing is read back from the device."""
+
+    def __init__(self, task: Task, runtime: Runtime, parts: int, rows: int, cuda_graph: bool) -> None:
+        """parts: into which a step is cut; rows: images in one of them, over all processes the same."""
+        self._task, self._runtime, self._parts, self._rows = task, runtime, parts, rows
+        self._scaler = GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
+        self._graph = StepGraph(runtime.device, self._whole) if cuda_graph else None
+
+    def run(self, inputs: Inputs, part: int, step: int) -> dict[str, Tensor]:
+        """Part `part` of step `step` (counted from 0 over all epochs); after the last part the networks are updated.
+
+        Returns the task's terms for these images, in memory that the next call may overwrite. An image that could not
+        be read counts as a gradient of 0, so a part may have fewer rows than the others, or none.
+        """
+        last = part == self._parts - 1
+        if last:
+            for network in self._task.networks:
+                network.set_lr(step)
+        if self._graph is not None and len(inputs.images) == self._rows:
+            return self._graph.run(inputs)
+        with ExitStack() as stack:
+            if not last:  # gradients of the processes meet once a step
+                for network in self._task.networks:
+                    stack.enter_context(network.no_sync())
+            terms = self._gradients(inputs)
+        if last:
+            self._update()
+        return terms
+
+    def state(self) -> dict[str, Any]:
+        """The loss scale, for --resume."""
+        return self._scaler.state_dict()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        if state:
+            self._scaler.load_state_dict(state)
+
+    def _whole(self, inputs: Inputs) -> dict[str, Tensor]:
+        terms = self._gradients(inputs)
+        self._update()
+        return terms
+
+    def _gradients(self, inputs: Inputs) -> dict[str, Tensor]:
+        rows = len(inputs.images)
+        if rows == 0:
+            if self._runtime.world.alone:
+                return {}
+            inputs = inputs.blank(self._rows)  # the others wait for our gradients, though they are 0
+        terms = self._task.losses(inputs)
+        loss = terms["loss"]
+        if rows != self._rows * self._parts:
+            loss = loss * (rows / (self._rows * self._parts))
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        return terms if rows else {}
+
+    def _update(self) -> None:
+        for network in self._task.networks:
+            if not any(p.grad is not None for p in network.module.parameters()):
+                return  # no image of this step could be read
+            network.update(self._scaler)
+        self._scaler.update()
