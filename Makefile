@@ -125,8 +125,9 @@ sanitize: $(VENV)/installed  ## the operator's tests under AddressSanitizer and 
 	@cd build/sanitize && levels=$$(UDSKD_SIMD= $(UNDER_ASAN) ../../$(BIN)/python -c '$(LEVELS)') && for level in $$levels; do \
 	  printf '\033[1mudskd:\033[0m %s\n' "$$level"; \
 	  UDSKD_SIMD=$$level $(UNDER_ASAN) ../../$(BIN)/python -c '$(PYTEST)' -q -x -rfE -p no:cacheprovider --capture=sys \
-	    -m 'not gpu and not emulated' -k 'not [reference' --ignore tests/ops/test_simd.py tests/ops || exit; \
+	    -m 'not gpu and not emulated' -k 'not [reference and not simd_level and not nothing_beyond' --ignore tests/ops/test_simd.py \
+	    tests/ops tests/data/test_resize.py tests/data/test_resize_bad_input.py || exit; \
 	done
 	$(SAY) "the CUDA kernels, on the CPU"
 	@cd build/sanitize && UDSKD_EMULATED_SANITIZE=1 $(UNDER_ASAN) ../../$(BIN)/python -c '$(PYTEST)' -q -x -rfE -p no:cacheprovider \
-	  --capture=sys -m emulated tests/ops/test_emulated.py tests/ops/test_extremes.py
+	  --capture=sys -m emulated tests/ops/test_emulated.py tests/ops/test_extremes.py tests/data/test_resize_emulated.py

@@ -3,9 +3,9 @@
     python -m bench.gpu [--out DIR] [--seconds 480]
 
 Builds the library for the GPU that is there, with the Python that runs this and what is installed beside it; runs the
-tests that need one; runs the kernels under compute-sanitizer; measures the loss, and a call's cost. Every part has its
-own time limit and log, and is reported whether or not those before it passed. The table comes last, and is in DIR, too.
-Needs no network, and changes no setting of the GPU.
+tests that need one; runs the kernels under compute-sanitizer; measures the loss, a call's cost, and the training step.
+Every part has its own time limit and log, and is reported whether or not those before it passed. The table comes last,
+and is in DIR, too. Needs no network, and changes no setting of the GPU.
 """
 
 from __future__ import annotations
@@ -91,6 +91,21 @@ def judge_loss(rows: Path, code: int, output: str) -> Verdict:
     return Verdict("ok", "; ".join([f"{len(ours)} cases; best {best['share_of_copy']:.0%} of a copy: {where}", *left]))
 
 
+def judge_step(rows: Path, code: int, output: str) -> Verdict:
+    """Images per second of each way to train, beside the plain loop's; and what an epoch reaches of that."""
+    if code or not rows.is_file():
+        return Verdict("failed", steps.last_line(output))
+    found = json.loads(rows.read_text(encoding="utf-8"))
+    step = [f"{row['whose']} {row['images_per_s']:,.0f}" for row in found["parts"] if row["part"] == "step"]
+    ends = [row for row in found["epochs"] if row["what"].startswith("udskd") and row["of_step"]]
+    end = "no time for whole epochs"
+    if ends:
+        best = max(ends, key=lambda row: row["images_per_s"])
+        reached = f"{best['images_per_s']:,.0f}, {best['of_step']:.0%} of its step"
+        end = f"end to end {best['what']}, {best['images']}: {reached}"
+    return Verdict("ok", f"images/s: {', '.join(step)}; {end}")
+
+
 def judge_call(rows: Path, code: int, output: str) -> Verdict:
     if code or not rows.is_file():
         return Verdict("failed", steps.last_line(output))
@@ -114,6 +129,7 @@ def plan(out: Path, home: str, capability: str) -> list[list[Step]]:
         [loss(out, "forward", 40, ["eager", "udskd", "udskd-graph"], ["--passes", "forward"])],
         [loss(out, "loss", 200, compiled, gradients)],
         [loss(out, "sizes", 100, ["eager", *FORMS], [*gradients, "--shapes", ",".join(SIZES)])],
+        [step(out)],
     ]
 
 
@@ -159,6 +175,18 @@ def call(out: Path) -> Step:
     rows = out / "call.json"
     command = [*PYTHON, "-m", "bench.call", "--device", "cuda", "--json", str(rows)]
     return Step("call", lambda _: command, 40, out / "call.log", partial(judge_call, rows))
+
+
+def step(out: Path) -> Step:
+    """bench.step on images that it generates; what it has no time for, compiled networks first, it leaves out."""
+    rows = out / "step.json"
+    fixed = ["-m", "bench.step", "--device", "cuda", "--epochs", "2", "--json", str(rows)]
+    fixed += ["--markdown", str(rows.with_suffix(".md"))]
+
+    def command(seconds: float) -> list[str]:
+        return [*PYTHON, *fixed, "--limit", str(max(1, int(seconds - 60)))]
+
+    return Step("step", command, 210, out / "step.log", partial(judge_step, rows))
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

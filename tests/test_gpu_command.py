@@ -154,6 +154,19 @@ def test_measurements_are_judged_by_what_they_wrote(tmp_path: Path) -> None:
     assert gpu.judge_call(rows, 0, "").detail.startswith("forward 9.5 µs")
 
 
+def test_the_step_is_judged_by_its_rates(tmp_path: Path) -> None:
+    rows = tmp_path / "step.json"
+    assert gpu.judge_step(rows, 0, "nothing").status == "failed"
+    parts = [{"part": "step", "whose": name, "images_per_s": n} for name, n in (("udskd", 5000.0), ("plain", 2500.0))]
+    parts.append({"part": "teacher", "whose": "udskd", "images_per_s": 20000.0})
+    epochs = [{"what": "loader alone, udskd", "images": "resident", "images_per_s": 90000.0, "of_step": None}]
+    epochs += [{"what": "udskd", "images": "resident", "images_per_s": 4900.0, "of_step": 0.98}]
+    rows.write_text(json.dumps({"parts": parts, "epochs": epochs}))
+    said = "images/s: udskd 5,000, plain 2,500; end to end udskd, resident: 4,900, 98% of its step"
+    assert gpu.judge_step(rows, 0, "") == ("ok", said)
+    assert gpu.judge_step(rows, 1, "out of memory\n") == ("failed", "out of memory")
+
+
 def test_a_failed_build_is_told_by_its_first_error() -> None:
     output = "[1/2] nvcc -c a.cu\na.cu(3): error: no such thing\nninja: build stopped\nRuntimeError: Error compiling\n"
     assert gpu.judge_build("9.0", 1, output) == ("failed", "a.cu(3): error: no such thing")
@@ -178,7 +191,7 @@ def test_the_parts_need_no_network_and_build_for_one_architecture(tmp_path: Path
         assert not {"pip", "install"} & set(words)
         assert part.log.parent == tmp_path
     limits = [words[words.index("--limit") + 1] for words in (p.command(100.0) for p in parts) if "--limit" in words]
-    assert limits == ["90", "60", "90"]
+    assert limits == ["90", "60", "90", "40"]
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,173 @@
+"""Who trains in `python -m bench.step`: udskd's own step in its variants, and the plain loop; as works to be timed."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench import memory
+from bench.plain import Plain
+from bench.timing import Work
+from udskd import recipe
+from udskd.config import Config
+from udskd.data import open_sets
+from udskd.doctor.trial import Trial
+from udskd.errors import DataError
+from udskd.training.network import build_model
+from udskd.training.task import Inputs
+
+LAYOUTS = {"plain": torch.contiguous_format, "plain, channels_last": torch.channels_last}
+LEARNING_RATE = 1e-3  # so low that no network leaves the numbers that it began with
+
+
+@dataclass
+class Subjects:
+    """Who trains, in the order in which they were made ready."""
+
+    trials: dict[str, Trial] = field(default_factory=dict)
+    plains: dict[str, Plain] = field(default_factory=dict)
+    works: dict[tuple[str, str], Work] = field(default_factory=dict)
+    """By part and name."""
+    peaks: dict[str, int | None] = field(default_factory=dict)
+    """Bytes that a step takes beyond weights and batch."""
+
+
+# --- ours -------------------------------------------------------------------------------------------------------------
+
+
+def config_of(options: argparse.Namespace, root: Path, **changed: Any) -> Config:
+    """The recipe of all that is measured."""
+    values = {
+        "data.root": str(root),
+        "data.image_size": options.image_size,
+        "data.workers": options.workers,
+        "teacher.model": options.teacher,
+        "student_a.model": options.student_a,
+        "student_b.model": options.student_b,
+        **{f"{role}.stem": options.stem for role in ("teacher", "student_a", "student_b")},
+        "training.batch_size": options.batch,
+        "training.device": options.device,
+        "training.lr": LEARNING_RATE,
+        **changed,
+    }
+    return recipe.with_values(Config(), values)
+
+
+def ours(trial: Trial, inputs: Inputs, parts: bool) -> dict[str, Work]:
+    """The step, and what it consists of."""
+    assert trial.taught is not None
+    frozen, batch = trial.taught.logits, trial.batch()
+    out = {"step": repeated(lambda: trial.train_step(inputs))}
+    if not parts:
+        return out
+    out["uint8 to normalised float32"] = repeated(lambda: trial.inputs(batch))
+    out["teacher"] = repeated(lambda: frozen(inputs.images))
+    for network in trial.task.networks:
+        out[network.role] = repeated(backward(network.forward, inputs.images, trial.runtime.autocast))
+    return out
+
+
+def repeated(once: Callable[[], object]) -> Work:
+    def work(times: int) -> None:
+        for _ in range(times):
+            once()
+
+    return work
+
+
+def backward(forward: Callable[[Tensor], Tensor], batch: Tensor, autocast: Callable[[], Any]) -> Callable[[], object]:
+    """A student's pass there and back, with gradients that nobody keeps."""
+    parameters = [p for p in forward.parameters() if p.requires_grad]  # type: ignore[attr-defined]
+
+    def once() -> object:
+        with autocast():
+            logits = forward(batch)
+        return torch.autograd.grad(logits.float().square().mean(), parameters)
+
+    return once
+
+
+# --- the plain loop ---------------------------------------------------------------------------------------------------
+
+
+def theirs(plainly: Plain, inputs: Inputs) -> dict[str, Work]:
+    batch, labels = inputs.images.to(memory_format=plainly.layout), inputs.target
+    students = zip(("student_a", "student_b"), plainly.students, strict=True)
+    return {
+        "step": repeated(lambda: plainly.step(batch, labels)),
+        "teacher": repeated(lambda: plainly.answers(batch)),
+        **{role: repeated(backward(student, batch, plainly.autocast)) for role, student in students},
+    }
+
+
+def plain_loop(config: Config, classes: int, trial: Trial, layout: torch.memory_format) -> Plain:
+    """The same networks with the same weights at the start."""
+    size, seed = config.data.image_size, config.seed
+    roles = {"teacher": config.teacher, "student_a": config.student_a, "student_b": config.student_b}
+    modules = [build_model(role, options, classes, size, seed).module for role, options in roles.items()]
+    runtime = trial.runtime
+    return Plain(*modules, config, runtime.device, runtime.dtype, layout)
+
+
+# --- all of them -----------------------------------------------------------------------------------------------------
+
+
+def variants(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Ours by name: how training's options differ."""
+    out: dict[str, dict[str, Any]] = {"udskd": {}}
+    if options.device == "cpu":
+        out["udskd, teacher in bf16"] = {"teacher.precision": "bf16"}
+    if options.graph:
+        out["udskd, graph"] = {"training.cuda_graph": True}
+    if options.compile:
+        out["udskd, compiled"] = {"training.compile": True}
+    if options.graph and options.compile:
+        out["udskd, compiled, graph"] = {"training.compile": True, "training.cuda_graph": True}
+    return out
+
+
+def get_ready(stack: ExitStack, root: Path, options: argparse.Namespace, end: float) -> Subjects:
+    """Everybody, each after a first step; a variant that cannot run here, or not in time, is named and left out."""
+    subjects, (train, _) = Subjects(), open_sets(config_of(options, root).data)
+    if len(train) < options.batch:
+        raise DataError(f"an epoch of {len(train)} images has none of the {options.batch} that a step takes")
+    mode = "resident" if options.device == "cuda" else "threads"
+    for name, training in variants(options).items():
+        if time.monotonic() > end:
+            print(f"no time left for {name}", flush=True)
+            continue
+        try:
+            config = recipe.with_values(config_of(options, root, **training), {"data.loader": mode})
+            trial = Trial(config, train)
+            stack.callback(trial.close)
+            works = ours(trial, trial.inputs(trial.batch()), parts="training.cuda_graph" not in training)
+            add(subjects, name, works, options.device, graph="training.cuda_graph" in training)
+        except Exception as failure:
+            if name == "udskd":
+                raise
+            print(f"skipped: {name}: {(str(failure).strip() or type(failure).__name__).splitlines()[0]}", flush=True)
+            continue
+        subjects.trials[name] = trial
+        if name == "udskd":
+            for plain_name, layout in LAYOUTS.items():
+                plainly = plain_loop(config, len(train.classes), trial, layout)
+                add(subjects, plain_name, theirs(plainly, trial.inputs(trial.batch())), options.device)
+                subjects.plains[plain_name] = plainly
+    return subjects
+
+
+def add(subjects: Subjects, name: str, works: Mapping[str, Work], device: str, graph: bool = False) -> None:
+    """Takes in works that have run, and the memory that a step needs."""
+    for work in works.values():
+        work(4 if graph else 1)  # a graph is captured at its fourth step
+    subjects.peaks[name] = None if graph else memory.peak(works["step"], device)
+    subjects.works |= {(part, name): work for part, work in works.items()}
+    print(f"ready: {name}", flush=True)

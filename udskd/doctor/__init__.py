@@ -1,0 +1,207 @@
+"""`udskd doctor data`: what limits the speed of training on somebody's own images, and what to change."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+
+from udskd import recipe
+from udskd.config import Config, DataConfig
+from udskd.data import FolderSet, ImageSet, open_sets
+from udskd.data.packed import PackedSet
+from udskd.data.resident import LEFT_IN_RAM, LEFT_ON_GPU, available_memory, check_fits
+from udskd.data.workers import mode
+from udskd.doctor.costs import SHORT_SIDE, Costs, costs, pieces, reading
+from udskd.doctor.rates import Sample, loader_rate, sample
+from udskd.doctor.trial import Trial, seconds
+from udskd.doctor.verdict import Findings, Way, rate, size, verdict
+from udskd.errors import ConfigError, DataError
+from udskd.training.runtime import Runtime
+
+IMAGES = 300  # of the set that are looked at
+ROWS = 32  # of a batch where the loader alone is measured: its rate hardly depends on it, and short batches end sooner
+PROBE = 8  # images of the step that tells whether the processor could do a whole one in reasonable time
+WINDOW = 1.0  # seconds of each loader
+COSTS = 4.0  # seconds of the work on single images
+STEP = 8.0  # seconds of training steps
+
+
+def data(config: Config) -> int:
+    """Measures reading, decoding, views, loaders and the training step of a recipe on a sample of its training images,
+    each by itself; prints them, and then what limits and what to change. Returns 0, the exit code.
+
+    Nothing is written anywhere, and no network that it trains is kept.
+
+    Raises:
+        ConfigError, DataError: as `udskd train` would.
+    """
+    recipe.check(config)
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise ConfigError("udskd doctor is for one process: start it without torchrun")
+    runtime, (images, val) = Runtime.of(config.training), open_sets(config.data)
+    some = sample(images, IMAGES)
+    print(f"{config.data.root}: {len(images)} training images of {len(images.classes)} classes, {len(some)} looked at")
+    print(f"{runtime.describe()}; {cores()} cores, {torch.get_num_threads()} threads\n")
+    print(f"{'':<58}images/s", flush=True)
+    found = _measure(config, images, val, some, runtime)
+    print("\n" + "\n".join(verdict(found)))
+    return 0
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def usable_memory(device: torch.device) -> float:
+    """Bytes of a device that a resident set may take."""
+    if device.type == "cpu":
+        return max(0.0, available_memory() - LEFT_IN_RAM)
+    free, total = torch.cuda.mem_get_info(device)
+    return max(0.0, free - min(LEFT_ON_GPU, total // 3))
+
+
+# --- the parts --------------------------------------------------------------------------------------------------------
+
+
+def _measure(config: Config, images: ImageSet, val: ImageSet, some: Sample, runtime: Runtime) -> Findings:
+    chosen, on_cpu = way(config.data, images), runtime.device.type == "cpu"
+    disk = _storage(some, max(1, chosen[1]))
+    cost = _one_core(some, config.data)
+    resident = cost.pixel_bytes * len(images) + 3.0 * config.data.image_size**2 * len(val)
+    if chosen[0] == "resident":
+        check_fits(int(resident), f"the {len(images)} images of the training set", runtime.device)
+    usable = usable_memory(runtime.device)
+    if not on_cpu:
+        _copy(config.data, runtime)
+    ways = [chosen, *alternatives(chosen[1]), *([("resident", chosen[1])] if resident <= usable else [])]
+    rates = {
+        each: value
+        for each in dict.fromkeys(ways)
+        if (value := _loader(some, config.data, each, chosen, cost, runtime)) is not None
+    }
+    return Findings(
+        loaders=rates,
+        chosen=chosen,
+        core=cost.core,
+        cores=cores(),
+        on_cpu=on_cpu,
+        step=_step(config, some, runtime),
+        disk=disk,
+        fits_cache=cost.file_bytes * len(images) < available_memory(),
+        packed=1 / cost.packed if cost.packed else None,
+        pack_bytes=cost.packed_bytes * len(images),
+        resident_bytes=resident,
+        resident_free=usable,
+    )
+
+
+def could_be_packed(images: ImageSet) -> bool:
+    """Whether `udskd pack` could make smaller images of a set."""
+    if isinstance(images, PackedSet):
+        short_side = images.header["short_side"]
+        return short_side is None or short_side > SHORT_SIDE
+    return isinstance(images, FolderSet)
+
+
+def way(config: DataConfig, images: ImageSet) -> Way:
+    """How a recipe loads."""
+    return mode(config.loader, config.workers, images), config.workers
+
+
+def alternatives(workers: int) -> Iterable[Way]:
+    """What else is tried: threads and processes, as many as now and as many as there are cores."""
+    counts = sorted({min(max(1, workers), cores()), cores()})
+    return [(mode, count) for mode in ("threads", "processes") for count in counts]
+
+
+def _row(name: str, value: float, note: str = "") -> None:
+    print(f"{name:<54}{rate(value):>12}{'   ' + note if note else ''}", flush=True)
+
+
+def _storage(some: Sample, threads: int) -> float | None:
+    wanted = pieces(some)
+    if not wanted:
+        return None
+    cold, warm = (reading(wanted, threads, cold) for cold in (True, False))
+    together = f"{threads} at a time" if threads > 1 else "one at a time"
+    _row(f"reading from the disk, {together}", cold.images, f"{cold.bytes / 1e6:.0f} MB/s")
+    _row(f"reading from the page cache, {together}", warm.images, f"{warm.bytes / 1e6:.0f} MB/s")
+    return cold.images
+
+
+def _one_core(some: Sample, config: DataConfig) -> Costs:
+    cost = costs(some, config, COSTS, could_be_packed(some.images))
+    file = f"{size(cost.file_bytes)} of file, " if cost.file_bytes else ""
+    _row("decoding, one core", 1 / cost.decode, f"{file}{size(cost.pixel_bytes)} of pixels each")
+    _row(f"views at {config.image_size} px, one core", 1 / cost.view)
+    _row("reading, decoding and views, one core", cost.core)
+    if cost.packed:
+        name = f"the same from a pack at a short side of {SHORT_SIDE}, one core"
+        _row(name, 1 / cost.packed, f"{size(cost.packed_bytes)} each")
+    return cost
+
+
+def _loader(some: Sample, config: DataConfig, each: Way, chosen: Way, cost: Costs, runtime: Runtime) -> float | None:
+    """None for another way than the recipe's that this machine cannot go."""
+    mode, workers = each
+    config = replace(config, loader=mode, workers=workers)  # type: ignore[arg-type]
+    expected = cost.core * min(max(1, workers), cores()) if mode != "resident" else 1 / cost.view
+    name = f"loader: {mode}" + ("" if mode == "resident" else f", data.workers = {workers}")
+    try:
+        value = loader_rate(some, config, min(ROWS, len(some)), WINDOW, expected, runtime.device)
+    except DataError as error:
+        if each == chosen:
+            raise
+        print(f"{name}: {error}", flush=True)
+        return None
+    _row(name, value, "as in the recipe" if each == chosen else "")
+    return value
+
+
+def _copy(config: DataConfig, runtime: Runtime) -> None:
+    """Host to device alone."""
+    batch = torch.empty((64, 3, config.image_size, config.image_size), dtype=torch.uint8).pin_memory()
+    took = seconds(lambda: batch.to(runtime.device, non_blocking=True), runtime, 0.2, warm_up=3)
+    _row("copying to the device", 64 / took, f"{batch.nbytes / took / 1e9:.1f} GB/s")
+
+
+# --- the step ---------------------------------------------------------------------------------------------------------
+
+
+def _step(config: Config, some: Sample, runtime: Runtime) -> float | None:
+    """Images per second of the training step; on a slow processor of one with fewer images."""
+    training = config.training
+    config = recipe.with_values(config, {"training.compile": False, "data.loader": "threads", "data.workers": 0})
+    try:
+        value, rows = _step_rate(config, some, runtime)
+    except torch.OutOfMemoryError:
+        print(f"the training step: {training.batch_size} images do not fit into the device's memory")
+        return None
+    notes = [f"{rows} images" + ("" if rows == training.batch_size else f" instead of {training.batch_size}")]
+    _row("training step", value, ", ".join([*notes, *(["not compiled"] if training.compile else [])]))
+    return value
+
+
+def _step_rate(config: Config, some: Sample, runtime: Runtime) -> tuple[float, int]:
+    training = config.training
+    few = training.accumulate * max(2, -(-PROBE // training.accumulate))
+    if runtime.device.type == "cpu" and few < training.batch_size:
+        took = _trial(config, some, few, STEP / 4)
+        if took / few * training.batch_size > STEP / 2:  # one to warm up, one to measure
+            return few / took, few
+    return training.batch_size / _trial(config, some, training.batch_size, STEP), training.batch_size
+
+
+def _trial(config: Config, some: Sample, rows: int, budget: float) -> float:
+    """Seconds of a step of so many images, from a batch as the loader gives it to the updated weights."""
+    trial = Trial(recipe.with_values(config, {"training.batch_size": rows}), some.repeated(rows))
+    try:
+        batch = trial.batch()
+        warm_up = 5 if trial.runtime.device.type == "cuda" else 1  # a graph is captured at the fourth
+        return seconds(lambda: trial.train_step(trial.inputs(batch)), trial.runtime, budget, warm_up)
+    finally:
+        trial.close()

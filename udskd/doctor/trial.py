@@ -1,0 +1,144 @@
+"""The training step of a recipe outside of a run: the very code that trains, with nothing evaluated, nothing saved."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from udskd import methods, recipe
+from udskd.config import Config, StudentConfig, TeacherConfig
+from udskd.data import Batch, EvalLoader, ImageSet, Share, TrainLoader, to_device
+from udskd.models import Model
+from udskd.progress import Display
+from udskd.training import teacher
+from udskd.training.fit import train_epoch
+from udskd.training.folder import RunFolder
+from udskd.training.network import build_model
+from udskd.training.position import Position
+from udskd.training.runtime import Runtime
+from udskd.training.session import Session
+from udskd.training.signals import StopRequest
+from udskd.training.step import Step
+from udskd.training.students import StudentsTask
+from udskd.training.task import Inputs
+from udskd.training.teacher import Taught
+from udskd.training.world import Vote, World
+
+WITHOUT = {"teacher.checkpoint": None, "training.save_every": 0.0}
+
+
+class Trial:
+    """A recipe's networks, newly initialised (their weights do not change how long a step takes), and their training
+    on some images. A teacher's cache stands in for the teacher, as in the run, with logits of zero."""
+
+    def __init__(self, config: Config, images: ImageSet) -> None:
+        """Raises ConfigError for what the device cannot do, and DataError for too few images."""
+        self.config = config = recipe.with_values(config, WITHOUT)
+        world, training = World(), config.training
+        self.runtime = Runtime.of(training, world)
+        self.runtime.loss_backend(config.loss)
+        share, rows = Share(parts=training.accumulate), training.batch_size
+        shared = {"batch_size": rows, "share": share, "device": self.runtime.device}
+        self.loader = TrainLoader(images, config.data, seed=config.seed, **shared)  # type: ignore[arg-type]
+        session = Session(
+            config,
+            RunFolder(Path("no-run"), writes=False),
+            self.runtime,
+            self.loader,
+            EvalLoader(images, replace(config.data, loader="threads"), batch_size=rows),  # is never asked for anything
+            images.classes,
+            Display(silent=True),
+            Vote(world, StopRequest()),
+        )
+        self.session = session
+        method = methods.get(config.method)(config.loss)
+        self.taught = self._teacher() if method.uses_teacher else None
+        students = (build(session, role) for role in ("student_a", "student_b"))
+        self.task = StudentsTask(session, method, self.taught, *students)
+        step = Step(self.task, self.runtime, share.parts, share.rows(self.loader.batch_size), training.cuda_graph)
+        self.step = step
+        self.position = Position(session, self.task, step, training.epochs, session.folder.path / "none")
+        self.steps = 0
+
+    def _teacher(self) -> Taught:
+        config, runtime = self.config, self.runtime
+        model = teacher.freeze(self.session, build(self.session, "teacher"))
+        classes, dtype = len(self.session.classes), runtime.dtype_of(config.teacher.precision)
+
+        def cached(epoch: int, indices: Tensor) -> Tensor:
+            return torch.zeros(len(indices), classes, dtype=dtype)
+
+        logits = teacher.answering(config, runtime, model)
+        return Taught(model, "", logits, None if config.teacher.cache is None else cached)
+
+    def batch(self) -> Batch:
+        """The first part of the first step, on the device, as the loader gives it."""
+        return next(iter(self.loader.epoch(0))).to(self.runtime.device)
+
+    def inputs(self, batch: Batch) -> Inputs:
+        """The same, normalised."""
+        classes, runtime = len(self.session.classes), self.runtime
+        images, target = to_device(batch, self.config.data, runtime.device, classes, runtime.memory_format)
+        cached = None if self.taught is None or self.taught.cache is None else self.taught.cache(0, batch.indices)
+        return Inputs(images, target, None if cached is None else runtime.send(cached))
+
+    def train_step(self, inputs: Inputs) -> None:
+        """One step, whose parts all have the same images."""
+        for network in self.task.networks:
+            network.module.train()
+        for part in range(self.loader.share.parts):
+            self.step.run(inputs, part, self.steps)
+        self.steps += 1
+
+    def train_epoch(self) -> int:
+        """One epoch, loader and all, by the loop of `udskd train`; how many images it had."""
+        train_epoch(self.session, self.task, self.step, self.position)
+        images = self.position.meter.rows
+        self.position.next_epoch()
+        return images
+
+    def close(self) -> None:
+        """End the loaders' threads or processes."""
+        self.session.train.close()
+        self.session.val.close()
+
+
+def build(session: Session, role: str) -> Model:
+    """One of the networks, with random weights."""
+    config = session.config
+    roles: dict[str, TeacherConfig | StudentConfig] = {
+        "teacher": config.teacher,
+        "student_a": config.student_a,
+        "student_b": config.student_b,
+    }
+    options = roles[role]
+    return build_model(role, options, len(session.classes), config.data.image_size, config.seed)
+
+
+def seconds(work: Callable[[], object], runtime: Runtime, budget: float, warm_up: int = 1) -> float:
+    """The least time that a work took, in seconds: of as many runs as a time budget allows, and always of one.
+
+    The least, because whatever else the machine does can only add to it. Of a work for which there is hardly time, a
+    warm-up counts as well.
+    """
+
+    def once() -> float:
+        begin = time.perf_counter()
+        work()
+        runtime.finish()
+        return time.perf_counter() - begin
+
+    begin, best = time.perf_counter(), float("inf")
+    for _ in range(warm_up):
+        best = once()
+        if time.perf_counter() - begin + best > budget:
+            return best
+    best = once()
+    while time.perf_counter() - begin + best < budget:
+        best = min(best, once())
+    return best

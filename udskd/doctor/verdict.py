@@ -1,0 +1,186 @@
+"""From what was measured to what to change: a function of numbers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+ENOUGH = 1.1  # of what the networks take, the loader should give this much: its rate is not the same all the time
+WORTH_IT = 1.15  # a change that gains less is not worth a sentence
+SHARE_WORTH_IT = 0.15  # of a CPU's time that goes into making views
+
+Way = tuple[str, int]
+"""A loader: processes, threads or resident, and how many workers."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Images per second, bytes, and what was measured."""
+
+    loaders: Mapping[Way, float]
+    """Of the loader in all ways that were tried."""
+    chosen: Way
+    """The way of the recipe."""
+    core: float
+    """Of one core that reads, decodes and cuts views."""
+    cores: int
+    on_cpu: bool
+    """Whether the networks run on the same cores."""
+    step: float | None = None
+    """Of the training step on images that lie on the device; None if it could not be run."""
+    disk: float | None = None
+    """Of reading the files from the disk rather than from the page cache; None if unknown."""
+    fits_cache: bool = True
+    """Whether all files fit into the free memory, so that the disk is read once."""
+    packed: float | None = None
+    """Of one core that reads a pack at a short side of 256; None where packing changes nothing."""
+    pack_bytes: float = 0.0
+    resident_bytes: float = 0.0
+    resident_free: float = 0.0
+    """How many the set could have on the device that it would lie on."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """Something to do, and the images per second that the loader gives then."""
+
+    words: str
+    rate: float
+
+
+def verdict(found: Findings) -> list[str]:
+    """One to three sentences: what limits, by how much, what to change."""
+    supply = found.loaders[found.chosen]
+    if found.step is None:
+        first = f"The loader gives {rate(supply)} images/s; what the networks take is not known."
+        return [first, *_advice(found, None)]
+    need = found.step
+    if found.disk is not None and not found.fits_cache and found.disk < min(need * ENOUGH, supply):
+        return _storage(found, need, found.disk)
+    if supply < need * ENOUGH:
+        tight = "The loader limits" if supply < need else "The loader is only just fast enough"
+        first = f"{tight}: {_name(found.chosen)} it gives {rate(supply)} images/s, the networks take {rate(need)}"
+        return [f"{first} ({supply / need:.0%}).", *_advice(found, need), *_first_epoch(found, need)]
+    first = f"The networks limit: they take {rate(need)} images/s, the loader gives {rate(supply)}"
+    return [
+        f"{first} ({times(supply / need)} times as many).",
+        *_network_limits(found, need),
+        *_first_epoch(found, need),
+    ]
+
+
+def _storage(found: Findings, need: float, disk: float) -> list[str]:
+    first = f"Storage limits: it gives {rate(disk)} images/s, the networks take {rate(need)}, and the files do not fit "
+    lines = [f"{first}into the free memory, where they would be read from in later epochs."]
+    if found.packed is not None:
+        lines.append(
+            f"Pack them: udskd pack makes one file of about {size(found.pack_bytes)} at a short side of 256, which is "
+            "read in long pieces and more likely fits."
+        )
+    else:
+        lines.append("Copy them to a faster disk, or take a machine with more memory.")
+    return lines
+
+
+def _network_limits(found: Findings, need: float) -> list[str]:
+    if not found.on_cpu:
+        return ["Nothing about the data needs to change; training.compile or smaller images would help."]
+    share = _share(found.core, found, need)
+    if share < SHARE_WORTH_IT:
+        return [f"Reading and decoding takes {percent(share)} of the cores' time, which is all that could be gained."]
+    line = f"But they share {found.cores} cores with it: reading and decoding takes {percent(share)} of their time"
+    if found.packed is None or found.packed < WORTH_IT * found.core:
+        return [f"{line}; smaller image files would take less."]
+    return [f"{line}, about {_share(found.packed, found, need):.0%} from {_pack(found)}."]
+
+
+def _share(core: float, found: Findings, need: float) -> float:
+    """How much of the cores' time goes into views where all of it goes into views and networks."""
+    views, networks = 1 / (core * found.cores), 1 / need
+    return views / (views + networks)
+
+
+def _first_epoch(found: Findings, need: float) -> list[str]:
+    if found.disk is None or found.disk >= need or not found.fits_cache:
+        return []
+    return [f"The first epoch is slower: {rate(found.disk)} images/s come from storage; later ones from memory."]
+
+
+def _advice(found: Findings, need: float | None) -> list[str]:
+    """The first change that is enough; else the best one, and that it is not."""
+    supply = found.loaders[found.chosen]
+    changes = [change for change in _changes(found) if change.rate > supply * WORTH_IT]
+    if not changes:
+        return ["Nothing that was tried gives more: what is left is smaller image files, or more cores."]
+    goal = float("inf") if need is None else need * ENOUGH
+    enough = next((change for change in changes if change.rate >= goal), None)
+    if enough is not None:
+        return [f"Change: {enough.words}, for {about(enough.rate)}."]
+    best = max(changes, key=lambda change: change.rate)
+    first = f"Change: {best.words}, for {about(best.rate)}"
+    return [f"{first}." if need is None else f"{first}, still short of what the networks take."]
+
+
+def _changes(found: Findings) -> list[Change]:
+    """What could be done, the least trouble first."""
+    supply = found.loaders[found.chosen]
+    ways = [way for way in found.loaders if way[0] != "resident"]
+    tried = sorted((way for way in ways if way != found.chosen), key=lambda way: (way[1], way[0] != found.chosen[0]))
+    changes = [Change(_options(way), found.loaders[way]) for way in tried]
+    best = max(ways, key=lambda way: found.loaders[way], default=found.chosen)
+    if found.loaders[best] <= supply * WORTH_IT:
+        best = found.chosen
+    if found.packed is not None and found.packed > found.core:
+        faster = found.loaders[best] * found.packed / found.core
+        with_options = "" if best == found.chosen else f" with {_options(best)}"
+        changes.append(Change(f"{_pack(found)}{with_options}", faster))
+    resident = next((value for way, value in found.loaders.items() if way[0] == "resident"), None)
+    if resident is not None and found.resident_bytes <= found.resident_free:
+        memory = f"about {size(found.resident_bytes)} of the {size(found.resident_free)} that it may have"
+        changes.append(Change(f"data.loader = resident ({memory})", resident))
+    return changes
+
+
+def _pack(found: Findings) -> str:
+    return f"a pack at a short side of 256 (udskd pack, about {size(found.pack_bytes)})"
+
+
+def _options(way: Way) -> str:
+    return f"data.loader = {way[0]}, data.workers = {way[1]}"
+
+
+def _name(way: Way) -> str:
+    mode, count = way
+    if mode == "resident":
+        return "with the images on the device"
+    if count == 0:
+        return "without workers"
+    one = {"processes": "process", "threads": "thread"}
+    return f"with {count} {mode}" if count > 1 else f"with one {one[mode]}"
+
+
+# --- numbers in words -------------------------------------------------------------------------------------------------
+
+
+def rate(value: float) -> str:
+    """Three digits of what is small, no fraction of what is large."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def times(ratio: float) -> str:
+    return f"{ratio:.1f}" if ratio < 10 else f"{ratio:,.0f}"
+
+
+def percent(share: float) -> str:
+    return "less than 1%" if share < 0.01 else f"about {share:.0%}"
+
+
+def about(value: float) -> str:
+    """An estimate, in two digits."""
+    return f"about {float(f'{value:.2g}'):,.0f} images/s" if value >= 10 else f"about {value:.2g} images/s"
+
+
+def size(count: float) -> str:
+    """Bytes, decimal."""
+    unit, scale = next(((u, s) for u, s in (("GB", 1e9), ("MB", 1e6)) if count >= s), ("kB", 1e3))
+    return f"{count / scale:.3g} {unit}"
