@@ -71,4 +71,5 @@ def teacher_uncertainty(weights: Path, config: Config, images: EmbeddedSet) -> U
     loader = EvalLoader(images, config.data, batch_size=config.training.batch_size)
     pixels = (to_device(batch, config.data, "cpu", len(images.classes))[0] for batch in loader)
     logits = torch.cat([network(batch) for batch in pixels]).double()
+    loader.close()
     return Uncertainty(images, images.entropy, certainty(logits).numpy())

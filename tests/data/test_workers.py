@@ -43,13 +43,13 @@ def test_an_abandoned_epoch_leaves_nothing_behind(closed: bool, loader: str, wor
 
 @each_way
 def test_closing_ends_threads_and_processes(loader: str, workers: int) -> None:
-    processes = len(multiprocessing.active_children())
+    processes, threads = len(multiprocessing.active_children()), set(threading.enumerate())  # of tests before this one
     used = TrainLoader(MemorySet(200), by(CONFIG, loader, workers), seed=3, batch_size=8)
     for epoch in (0, 1):
         batches = used.epoch(epoch)  # alive when the loader is closed
         next(batches)
         used.close()
-        assert not [thread for thread in threading.enumerate() if thread.name.startswith("udskd")]
+        assert not [thread for thread in set(threading.enumerate()) - threads if thread.name.startswith("udskd")]
         assert len(multiprocessing.active_children()) == processes
     assert sum(len(batch) for batch in used.epoch(2)) == 200
     used.close()

@@ -51,6 +51,9 @@ class Runtime:
                 f'training.device is "{device}", but PyTorch sees {count or "no"} CUDA device{"s" * (count > 1)}'
             )
         _check(training, device, world)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # graphs and collectives ask for the current one
+            torch.backends.cudnn.benchmark = True  # all batches are of one shape
         precision = training.precision
         if precision == "auto":
             precision = "bf16" if device.type == "cuda" else "fp32"
