@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -34,6 +35,26 @@ udskd COMMAND --help shows each command's options; udskd --version the version.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0, 2 for a mistake that the user can mend, 130 when interrupted."""
+    try:
+        code = _run(argv)
+    except Exception:
+        if not _on_several_gpus():
+            raise
+        traceback.print_exc()
+        code = 1
+    if code and _on_several_gpus():  # NCCL's own farewell would wait for processes that wait for us
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _on_several_gpus() -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and int(os.environ.get("WORLD_SIZE") or 1) > 1 and bool(torch.cuda.is_initialized())
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         return _dispatch(list(sys.argv[1:] if argv is None else argv))
     except Interrupted as error:

@@ -19,8 +19,9 @@ from tests.training.conftest import tiny_config, write_tree
 from udskd import recipe
 from udskd.config import Config, StudentConfig
 from udskd.errors import CheckpointError, ConfigError, DataError, Interrupted
-from udskd.training import checkpoint, evaluate_run, teacher, train
+from udskd.training import checkpoint, evaluate_run, start, teacher, train
 from udskd.training.checkpoint import load_state, load_weights
+from udskd.training.metrics import Metrics
 from udskd.training.students import StudentsTask
 from udskd.training.task import Inputs
 from udskd.training.teacher import TeacherTask
@@ -187,8 +188,6 @@ def test_a_run_that_was_stopped_and_continued_ends_bit_identical(
 
 
 def test_a_stop_during_evaluation_keeps_all_steps(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    from udskd.training.metrics import Metrics
-
     config = replace(config, method="ce")
     # two batches of 12 and 6 images, two students: updates 1-4 are epoch 1's evaluation, 5-8 epoch 2's
     on_call(monkeypatch, Metrics, "update", 6, lambda: os.kill(os.getpid(), signal.SIGINT))
@@ -403,3 +402,39 @@ def test_tensorboard_events_are_written_on_request(config: Config, tmp_path: Pat
     pytest.importorskip("tensorboard")
     train(recipe.with_values(config, {"method": "ce", "training.tensorboard": True}))
     assert list((tmp_path / "run" / "tensorboard" / "epoch").glob("events.out.tfevents.*"))
+
+
+def test_only_the_torchrun_that_began_a_run_restarts_it(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one's --output is refused at every attempt, not continued at the second."""
+    config = replace(config, method="ce")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+    train(config)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert train(config)["status"] == "complete"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "other")
+    with pytest.raises(ConfigError, match="already holds a finished run"):
+        train(config)
+
+
+def test_evaluation_batches_stay_small_however_large_a_step_is(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "EVALUATED", 5)
+    sizes: list[int] = []
+    update = Metrics.update
+    monkeypatch.setattr(Metrics, "update", lambda self, x, y: (sizes.append(len(y)), update(self, x, y))[1])
+    train(recipe.with_values(config, {"method": "ce", "training.epochs": 1}))
+    assert max(sizes) == 5
+
+
+def test_a_process_that_is_killed_while_decoding_is_one_sentence(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch raises it in the main thread, wherever that is."""
+
+    def killed() -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    on_call(monkeypatch, StudentsTask, "losses", 1, killed)
+    with pytest.raises(DataError, match=r"a process that decodes images died \(DataLoader worker \(pid 7\) is killed"):
+        train(replace(config, method="ce"))

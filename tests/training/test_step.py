@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from udskd.training.network import Network
 from udskd.training.runtime import Runtime
 from udskd.training.step import Step
 from udskd.training.task import Inputs, Task
+from udskd.training.world import World
 
 OPTIONS = TrainingConfig(lr=0.1, warmup_epochs=0, device="cpu")
 
@@ -109,3 +110,22 @@ def test_each_step_has_the_rate_of_its_number() -> None:
     for number in (0, 7, 39):
         step.run(batch(), 0, number)
         assert network.optimizer.param_groups[0]["lr"] == network.schedule.lr(number)
+
+
+def test_the_terms_of_a_step_keep_nothing_of_autograd_alive() -> None:
+    _, terms = run([batch()], 12, steps=1)
+    assert not any(value.requires_grad for value in terms[0].values())
+
+
+def test_images_that_only_other_processes_could_read_leave_no_trace_here() -> None:
+    """This process takes part with blank images, which batch-norm must not remember."""
+    torch.manual_seed(0)
+    task, runtime = Classify(), replace(Runtime.of(OPTIONS), world=World(ranks=2, control=object()))
+    module = task.networks[0].module
+    module.add_module("norm", torch.nn.BatchNorm2d(3))
+    module.register_forward_pre_hook(lambda owner, inputs: (owner.norm(inputs[0]),))
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    assert Step(task, runtime, 2, 6, cuda_graph=False).run(batch(0), 0, 0) == {}
+    assert task.seen == [6]
+    assert all(not p.grad.any() for p in module.parameters() if p.grad is not None)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in module.named_buffers())

@@ -174,7 +174,7 @@ class TrainViews(Views):
             strengths = views.mixup_strengths(self.seed, epoch, indices[:-1], config.mixup)
             rows, mix = _pairs(readable, strengths)
         batch = Batch(
-            images=as_images(pixels if readable.all() else pixels[torch.from_numpy(rows)]),
+            images=as_images(pixels if readable.all() else pixels[send(torch.from_numpy(rows), pixels.device)]),
             labels=torch.from_numpy(self.images.labels[indices[rows]]),
             indices=torch.from_numpy(indices[rows if mix is None else rows[:-1]]),
             flips=torch.from_numpy(views.flips(self.seed, epoch, indices[rows], config.flip)),

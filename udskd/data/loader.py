@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -101,11 +101,15 @@ class TrainLoader:
             if name not in self.unreadable:
                 self.unreadable[name] = reason
                 self._on_unreadable(name, reason)
-        count, total, limit = len(self.unreadable), len(self.images), self.config.max_unreadable
+        self.refuse_too_many(self.unreadable)
+
+    def refuse_too_many(self, unreadable: Mapping[str, str]) -> None:
+        """DataError if so many images (names and reasons) are more than config.max_unreadable allows."""
+        count, total, limit = len(unreadable), len(self.images), self.config.max_unreadable
         if count > limit * total:
             raise DataError(
                 f"{count} of {total} training images ({count / total:.1%}) cannot be read, more than "
-                f"data.max_unreadable = {limit:g} allows: {_listed(self.unreadable.items())}; "
+                f"data.max_unreadable = {limit:g} allows: {_listed(unreadable.items())}; "
                 "mend or remove them, or raise the limit"
             )
 

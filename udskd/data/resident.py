@@ -123,27 +123,32 @@ class ResidentEvaluation(Workers):
 
     def _decode(self, requests: list[Request]) -> Iterator[Parcel]:
         count, size = sum(len(request.indices) for request in requests), self._views.config.image_size
-        check_fits(3 * size * size * count, f"the {count} views of the evaluation", self._device)
+        # on a GPU, training has begun and has what it needs: nothing is to be left for it
+        left = 0 if self._device.type == "cuda" else None
+        check_fits(3 * size * size * count, f"the {count} views of the evaluation", self._device, left)
         parcels, threads = [], hire(self._views, "threads", self._threads)
-        answers = threads.run(requests)
-        for _ in requests:
-            with torch.inference_mode(False):  # they outlive the evaluation that asks for them first
-                parcels.append(next(answers).to(self._device))
-            yield parcels[-1]
-        threads.close()
+        try:
+            answers = threads.run(requests)
+            for _ in requests:
+                with torch.inference_mode(False):  # they outlive the evaluation that asks for them first
+                    parcels.append(next(answers).to(self._device))
+                yield parcels[-1]
+        finally:
+            threads.close()
         self._parcels = parcels
 
     def close(self) -> None:
         self._parcels = []
 
 
-def check_fits(needed: int, what: str, device: torch.device) -> None:
-    """DataError if so many bytes do not fit into what is free of a device's memory."""
+def check_fits(needed: int, what: str, device: torch.device, left: int | None = None) -> None:
+    """DataError if so many bytes do not fit into what is free of a device's memory, with so many left for the rest."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        left = min(LEFT_ON_GPU, total // 3)
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # PyTorch's own, and unused
+        left = min(LEFT_ON_GPU, total // 3) if left is None else left
     else:
-        free, left = available_memory(), LEFT_IN_RAM
+        free, left = available_memory(), LEFT_IN_RAM if left is None else left
     if needed > free - left:
         sizes = f"{needed / GIB:.1f} GiB decoded, but of the {free / GIB:.1f} GiB that are free on {device}"
         raise DataError(

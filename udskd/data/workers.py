@@ -74,6 +74,20 @@ def mode(loader: str, count: int, images: ImageSet) -> str:
     return "threads" if count <= MOST_THREADS and images.frees_lock else "processes"
 
 
+def a_worker_died(error: Exception) -> Exception:
+    """A DataError in the place of what PyTorch raises in the main thread, wherever that is, when a worker is killed;
+    any other error as it is."""
+    killed = isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
+    return _death(error) if killed else error
+
+
+def _death(error: Exception) -> DataError:
+    return DataError(
+        f"a process that decodes images died ({' '.join(str(error).split())}): too little memory or shared memory is "
+        "the usual cause; use fewer of them (data.workers), threads (data.loader) or a smaller batch"
+    )
+
+
 def in_order(function: Callable[[int], T], numbers: Iterable[int], threads: int) -> Iterator[T]:
     """function(number) of each number in order, by threads (or the caller, of zero) that are a few numbers ahead."""
     if threads == 0:
@@ -183,13 +197,10 @@ class Processes(Workers):
             yield
         except (RuntimeError, ConnectionError, EOFError) as error:
             # The last two are how the queue breaks when a worker dies while it hands over a tensor.
-            if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
+            if isinstance(error, RuntimeError) and (died := a_worker_died(error)) is error:
                 raise
             self.close()
-            raise DataError(
-                f"a process that decodes images died ({' '.join(str(error).split())}): too little memory or shared "
-                "memory is the usual cause; use fewer of them (data.workers), threads (data.loader) or a smaller batch"
-            ) from error
+            raise (died if isinstance(error, RuntimeError) else _death(error)) from error
 
     def close(self) -> None:
         if self._loader is not None and self._loader._iterator is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from udskd.data import EvalLoader, Share, open_sets
 from udskd.errors import CheckpointError, Interrupted
 from udskd.progress import Display
 from udskd.training import weights
-from udskd.training.evaluate import brief, evaluate
+from udskd.training.evaluate import EVALUATED, brief, evaluate
 from udskd.training.folder import RunFolder
 from udskd.training.network import ROLES
 from udskd.training.runtime import Runtime
@@ -41,7 +42,7 @@ def evaluate_run(run: Path, data_root: str | None = None) -> dict[str, Any]:
             raise
         raise told from None
     finally:
-        world.leave()
+        world.leave(failed=sys.exc_info()[0] is not None)
     for role, metrics in results.items():
         display.line(f"{role}: {brief(metrics)}  top-5 {metrics['top5']:.2f} %  brier {metrics['brier']:.3f}")
     return results
@@ -61,4 +62,9 @@ def _to_evaluate(
         for role, file in files.items()
     }
     share = Share(world.rank, world.ranks)
-    return networks, EvalLoader(val_set, data, batch_size=config.training.batch_size, share=share), data, runtime
+    return (
+        networks,
+        EvalLoader(val_set, data, batch_size=min(config.training.batch_size, EVALUATED), share=share),
+        data,
+        runtime,
+    )

@@ -18,6 +18,8 @@ from udskd.training.metrics import Metrics, summarise
 from udskd.training.runtime import Runtime
 
 Floats = npt.NDArray[np.float64]
+EVALUATED = 256
+"""Most images in a batch of evaluation: all of a step's may be too many for one process, and too few for all."""
 
 
 @torch.inference_mode()

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import sys
+import threading
 import time
 from importlib import metadata
 from pathlib import Path
@@ -37,6 +38,7 @@ class RunFolder:
         self.writes = writes
         self.checkpoints = path / "checkpoints"
         self._unreadable: set[str] | None = None
+        self._noting = threading.Lock()
         self._claim: Any = None
 
     def check_free(self) -> None:
@@ -137,14 +139,23 @@ class RunFolder:
             self._append("log.jsonl", {"event": event, "time": round(time.time(), 3), **values})
 
     def unreadable(self, name: str, reason: str) -> bool:
-        """Log an image that cannot be read, once in a run. Whether it is news."""
-        if self._unreadable is None:
-            self._unreadable = {event["name"] for event in self.events("unreadable")}
-        if name in self._unreadable:
+        """Log an image that cannot be read, once in a run. Whether it is news. Any thread may call it."""
+        with self._noting:
+            if self._unreadable is None:
+                self._unreadable = {event["name"] for event in self.events("unreadable")}
+            if name in self._unreadable:
+                return False
+            self._unreadable.add(name)
+            self.log("unreadable", name=name, reason=reason)
+            return True
+
+    def begun_by(self, torchrun: str | None) -> bool:
+        """Whether this very torchrun, with all its restarts, began the run."""
+        try:
+            began = json.loads((self.path / "environment.json").read_text()).get("torchrun")
+        except (OSError, ValueError):
             return False
-        self._unreadable.add(name)
-        self.log("unreadable", name=name, reason=reason)
-        return True
+        return self.begun and torchrun is not None and began == torchrun
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """The log's events of one name, in order; a line torn by a crash is left out."""
@@ -187,6 +198,7 @@ def environment() -> dict[str, Any]:
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "command": " ".join(["udskd", *sys.argv[1:]]),
+        "torchrun": os.environ.get("TORCHELASTIC_RUN_ID"),
         "udskd": __version__,
         "torch": torch.__version__,
         "torchvision": metadata.version("torchvision"),

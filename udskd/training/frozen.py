@@ -11,6 +11,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from udskd.training.runtime import Runtime
 
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+
 
 class Frozen:
     """logits(images) of a network in eval mode; its weights are copies, the network itself stays as it is."""
@@ -42,7 +44,7 @@ def fold(module: nn.Module) -> nn.Module:
         return module
     layers = dict(traced.named_modules())
     for node in list(traced.graph.nodes):
-        if node.op != "call_module" or not isinstance(layers[node.target], nn.BatchNorm2d):
+        if node.op != "call_module" or not isinstance(layers[node.target], _NORMS):
             continue
         before = node.args[0]
         if before.op != "call_module" or len(before.users) > 1:

@@ -18,6 +18,7 @@ class StepGraph:
 
     def __init__(self, device: torch.device, step: Callable[[Inputs], dict[str, Tensor]]) -> None:
         self._device, self._step = device, step
+        self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._calls = 0
         self._graph: Any = None
         self._inputs: Inputs | None = None
@@ -38,16 +39,16 @@ class StepGraph:
 
     def _on_the_side(self, inputs: Inputs) -> dict[str, Tensor]:
         """A capture wants the libraries initialised on a stream other than the default one."""
-        side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         current = torch.cuda.current_stream(self._device)
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
+        self._side.wait_stream(current)
+        with torch.cuda.stream(self._side):
             terms = self._step(inputs)
-        current.wait_stream(side)
+        current.wait_stream(self._side)
         return terms
 
     def _capture(self, inputs: Inputs) -> None:
         self._inputs = inputs.map(Tensor.clone)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):  # the thread that copies goes on
-            self._terms = {name: value.detach() for name, value in self._step(self._inputs).items()}
+        # thread_local: the thread that copies batches goes on meanwhile
+        with torch.cuda.graph(self._graph, stream=self._side, capture_error_mode="thread_local"):
+            self._terms = self._step(self._inputs)

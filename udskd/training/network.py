@@ -69,7 +69,8 @@ class Network:
             group["lr"] = self.schedule.lr(step)
 
     def update(self, scaler: GradScaler) -> None:
-        """Clip, update, average. Reads nothing back from the device. A scaled loss that overflowed changes nothing."""
+        """Clip, update, average. Reads nothing back from the device. A scaled loss that overflowed
+        leaves the weights alone."""
         if self.clip:
             scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.module.parameters(), self.clip)

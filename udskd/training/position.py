@@ -67,13 +67,16 @@ class Position:
         """Write the state; all processes must call it."""
         self.lap()
         world, folder, train = self.session.world, self.session.folder, self.session.train
-        meters, unreadable = zip(*world.gather((self.meter.state(), train.unreadable)), strict=True)
-        for name, reason in (entry for found in unreadable for entry in found.items()):
+        # a copy, since a thread that makes batches ahead may find more
+        meters, found = zip(*world.gather((self.meter.state(), dict(train.unreadable))), strict=True)
+        unreadable = {name: reason for theirs in found for name, reason in theirs.items()}
+        for name, reason in unreadable.items():
             folder.unreadable(name, reason)  # what another process found is news here
         if world.main:
             save_state(self.path, {**self._numbers(), "meters": list(meters), **self._weights()})
         self.session.saved = self.words()
         self._saved_at = time.monotonic()
+        train.refuse_too_many(unreadable)
 
     def words(self) -> str:
         """What is complete, for messages."""

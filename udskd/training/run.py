@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from udskd import methods, recipe
 from udskd.config import Config, LossConfig
+from udskd.data.workers import a_worker_died
 from udskd.errors import CheckpointError, Interrupted
 from udskd.models import Model
 from udskd.progress import Display
@@ -47,7 +49,7 @@ def train(config: Config, *, resume: Path | None = None, previous: bool = False)
             raise
         raise told from None
     finally:
-        world.leave()
+        world.leave(failed=sys.exc_info()[0] is not None)
 
 
 def _train(config: Config, folder: RunFolder, world: World, display: Display, stop: StopRequest) -> dict[str, Any]:
@@ -66,6 +68,8 @@ def _train(config: Config, folder: RunFolder, world: World, display: Display, st
     except Exception as error:
         if stop.requested and not world.failed_elsewhere(error):
             raise _interrupted(session) from None  # what breaks now, such as a worker that got the signal, is no news
+        if (died := a_worker_died(error)) is not error:
+            raise died from error
         raise
     finally:
         if session is not None:

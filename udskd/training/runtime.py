@@ -52,6 +52,7 @@ class Runtime:
             )
         _check(training, device, world)
         if device.type == "cuda":
+            device = torch.device("cuda", device.index or 0)
             torch.cuda.set_device(device)  # graphs and collectives ask for the current one
             torch.backends.cudnn.benchmark = True  # all batches are of one shape
         precision = training.precision

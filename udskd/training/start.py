@@ -13,6 +13,7 @@ from udskd.errors import ConfigError
 from udskd.models import Model
 from udskd.progress import Display
 from udskd.training import cache, teacher
+from udskd.training.evaluate import EVALUATED
 from udskd.training.folder import RunFolder
 from udskd.training.network import ROLES, build_model
 from udskd.training.position import restore_previous
@@ -30,8 +31,8 @@ MOVABLE = (
 def to_continue(config: Config, resume: Path | None, world: World) -> Path | None:
     """What to continue: as asked; or, where torchrun starts us again after a failure, the run that we had begun."""
     path = recipe.run_folder(config)
-    begun = any(world.gather(_restarted() and (path / "config.toml").exists()))
-    return path if resume is None and begun else resume
+    begun = _restarted() and RunFolder(path).begun_by(os.environ.get("TORCHELASTIC_RUN_ID"))
+    return path if any(world.gather(begun)) and resume is None else resume
 
 
 def _restarted() -> bool:
@@ -82,6 +83,7 @@ def prepare(
             Display().line(f"skipping an image that cannot be read: {name} ({reason})")
 
     size, device = config.training.batch_size, runtime.device
+    known = {event["name"]: event["reason"] for event in folder.events("unreadable")}
     train = TrainLoader(
         train_set,
         config.data,
@@ -91,8 +93,8 @@ def prepare(
         share=share,
         device=device,
     )
-    share.rows(train.batch_size)
-    val = EvalLoader(val_set, config.data, batch_size=size, share=share, device=device)
+    train.unreadable |= known
+    val = EvalLoader(val_set, config.data, batch_size=min(size, EVALUATED), share=share, device=device)
     session = Session(config, folder, runtime, train, val, val_set.classes, display, vote)
     networks = {
         role: build_model(role, options, len(val_set.classes), config.data.image_size, config.seed)

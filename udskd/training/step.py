@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -61,13 +62,26 @@ class Step:
         if rows == 0:
             if self._runtime.world.alone:
                 return {}
-            inputs = inputs.blank(self._rows)  # the others wait for our gradients, though they are 0
+            with self._unseen():  # the others wait for our gradients, though they are 0
+                self._backward(inputs.blank(self._rows), 0.0)
+            return {}
+        return self._backward(inputs, rows / (self._rows * self._parts))
+
+    def _backward(self, inputs: Inputs, share: float) -> dict[str, Tensor]:
         terms = self._task.losses(inputs)
-        loss = terms["loss"]
-        if rows != self._rows * self._parts:
-            loss = loss * (rows / (self._rows * self._parts))
+        loss = terms["loss"] if share == 1 else terms["loss"] * share
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        return terms if rows else {}
+        # detached: else autograd's nodes would live on into the next step, bound to the stream of this one
+        return {name: value.detach() for name, value in terms.items()}
+
+    @contextmanager
+    def _unseen(self) -> Iterator[None]:
+        """Batch-norm's statistics stay as they are."""
+        buffers = [b for network in self._task.networks for b in network.module.buffers()]
+        kept = [b.clone() for b in buffers]
+        yield
+        for buffer, value in zip(buffers, kept, strict=True):
+            buffer.copy_(value)
 
     def _update(self) -> None:
         for network in self._task.networks:

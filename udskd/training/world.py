@@ -49,9 +49,13 @@ class World:
         control = dist.new_group(backend="gloo", timeout=PATIENCE)
         return World(rank, ranks, int(os.environ.get("LOCAL_RANK", "0")), control, store)
 
-    def leave(self) -> None:
-        """Part from the others; call it on every way out."""
-        if self.control is not None and dist.is_initialized():
+    def leave(self, failed: bool = False) -> None:
+        """Part from the others; call it on every way out.
+
+        NCCL takes leave only of processes that do so too: one that failed alone would wait for them, and they for it.
+        """
+        on_gpus = bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+        if self.control is not None and dist.is_initialized() and not (failed and on_gpus):
             dist.destroy_process_group()
 
     @property
@@ -143,7 +147,7 @@ class Vote:
         stop, save_now = self._answer()
         if stop:
             raise Stopped
-        wishes = torch.tensor([self._stop.requested, save], dtype=torch.int32)
+        wishes = torch.tensor([self._stop.requested, save and not save_now], dtype=torch.int32)
         work = dist.all_reduce(wishes, dist.ReduceOp.MAX, group=self._world.control, async_op=True)
         self._pending = work, wishes
         return save_now
