@@ -15,7 +15,10 @@ from udskd.errors import DataError
 
 ROLES = ("student_a", "student_b")
 # Options that say where and how a run was made, not what was trained; the teacher's file differs from seed to seed.
-INCIDENTAL = {"seed", "output", "teacher.checkpoint", "data.root", "data.workers", "training.tensorboard"}
+INCIDENTAL = {
+    *("seed", "output", "teacher.checkpoint", "teacher.cache", "data.root", "data.loader", "data.workers"),
+    *("training.tensorboard", "training.save_every", "training.cuda_graph"),
+}
 
 
 @dataclass(frozen=True)
