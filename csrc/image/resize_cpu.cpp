@@ -26,41 +26,8 @@ namespace udskd {
 namespace {
 
 #if UDSKD_X86
-#define REGISTER 16
-namespace baseline {
-#include "level_cpu.h"
-}
-#undef REGISTER
-#define REGISTER 32
-#ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
-#endif
-namespace avx2 {
-#include "level_cpu.h"
-}
-#undef REGISTER
-#define REGISTER 64
-#ifdef __clang__
-#pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), \
-                             apply_to = function)
-#else
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
-#endif
-namespace avx512 {
-#include "level_cpu.h"
-}
-#ifdef __clang__
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-#undef REGISTER
+#define LEVEL "../image/level_cpu.h"
+#include "../backend/each_level.h"
 #endif
 
 struct Free {
