@@ -8,19 +8,10 @@
 #include <type_traits>
 #include <utility>
 
+#include "../backend/intrinsics.h"  // before PyTorch's headers, which may have immintrin.h
 #include "../backend/simd.h"
 #include "job_cpu.h"
 #include "operator.h"
-#if UDSKD_X86
-#ifdef __GNUC__  // its intrinsics begin with values that are undefined on purpose, and are warned of where they are
-                 // used
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#include <immintrin.h>
-#pragma GCC diagnostic pop
-#endif
-#endif
 
 #define HD
 

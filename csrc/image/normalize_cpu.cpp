@@ -1,22 +1,13 @@
 // From views of images, as bytes, to what the networks take: the SIMD levels, and the threads over rows. Compiled
 // without fused multiply-add: the bits are the same at every level, and PyTorch's own.
-#include "../backend/simd.h"
-#if UDSKD_X86
-#ifdef __GNUC__  // see distill/distill_cpu.cpp; before PyTorch's headers, which may have it
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#include <immintrin.h>
-#pragma GCC diagnostic pop
-#endif
-#endif
-
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <vector>
 
+#include "../backend/intrinsics.h"  // before PyTorch's headers, which may have immintrin.h
+#include "../backend/simd.h"
 #include "../distill/operator.h"
 
 #ifdef __clang__

@@ -7,20 +7,12 @@
 #include <memory>
 #include <vector>
 
+#include "../backend/intrinsics.h"  // before PyTorch's headers, which may have immintrin.h
 #include "../backend/simd.h"
 #include "../distill/operator.h"
 #include "job_cpu.h"
 #include "taps.h"
 #include "view.h"
-#if UDSKD_X86
-#ifdef __GNUC__  // see distill/distill_cpu.cpp
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#include <immintrin.h>
-#pragma GCC diagnostic pop
-#endif
-#endif
 
 namespace udskd {
 namespace {

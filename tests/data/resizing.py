@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,13 +91,3 @@ def whole(height: int, width: int, size: int) -> Case:
 def some_cases(size: int = 24) -> list[Case]:
     shapes = [(30, 40), (1, 1), (200, 7), (7, 200), (24, 24), (64, 65), (3, 3), (100, 25)]
     return [whole(*shape, size) for shape in shapes]
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

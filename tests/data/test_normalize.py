@@ -16,7 +16,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.data.resizing import ROOT, RUNNABLE, threads
+from tests.data.resizing import ROOT, RUNNABLE
+from tests.threads import threads
 from udskd import _library
 from udskd.config import DataConfig
 from udskd.data import Batch, to_device

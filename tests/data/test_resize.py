@@ -27,9 +27,9 @@ from tests.data.resizing import (
     ours,
     pillow,
     some_cases,
-    threads,
     whole,
 )
+from tests.threads import threads
 from udskd import _library
 from udskd.data.resize import crop_resize, crop_resize_batch
 

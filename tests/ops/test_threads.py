@@ -3,8 +3,6 @@ where there are fewer rows than threads and they share the classes of each."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -13,6 +11,7 @@ from torch import Tensor
 
 import udskd
 from tests.ops.problems import Problem, backends, make
+from tests.threads import threads
 from udskd import forms
 
 MANY_ROWS = [(300, 100), (2000, 10), (65, 1000), (7, 8191)]
@@ -23,16 +22,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "other temperatures": {"temperature": 2.3, "uncertainty_temperature": 1.5, "normalize_weights": True},
 }
 pytestmark = [mark for parameter in backends("cpu") for mark in parameter.marks]
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def results(form: Any, problem: Problem, **options: Any) -> list[Tensor]:

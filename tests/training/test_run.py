@@ -187,6 +187,21 @@ def test_a_run_that_was_stopped_and_continued_ends_bit_identical(
     assert outcome(run) == outcome(Path(straight.output or ""))
 
 
+def test_a_run_in_fp16_continues_with_the_loss_scale_that_it_had(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = recipe.with_values(config, {"training.precision": "fp16", "data.mixup": 0.2})
+    train(replace(config, output=str(tmp_path / "straight")))
+    with monkeypatch.context() as patch:
+        on_call(patch, StudentsTask, "losses", 6, lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(Interrupted):
+            train(config)
+    state = load_state(tmp_path / "run" / "checkpoints" / "students.pt")
+    assert state["scaler"]["scale"] < 65536  # steps have overflowed, so that it matters
+    train(config, resume=tmp_path / "run")
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "straight")
+
+
 def test_a_stop_during_evaluation_keeps_all_steps(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(config, method="ce")
     # two batches of 12 and 6 images, two students: updates 1-4 are epoch 1's evaluation, 5-8 epoch 2's
