@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import safetensors.numpy
 from PIL import Image
 
 from udskd import report
@@ -180,3 +182,34 @@ def test_compare_writes_where_it_is_told(tmp_path: Path) -> None:
         "curves.png",
     }
     assert not (tmp_path / "compare").exists()
+
+
+def predict(run: Path, *rows: list[float]) -> Path:
+    """Both students' p(class | image) of a run."""
+    p = np.array(rows, dtype=np.float16)
+    (run / "predictions.safetensors").write_bytes(safetensors.numpy.save({"student_a": p, "student_b": p}))
+    return run
+
+
+def test_students_of_several_seeds_have_the_variance_of_their_predictions(tmp_path: Path) -> None:
+    certain = [[0.5, 0.5], [1.0, 0.0], [0.0, 1.0]]
+    runs = [predict(write_run(tmp_path / str(s), seed=s), p, [0.25, 0.75]) for s, p in enumerate(certain)]
+    (section, _) = report.table(group_runs(read_runs(runs)))
+    assert dict(zip(section.header, section.rows[0], strict=True))["inter ‰"] == "125.00"  # half of the images: 0.25
+
+
+def test_a_single_seed_says_nothing_about_the_difference_between_students(tmp_path: Path) -> None:
+    (section, _) = report.table(group_runs(read_runs([predict(write_run(tmp_path / "a"), [0.5, 0.5])])))
+    assert "inter ‰" not in section.header
+
+
+def test_seeds_without_predictions_leave_the_variance_out(tmp_path: Path) -> None:
+    runs = [predict(write_run(tmp_path / "0"), [0.5, 0.5]), write_run(tmp_path / "1", seed=1)]
+    assert "inter ‰" not in report.table(group_runs(read_runs(runs)))[0].header
+
+
+def test_damaged_predictions_are_named(tmp_path: Path) -> None:
+    runs = [predict(write_run(tmp_path / str(s), seed=s), [0.5, 0.5]) for s in range(2)]
+    (tmp_path / "1" / "predictions.safetensors").write_bytes(b"torn")
+    with pytest.raises(DataError, match=r"1/predictions.safetensors is damaged"):
+        report.table(group_runs(read_runs(runs)))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from udskd.method_config import AkdConfig, CudConfig, DkdConfig, SdkdConfig, TargetConfig, VarianceConfig
+
 Stem = Literal["auto", "imagenet", "half", "small"]
 
 
@@ -56,6 +58,8 @@ class TeacherConfig:
     """Label smoothing of the teacher's own training (smoothed teachers distil worse, so 0)."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic in which the frozen teacher answers; auto is that of training.precision."""
+    stage: Literal["auto", "none", "uncertainty_shaping", "cross_entropy"] = "auto"
+    """Further training of the teacher before it is frozen; auto is the method's own."""
     cache: str | None = None
     """Folder that `udskd cache-teacher` wrote: its logits are used instead of the teacher, whose pass is saved."""
 
@@ -141,10 +145,13 @@ class TrainingConfig:
     """Write TensorBoard events into the run folder as well (pip install 'udskd[tensorboard]')."""
 
 
+METHOD_SECTIONS = ("cud", "variance", "sdkd", "akd", "dkd")
+
+
 @dataclass(frozen=True)
 class Config:
     method: str = "udskd"
-    """One of ce, kd, dml, udskd."""
+    """One of ce, kd, dml, udskd, cud, variance, sdkd, akd, dkd, er_kd, wsl."""
     seed: int = 0
     """Seeds the weights, the order of the images and every view of them."""
     output: str | None = None
@@ -154,4 +161,10 @@ class Config:
     student_a: StudentConfig = field(default_factory=StudentConfig)
     student_b: StudentConfig = field(default_factory=lambda: StudentConfig(model="mobilenet_v2"))
     loss: LossConfig = field(default_factory=LossConfig)
+    target: TargetConfig = field(default_factory=TargetConfig)
+    cud: CudConfig = field(default_factory=CudConfig)
+    variance: VarianceConfig = field(default_factory=VarianceConfig)
+    sdkd: SdkdConfig = field(default_factory=SdkdConfig)
+    akd: AkdConfig = field(default_factory=AkdConfig)
+    dkd: DkdConfig = field(default_factory=DkdConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)

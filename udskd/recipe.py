@@ -96,7 +96,8 @@ def check(config: Config) -> None:
     """Refuse values out of range, naming the option, what came, and what is allowed."""
     from udskd import methods
 
-    methods.get(config.method)
+    methods.build(config)
+    methods.teacher_stage(config)
     values = flatten(config)
     for pattern, (test, expected) in _RULES.items():
         for name, value in values.items():
@@ -135,6 +136,14 @@ _RULES: dict[str, tuple[Any, str]] = {
     r"training\.(warmup_epochs|clip_grad_norm|save_every)": (_finite(0), "a finite number, 0 or more"),
     r"training\.(momentum|ema_decay)": (_finite(0, 1, open_high=True), "at least 0 and below 1"),
     r"training\.(epochs|batch_size|accumulate|eval_every)|teacher\.epochs": (_finite(1), "at least 1"),
+    r"(sdkd|dkd)\.ramp_epochs|sdkd\.feature_weight|dkd\.(alpha|beta)": (_finite(0), "a finite number, 0 or more"),
+    r"cud\.(gamma|entropy_bonus)|akd\.closeness": (_finite(0), "a finite number, 0 or more"),
+    r"cud\.stage_lr|akd\.kappa": (_finite(0, open_low=True), "a finite number above 0"),
+    r"cud\.(stage_epochs|max_weight)|variance\.responses|sdkd\.stages|akd\.width": (_finite(1), "at least 1"),
+    r"cud\.eta|variance\.dropout": (_finite(0, 1, open_low=True, open_high=True), "above 0 and below 1"),
+    r"cud\.margin": (_finite(0, 1, open_low=True), "above 0 and at most 1"),
+    r"cud\.(label|wrong)_mass|akd\.decay": (_finite(0, 1, open_high=True), "at least 0 and below 1"),
+    r"akd\.alpha_(min|max)": (_finite(0, 1), "between 0 and 1"),
     r"(\w+)\.lr": (_finite(0, open_low=True), "a finite number above 0"),
     r"training\.device": (_is_device, '"auto", "cpu", "cuda" or "cuda:N"'),
 }

@@ -14,13 +14,17 @@ from rich.table import Table
 
 from udskd.runs import ROLES, Group, group_runs, read_runs
 
-# Column title, key in summary.json, decimals. The last two exist only where the true posterior is known: how far the
-# prediction is from it (mean KL), and the rank correlation of the two entropies.
+# Column title, key in summary.json, decimals. "H" and "inter" are the uncertainty within and between students: the mean
+# entropy of a student's predictions in nats, and a thousand times the variance of a prediction over the seeds. The last
+# two exist only where the true posterior is known: how far the prediction is from it (mean KL), and the rank
+# correlation of the two entropies.
 METRICS = (
     ("top-1 %", "top1", 2),
     ("NLL", "nll", 3),
     ("ECE", "ece", 3),
     ("Brier", "brier", 3),
+    ("H", "entropy", 3),
+    ("inter ‰", "disagreement", 2),
     ("KL truth", "posterior_kl", 3),
     ("H corr.", "entropy_corr", 3),
 )

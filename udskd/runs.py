@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from udskd import recipe
+from udskd.disagreement import disagreement, read
 from udskd.errors import DataError
 
 ROLES = ("student_a", "student_b")
@@ -49,8 +50,15 @@ class Group:
         return str(self.runs[0].summary[role]["model"])
 
     def values(self, role: str, metric: str) -> list[float]:
-        """The metric of each run that has it."""
+        """The metric of each run that has it; "disagreement" belongs to all of them together."""
+        if metric == "disagreement":
+            return self._disagreement(role)
         return [run.summary[role][metric] for run in self.runs if metric in run.summary[role]]
+
+    def _disagreement(self, role: str) -> list[float]:
+        """One number where there are at least two runs and all have left their predictions, else none."""
+        found = [p for run in self.runs if (p := read(run.path, role)) is not None]
+        return [1000 * disagreement(found)] if len(found) == len(self.runs) > 1 else []
 
 
 def read_runs(paths: Iterable[Path]) -> list[Run]:

@@ -69,7 +69,7 @@ def taught(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
 
     def spy(self: StudentsTask, inputs: Any) -> dict[str, Tensor]:
         assert self._teacher is not None
-        pairs.append((inputs.teacher, self._teacher.logits(inputs.images)))
+        pairs.append((inputs.teacher, self._teacher.says(inputs.images).logits))
         return losses(self, inputs)
 
     monkeypatch.setattr(StudentsTask, "losses", spy)

@@ -33,7 +33,10 @@ def by_definition(logits: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]
     sums, _ = np.histogram(confidence, edges, weights=confidence)
     filled = counts > 0
     ece = (counts / n)[filled] @ np.abs(hits[filled] / counts[filled] - sums[filled] / counts[filled])
+    entropies = -(p * np.log(p)).sum(1)
+    groups = {"entropy": entropies, "entropy_right": entropies[correct], "entropy_wrong": entropies[~correct]}
     return {
+        **{name: values.mean() for name, values in groups.items() if values.size},
         "top1": 100 * correct.mean(),
         "top5": 100 * (order[:, :5] == labels[:, None]).any(1).mean(),
         "nll": -np.log(p[np.arange(n), labels]).mean(),

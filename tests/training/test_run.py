@@ -19,14 +19,14 @@ from tests.training.conftest import tiny_config, write_tree
 from udskd import recipe
 from udskd.config import Config, StudentConfig
 from udskd.errors import CheckpointError, ConfigError, DataError, Interrupted
-from udskd.training import checkpoint, evaluate_run, start, teacher, train
+from udskd.training import checkpoint, evaluate_run, predictions, start, teacher, train
 from udskd.training.checkpoint import load_state, load_weights
 from udskd.training.metrics import Metrics
 from udskd.training.students import StudentsTask
 from udskd.training.task import Inputs
 from udskd.training.teacher import TeacherTask
 
-METRICS = {"top1", "top5", "nll", "ece", "brier"}
+METRICS = {"top1", "top5", "nll", "ece", "brier", "entropy"}
 
 
 def events(run: Path, name: str) -> list[dict[str, Any]]:
@@ -38,8 +38,10 @@ def outcome(run: Path) -> dict[str, Any]:
     """What two runs of the same options must share to the last bit: weights, metrics, losses."""
     timing = {"time", "seconds", "images_per_second"}
     summary, log = json.loads((run / "summary.json").read_text()), (run / "log.jsonl").read_text().splitlines()
-    weights = {f.name: load_weights(f)[0] for f in sorted([*run.glob("*.safetensors"), *run.glob("*/*.safetensors")])}
+    files = sorted([*run.glob("*.safetensors"), *run.glob("*/*.safetensors")])
+    weights = {f.name: load_weights(f)[0] for f in files if f.name != predictions.FILE}
     return {
+        "predictions": (run / predictions.FILE).read_bytes(),
         "summary": {k: v for k, v in summary.items() if k not in timing},
         "log": [{k: v for k, v in json.loads(line).items() if k not in {*timing, "lines"}} for line in log],
         "weights": {
@@ -68,7 +70,7 @@ def test_a_run_leaves_every_file_and_number(config: Config) -> None:
     bests = {f"checkpoints/{r}_best.safetensors" for r in ("teacher", "student_a", "student_b")}
     weights = {f"{r}.safetensors" for r in ("teacher", "student_a", "student_b")}
     states = {"checkpoints/students.pt", "checkpoints/students.previous.pt"}
-    rest = {"config.toml", "environment.json", "log.jsonl", "summary.json"} | states
+    rest = {"config.toml", "environment.json", "log.jsonl", "summary.json", predictions.FILE} | states
     assert files == bests | weights | rest
     assert recipe.load(run / "config.toml") == config
     assert summary == json.loads((run / "summary.json").read_text())
@@ -367,7 +369,7 @@ def test_evaluating_a_run_gives_its_summarys_numbers(config: Config, tmp_path: P
 def test_evaluation_on_other_images_needs_the_same_classes(config: Config, tmp_path: Path) -> None:
     train(replace(config, method="ce"))
     same = write_tree(tmp_path / "same", train=1, val=3)
-    assert evaluate_run(tmp_path / "run", str(same))["student_a"].keys() == METRICS
+    assert evaluate_run(tmp_path / "run", str(same))["student_a"].keys() >= METRICS
     other = write_tree(tmp_path / "other", train=1, val=3, classes=("blue", "green", "pink"))
     with pytest.raises(CheckpointError, match='class 2 is "red" there and "pink" here'):
         evaluate_run(tmp_path / "run", str(other))

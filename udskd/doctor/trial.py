@@ -13,6 +13,7 @@ from torch import Tensor
 from udskd import methods, recipe
 from udskd.config import Config, StudentConfig, TeacherConfig
 from udskd.data import Batch, EvalLoader, ImageSet, Share, TrainLoader, to_device
+from udskd.methods import STUDENTS
 from udskd.models import Model
 from udskd.progress import Display
 from udskd.training import teacher
@@ -24,7 +25,7 @@ from udskd.training.runtime import Runtime
 from udskd.training.session import Session
 from udskd.training.signals import StopRequest
 from udskd.training.step import Step
-from udskd.training.students import StudentsTask
+from udskd.training.students import Plan, StudentsTask
 from udskd.training.task import Inputs
 from udskd.training.teacher import Taught
 from udskd.training.world import Vote, World
@@ -56,25 +57,27 @@ class Trial:
             Vote(world, StopRequest()),
         )
         self.session = session
-        method = methods.get(config.method)(config.loss)
-        self.taught = self._teacher() if method.uses_teacher else None
-        students = (build(session, role) for role in ("student_a", "student_b"))
-        self.task = StudentsTask(session, method, self.taught, *students)
+        roles = ("teacher", *STUDENTS) if methods.get(config.method).uses_teacher else STUDENTS
+        networks = {role: build(session, role) for role in roles}
+        plan = Plan.of(config, len(images.classes), networks)
+        self.taught = self._teacher(networks["teacher"], plan) if "teacher" in networks else None
+        self.task = StudentsTask(session, plan, self.taught, networks)
         step = Step(self.task, self.runtime, share.parts, share.rows(self.loader.batch_size), training.cuda_graph)
         self.step = step
         self.position = Position(session, self.task, step, training.epochs, session.folder.path / "none")
         self.steps = 0
 
-    def _teacher(self) -> Taught:
+    def _teacher(self, model: Model, plan: Plan) -> Taught:
         config, runtime = self.config, self.runtime
-        model = teacher.freeze(self.session, build(self.session, "teacher"))
+        model = teacher.freeze(self.session, model)
         classes, dtype = len(self.session.classes), runtime.dtype_of(config.teacher.precision)
 
         def cached(epoch: int, indices: Tensor) -> Tensor:
             return torch.zeros(len(indices), classes, dtype=dtype)
 
-        logits = teacher.answering(config, runtime, model)
-        return Taught(model, "", logits, None if config.teacher.cache is None else cached)
+        return Taught(
+            model, "", plan.says(config, runtime, model.module), None if config.teacher.cache is None else cached
+        )
 
     def batch(self) -> Batch:
         """The first part of the first step, on the device, as the loader gives it."""
@@ -89,8 +92,8 @@ class Trial:
 
     def train_step(self, inputs: Inputs) -> None:
         """One step, whose parts all have the same images."""
-        for network in self.task.networks:
-            network.module.train()
+        for trained in self.task.trained:
+            trained.module.train()
         for part in range(self.loader.share.parts):
             self.step.run(inputs, part, self.steps)
         self.steps += 1

@@ -2,18 +2,50 @@
 
 from __future__ import annotations
 
-from udskd.errors import ConfigError
-from udskd.methods.base import COMPONENTS, Method
-from udskd.methods.ce import CrossEntropy
-from udskd.methods.dml import MutualLearning
-from udskd.methods.kd import Distillation
-from udskd.methods.udskd import UncertaintyAwareDualStudent
+from typing import Any, TypeVar
 
-__all__ = ["COMPONENTS", "Method", "get", "names"]
+from udskd.config import Config
+from udskd.errors import ConfigError
+from udskd.methods.akd import AdaptiveDistillation
+from udskd.methods.base import COMPONENTS, STUDENTS, Answers, Method, Needs, Setting, Shape, TeacherStage
+from udskd.methods.ce import CrossEntropy
+from udskd.methods.context import Context
+from udskd.methods.cud import CalibratedUncertainty, MassBounds, UncertaintyShaping, WrongMassClip
+from udskd.methods.dkd import DecoupledDistillation
+from udskd.methods.dml import MutualLearning
+from udskd.methods.er_kd import EntropyReweighted
+from udskd.methods.kd import Distillation, LongerTraining
+from udskd.methods.sdkd import StudentDriven
+from udskd.methods.udskd import UncertaintyAwareDualStudent
+from udskd.methods.variance import Average, InverseVariance, VarianceAware
+from udskd.methods.wsl import WeightedSoftLabels
+
+__all__ = [
+    "COMPONENTS",
+    "STUDENTS",
+    "Answers",
+    "Method",
+    "Needs",
+    "Setting",
+    "TeacherStage",
+    "build",
+    "get",
+    "names",
+    "teacher_stage",
+]
 
 _METHODS: dict[str, type[Method]] = {
-    m.name: m for m in (CrossEntropy, Distillation, MutualLearning, UncertaintyAwareDualStudent)
+    m.name: m
+    for m in (
+        *(CrossEntropy, Distillation, MutualLearning, UncertaintyAwareDualStudent),
+        *(CalibratedUncertainty, VarianceAware, StudentDriven, AdaptiveDistillation),
+        *(DecoupledDistillation, EntropyReweighted, WeightedSoftLabels),
+    )
 }
+_SHAPES: dict[str, type[Shape]] = {s.name: s for s in (WrongMassClip, MassBounds, Average, InverseVariance, Context)}
+_STAGES: dict[str, type[TeacherStage]] = {s.name: s for s in (UncertaintyShaping, LongerTraining)}
+
+T = TypeVar("T", bound=type[Any])
 
 
 def names() -> tuple[str, ...]:
@@ -23,8 +55,43 @@ def names() -> tuple[str, ...]:
 
 def get(name: str) -> type[Method]:
     """The method's class; ConfigError with the list of what is known otherwise."""
-    if name not in _METHODS:
+    return _find("method", name, _METHODS)
+
+
+def build(config: Config) -> Method:
+    """The method of a run, with its target shapes. ConfigError for a combination that cannot be."""
+    method = get(config.method)
+    wanted = method.shape if config.target.shape == "auto" else config.target.shape
+    kinds = [] if wanted == "none" else [_find("target.shape", name.strip(), _SHAPES) for name in wanted.split("+")]
+    for option, asked in (("shape", kinds), ("weight", config.target.weight != "auto")):
+        if asked and not method.uses_teacher:
+            raise ConfigError(
+                f'target.{option} is "{getattr(config.target, option)}", but method "{method.name}" has no teacher'
+            )
+    shapes = tuple(kind(config) for kind in kinds)
+    for shape in shapes[1:]:
+        if shape.needs.responses:
+            raise ConfigError(
+                f'target.shape is "{wanted}", but "{shape.name}" asks the teacher for {shape.needs.source} of its own: '
+                "put it first"
+            )
+    return method(config, shapes)
+
+
+def teacher_stage(config: Config) -> TeacherStage | None:
+    """What a trained teacher is taught before it is frozen, if anything."""
+    method = get(config.method)
+    name = method.stage if config.teacher.stage == "auto" else config.teacher.stage
+    if name == "none":
+        return None
+    if not method.uses_teacher:
+        raise ConfigError(f'teacher.stage is "{name}", but method "{method.name}" has no teacher')
+    return _find("teacher.stage", name, _STAGES)(config)
+
+
+def _find(what: str, name: str, known: dict[str, T]) -> T:
+    if name not in known:
         from udskd.recipe import did_you_mean
 
-        raise ConfigError(f'unknown method "{name}"{did_you_mean(name, names())}; known are {", ".join(names())}')
-    return _METHODS[name]
+        raise ConfigError(f'unknown {what} "{name}"{did_you_mean(name, known)}; known are {", ".join(known)}')
+    return known[name]

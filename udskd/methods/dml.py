@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from udskd.methods.base import OperatorMethod
+from udskd.methods.operator import OperatorMethod
 
 
 class MutualLearning(OperatorMethod):

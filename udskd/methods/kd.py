@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from udskd.methods.base import OperatorMethod
+from torch import Tensor
+from torch.nn import functional as F
+
+from udskd.config import Config
+from udskd.methods.base import TeacherStage
+from udskd.methods.operator import OperatorMethod
 
 
 class Distillation(OperatorMethod):
@@ -18,3 +23,18 @@ class Distillation(OperatorMethod):
     name = "kd"
     uses_teacher = True
     fixed: ClassVar[dict[str, Any]] = {"uncertainty": "none", "peer_weight": 0.0}
+
+
+class LongerTraining(TeacherStage):
+    """More of the teacher's own cross-entropy: what any other stage has to be compared with, since that, too, trains
+    the teacher for cud.stage_epochs more at cud.stage_lr."""
+
+    name = "cross_entropy"
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.epochs, self.lr = config.cud.stage_epochs, config.cud.stage_lr
+
+    def loss(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """The cross-entropy of logits [B, C], smoothed as in the teacher's first training."""
+        return {"loss": F.cross_entropy(logits, target, label_smoothing=self.config.teacher.label_smoothing)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from udskd.methods.base import OperatorMethod
+from udskd.methods.operator import OperatorMethod
 
 
 class UncertaintyAwareDualStudent(OperatorMethod):

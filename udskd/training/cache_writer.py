@@ -17,9 +17,9 @@ from udskd.data import ImageSet, Share, TrainLoader, open_sets, to_device
 from udskd.errors import CheckpointError, ConfigError, Interrupted
 from udskd.progress import Display
 from udskd.training.cache import CacheFolder, Logits, made_of
+from udskd.training.frozen import Frozen
 from udskd.training.runtime import Runtime
 from udskd.training.signals import Stopped, StopRequest
-from udskd.training.teacher import answering
 from udskd.training.weights import load_network
 
 _PENDING = 64  # batches whose logits stay on the device, so that not every one is waited for
@@ -73,7 +73,8 @@ class _Writer:
         self._data, self._wanted, self._stop, self._display = config.data, wanted, stop, Display()
         self._runtime, (self._images, _) = Runtime.of(training), open_sets(config.data)
         model = load_network(Path(config.teacher.checkpoint or ""), config.teacher, self._images.classes, config.data)
-        self._logits = answering(config, self._runtime, model)
+        dtype = self._runtime.dtype_of(config.teacher.precision)
+        self._logits = Frozen(model.module, self._runtime, dtype, training.compile)
         self.loader = TrainLoader(
             self._images,
             config.data,

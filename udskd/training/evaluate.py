@@ -38,23 +38,53 @@ def evaluate(
 
     Raises DataError for an unreadable image, and what poll() raises.
     """
+    posterior = getattr(loader.images, "posterior", None)
+    tables, log_p = _answers(networks, loader, data, runtime, display, poll, posterior is not None)
+    results = {name: summarise(table) for name, table in tables.items()}
+    for name, rows in log_p.items():
+        results[name] |= against_posterior(rows, np.asarray(posterior, dtype=np.float64))
+    return results
+
+
+@torch.inference_mode()
+def predict(
+    networks: Mapping[str, nn.Module],
+    loader: EvalLoader,
+    data: DataConfig,
+    runtime: Runtime,
+    display: Display,
+    poll: Callable[[], Any],
+) -> dict[str, Floats]:
+    """The logarithms of each network's p(class | image), [N, C] in the order of the images; all else as evaluate()."""
+    return _answers(networks, loader, data, runtime, display, poll, True)[1]
+
+
+def _answers(
+    networks: Mapping[str, nn.Module],
+    loader: EvalLoader,
+    data: DataConfig,
+    runtime: Runtime,
+    display: Display,
+    poll: Callable[[], Any],
+    keep_log_p: bool,
+) -> tuple[dict[str, Floats], dict[str, Floats]]:
+    """The table of metrics of every image, and if wanted log p, of each network."""
     for module in networks.values():
         runtime.world.equalise(module.buffers())
-    posterior = getattr(loader.images, "posterior", None)
     modes = {name: module.training for name, module in networks.items()}
     try:
         for module in networks.values():
             module.eval()
-        mine = _Pass(networks, keep_log_p=posterior is not None)
+        mine = _Pass(networks, keep_log_p)
         mine.run(loader, data, runtime, display, poll)
     finally:
         for name, module in networks.items():
             module.train(modes[name])
     tables, log_p = (_in_order(runtime.world.gather(part)) for part in mine.parts())
-    results = {name: summarise(np.concatenate(parts)) for name, parts in tables.items()}
-    for name, parts in log_p.items():
-        results[name] |= against_posterior(np.concatenate(parts), np.asarray(posterior, dtype=np.float64))
-    return results
+    return (
+        {name: np.concatenate(parts) for name, parts in tables.items()},
+        {name: np.concatenate(parts) for name, parts in log_p.items()},
+    )
 
 
 Parts = dict[str, dict[int, Floats]]  # of each network: what its batches gave, by their numbers

@@ -70,8 +70,8 @@ def _epoch(session: Session, task: Task, step: Step, position: Position, board: 
 def train_epoch(session: Session, task: Task, step: Step, position: Position) -> None:
     """The steps of an epoch from position.step on. Nothing is read back from the device before its end."""
     loader, runtime = session.train, session.runtime
-    for network in task.networks:
-        network.module.train()
+    for trained in task.trained:
+        trained.module.train()
     first, parts = position.epoch * loader.steps_per_epoch, loader.share.parts
     title = f"{task.title} {position.epoch + 1}/{position.epochs}"
     with (
@@ -82,6 +82,7 @@ def train_epoch(session: Session, task: Task, step: Step, position: Position) ->
             number = first + batch.step
             if batch.part == 0:  # random numbers are a function of the step, as the views are
                 runtime.seed(session.config.seed, task.phase, number)
+                task.at(number / loader.steps_per_epoch)
             terms = step.run(_inputs(session, task, batch, position.epoch), batch.part, number)
             if terms:
                 position.meter.add(terms, len(batch))

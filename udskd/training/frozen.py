@@ -18,19 +18,25 @@ class Frozen:
     """logits(images) of a network in eval mode; its weights are copies, the network itself stays as it is."""
 
     def __init__(
-        self, module: nn.Module, runtime: Runtime, dtype: torch.dtype | None = None, compiled: bool = False
+        self,
+        module: nn.Module,
+        runtime: Runtime,
+        dtype: torch.dtype | None = None,
+        compiled: bool = False,
+        ordinary: bool = False,
     ) -> None:
-        """dtype: of weights, arithmetic and answers; the runtime's by default."""
+        """dtype: of weights, arithmetic and answers; the runtime's by default. ordinary: answers that another network
+        can learn from, which costs a little (those of inference mode cannot be saved for its backward pass)."""
         folded = fold(copy.deepcopy(module).eval().requires_grad_(False))
         self._dtype = runtime.dtype if dtype is None else dtype
         self._module = runtime.place(folded).to(self._dtype)
+        self._mode = torch.no_grad if ordinary else torch.inference_mode
         self._forward: Callable[[Tensor], Tensor] = torch.compile(self._module) if compiled else self._module
 
-    @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
         """Logits [B, C] of images [B, 3, S, S], without a gradient."""
-        logits: Tensor = self._forward(images.to(self._dtype))
-        return logits
+        with self._mode():
+            return self._forward(images.to(self._dtype))
 
 
 def fold(module: nn.Module) -> nn.Module:

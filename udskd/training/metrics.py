@@ -13,7 +13,7 @@ from torch import Tensor
 
 Floats = npt.NDArray[np.float64]
 BINS = 15
-COLUMNS = ("top1", "top5", "nll", "brier", "confidence")
+COLUMNS = ("top1", "top5", "nll", "brier", "confidence", "entropy")
 
 
 class Metrics:
@@ -28,28 +28,35 @@ class Metrics:
         p, own = log_p.exp(), labels.unsqueeze(-1)
         hits = log_p.topk(min(5, log_p.shape[-1]), -1).indices == own
         brier = p.square().sum(-1) - 2 * p.gather(-1, own).squeeze(-1) + 1
-        columns = [hits[:, 0].double(), hits.any(-1).double(), -log_p.gather(-1, own).squeeze(-1), brier, p.amax(-1)]
+        nll, entropy = -log_p.gather(-1, own).squeeze(-1), torch.special.entr(p).sum(-1)
+        columns = [hits[:, 0].double(), hits.any(-1).double(), nll, brier, p.amax(-1), entropy]
         self._parts.append(torch.stack(columns, -1))
 
     def table(self) -> Floats:
-        """COLUMNS of every image so far, [N, 5]."""
+        """COLUMNS of every image so far, [N, 6]."""
         table: Floats = torch.cat(self._parts).cpu().numpy() if self._parts else np.empty((0, len(COLUMNS)))
         return table
 
 
 def summarise(table: Floats) -> dict[str, float]:
-    """top1 and top5 in percent, nll in nats, ece, brier of images [N, COLUMNS]; NaN where there are none.
+    """top1 and top5 in percent, nll in nats, ece, brier, entropy in nats of images [N, COLUMNS]; NaN where there are
+    none.
 
     ece is Σ_b (n_b/n)·|accuracy_b - confidence_b| over 15 equal bins of the largest probability (Guo et al. 2017), a
-    fraction in [0, 1]. brier is Σ_c (p_c - y_c)², meaned over images, in [0, 2] (Brier 1950).
+    fraction in [0, 1]. brier is Σ_c (p_c - y_c)², meaned over images, in [0, 2] (Brier 1950). entropy is that of the
+    predictions, the uncertainty within one student of arXiv:2601.18909; entropy_right and entropy_wrong that of the
+    images which the network has right and wrong, where there are such.
     """
     n = len(table)
     if n == 0:
-        return dict.fromkeys(("top1", "top5", "nll", "ece", "brier"), float("nan"))
-    top1, top5, nll, brier, confidence = np.ascontiguousarray(table.T)
+        return dict.fromkeys(("top1", "top5", "nll", "ece", "brier", "entropy"), float("nan"))
+    top1, top5, nll, brier, confidence, entropy = np.ascontiguousarray(table.T)
     means = {"top1": 100 * top1.mean(), "top5": 100 * top5.mean(), "nll": nll.mean()}
     gaps = np.bincount(bin_of(confidence), top1 - confidence, BINS)
-    return {k: float(v) for k, v in {**means, "ece": np.abs(gaps).sum() / n, "brier": brier.mean()}.items()}
+    rest = {"ece": np.abs(gaps).sum() / n, "brier": brier.mean(), "entropy": entropy.mean()}
+    parts = {"entropy_right": entropy[top1 == 1], "entropy_wrong": entropy[top1 == 0]}
+    rest |= {name: values.mean() for name, values in parts.items() if values.size}
+    return {name: float(value) for name, value in {**means, **rest}.items()}
 
 
 def bin_of(confidence: Floats) -> npt.NDArray[np.int64]:

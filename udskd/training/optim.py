@@ -21,7 +21,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 
 def sgd(module: nn.Module, *, lr: float | Tensor, momentum: float, weight_decay: float) -> torch.optim.SGD:
     """Fused SGD, with Nesterov momentum where there is momentum. A rate in a tensor may change within a CUDA graph."""
-    groups = parameter_groups(module, weight_decay)
+    groups = parameter_groups(module, weight_decay) or [{"params": []}]  # what has only buffers needs no update
     optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=True)
     for group in groups if momentum > 0 else ():
         for parameter in group["params"]:

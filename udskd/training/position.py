@@ -95,7 +95,7 @@ class Position:
         }
 
     def _weights(self) -> dict[str, Any]:
-        networks = {network.role: network.state() for network in self.task.networks}
+        networks = {trained.role: trained.state() for trained in self.task.trained}
         return {"networks": networks, "scaler": self.stepper.state()}
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -103,8 +103,8 @@ class Position:
         try:
             self.epoch, self.step, self.metrics = int(state["epoch"]), int(state["step"]), state["metrics"]
             self.seconds = float(state["seconds"])
-            for network in self.task.networks:
-                network.load_state(state["networks"][network.role])
+            for trained in self.task.trained:
+                trained.load_state(state["networks"][trained.role])
             self.stepper.load_state(state["scaler"])
             mine = state["meters"][world.rank :: world.ranks]  # of another number of processes, all find a place
             self.meter = Meter.joined([Meter.of(meter, device) for meter in mine])
@@ -134,7 +134,7 @@ def _find(path: Path, session: Session) -> dict[str, Any] | None:
 
 def restore_previous(folder: RunFolder) -> None:
     """Put the state before the last one in the last one's place. CheckpointError if there is none."""
-    for name in ("students", "teacher"):
+    for name in ("students", "teacher_shaped", "teacher"):
         path = folder.checkpoints / f"{name}.pt"
         if previous(path).exists():
             load_state(previous(path))

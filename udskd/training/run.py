@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from udskd import methods, recipe
-from udskd.config import Config, LossConfig
+from udskd import recipe
+from udskd.config import METHOD_SECTIONS, Config
 from udskd.data.workers import a_worker_died
 from udskd.errors import CheckpointError, Interrupted
 from udskd.models import Model
 from udskd.progress import Display
-from udskd.training import students, teacher
+from udskd.training import predictions, teacher
 from udskd.training.evaluate import brief, evaluate
 from udskd.training.fit import fit
 from udskd.training.folder import RunFolder
@@ -21,6 +22,7 @@ from udskd.training.network import Network
 from udskd.training.session import Session
 from udskd.training.signals import Stopped, StopRequest
 from udskd.training.start import dataset, introduce, prepare, run_folder, to_continue
+from udskd.training.students import Plan, StudentsTask
 from udskd.training.world import Vote, World
 
 
@@ -55,10 +57,10 @@ def train(config: Config, *, resume: Path | None = None, previous: bool = False)
 def _train(config: Config, folder: RunFolder, world: World, display: Display, stop: StopRequest) -> dict[str, Any]:
     session, begun = None, folder.begun
     try:
-        session, networks = world.together(lambda: prepare(config, folder, world, display, Vote(world, stop)))
+        session, networks, plan = world.together(lambda: prepare(config, folder, world, display, Vote(world, stop)))
         # only now, so that a mistake found on the way leaves nothing behind
         world.together(folder.resume if begun else lambda: folder.create(config))
-        return _run(session, networks)
+        return _run(session, networks, plan)
     except Stopped:
         raise _interrupted(session) from None
     except CheckpointError as error:
@@ -78,16 +80,17 @@ def _train(config: Config, folder: RunFolder, world: World, display: Display, st
         folder.release()
 
 
-def _run(session: Session, networks: dict[str, Model]) -> dict[str, Any]:
+def _run(session: Session, networks: dict[str, Model], plan: Plan) -> dict[str, Any]:
     config, folder, display = session.config, session.folder, session.display
     introduce(session, networks)
-    method = methods.get(config.method)(config.loss)
-    taught = teacher.obtain(session, networks["teacher"]) if method.uses_teacher else None
+    says = partial(plan.says, config, session.runtime)
+    taught = teacher.obtain(session, networks["teacher"], says) if "teacher" in networks else None
     measured = None if taught is None else _measured(session, taught)
-    task = students.StudentsTask(session, method, taught, networks["student_a"], networks["student_b"])
+    task = StudentsTask(session, plan, taught, networks)
     metrics = fit(session, task, config.training.epochs, "students")
     for network in task.networks:
         session.save_weights(folder.path / f"{network.role}.safetensors", network.model, network.result)
+    predictions.write(session, {network.role: network.result for network in task.networks})
     summary = _summary(session, measured, task.networks, metrics)
     if not folder.events("end"):
         folder.log("end", **{key: summary[key] for key in ("status", "epochs", "images_per_second")})
@@ -124,7 +127,8 @@ def _summary(
         n.role: {"model": n.model.name, **metrics[n.role], "best_top1": n.best["top1"], "best_epoch": n.best["epoch"]}
         for n in networks
     }
-    defaults = recipe.flatten(replace(config, loss=LossConfig()))
+    own = {name: getattr(Config(), name) for name in ("loss", "target", *METHOD_SECTIONS)}
+    defaults = recipe.flatten(replace(config, **own))
     return {
         "method": config.method,
         "seed": config.seed,

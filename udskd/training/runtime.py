@@ -92,7 +92,8 @@ class Runtime:
         images = torch.zeros((2, 3, image_size, image_size), device=self.device)
         module.train()
         with self.autocast():
-            logits = parallel(images.to(memory_format=self.memory_format))
+            out = parallel(images.to(memory_format=self.memory_format))
+        logits, *_ = out if isinstance(out, tuple) else (out,)
         logits.float().sum().backward()
         module.zero_grad(set_to_none=True)
         module.load_state_dict(kept)

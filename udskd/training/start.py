@@ -19,6 +19,7 @@ from udskd.training.network import ROLES, build_model
 from udskd.training.position import restore_previous
 from udskd.training.runtime import Runtime
 from udskd.training.session import Session
+from udskd.training.students import Plan
 from udskd.training.world import Vote, World
 
 # Options that a resumed run may have otherwise: they say where and how it runs, not what it computes.
@@ -72,7 +73,7 @@ def check_same(stored: Config, wanted: Config, run: Path) -> list[str]:
 
 def prepare(
     config: Config, folder: RunFolder, world: World, display: Display, vote: Vote
-) -> tuple[Session, dict[str, Model]]:
+) -> tuple[Session, dict[str, Model], Plan]:
     """Everything that can be wrong with the options, the images and the teacher's file shows here, before any work."""
     runtime, (train_set, val_set) = Runtime.of(config.training, world), open_sets(config.data)
     runtime.loss_backend(config.loss)
@@ -102,12 +103,15 @@ def prepare(
     }
     if methods.get(config.method).uses_teacher:
         networks["teacher"] = teacher.find(session)
+    plan = Plan.of(config, len(val_set.classes), networks)
+    if "teacher" in networks:
+        plan.says(config, runtime, networks["teacher"].module)  # to be refused now, if it cannot say what is asked
         cache.find(session, networks["teacher"])  # to be refused now, if it is another teacher's
     if config.data.loader == "resident":
         with display.steps("decode the training images", len(train_set)) as advance:
             train.prepare(lambda *_: advance(), vote.poll_here)
     check_readable(val_set, config.data.workers, loader=config.data.loader, share=share)
-    return session, networks
+    return session, networks, plan
 
 
 def introduce(session: Session, networks: dict[str, Model]) -> None:

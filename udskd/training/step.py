@@ -31,14 +31,14 @@ class Step:
         """
         last = part == self._parts - 1
         if last:
-            for network in self._task.networks:
-                network.set_lr(step)
+            for trained in self._task.trained:
+                trained.set_lr(step)
         if self._graph is not None and len(inputs.images) == self._rows:
             return self._graph.run(inputs)
         with ExitStack() as stack:
             if not last:  # gradients of the processes meet once a step
-                for network in self._task.networks:
-                    stack.enter_context(network.no_sync())
+                for trained in self._task.trained:
+                    stack.enter_context(trained.no_sync())
             terms = self._gradients(inputs)
         if last:
             self._update()
@@ -77,7 +77,7 @@ class Step:
     @contextmanager
     def _unseen(self) -> Iterator[None]:
         """Batch-norm's statistics stay as they are."""
-        buffers = [b for network in self._task.networks for b in network.module.buffers()]
+        buffers = [b for trained in self._task.trained for b in trained.module.buffers()]
         kept = [b.clone() for b in buffers]
         yield
         for buffer, value in zip(buffers, kept, strict=True):
@@ -87,5 +87,6 @@ class Step:
         for network in self._task.networks:
             if not any(p.grad is not None for p in network.module.parameters()):
                 return  # no image of this step could be read
-            network.update(self._scaler)
+        for trained in self._task.trained:
+            trained.update(self._scaler)
         self._scaler.update()

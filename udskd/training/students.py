@@ -2,16 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from udskd.methods import Method
+from udskd import methods
+from udskd.config import Config
+from udskd.errors import ConfigError
+from udskd.methods import STUDENTS, Answers, Method, Needs, Setting
 from udskd.models import Model
-from udskd.training.network import Network
+from udskd.training.network import Network, Part
+from udskd.training.runtime import Runtime, derive_seed
+from udskd.training.said import Said, Saying, saying
 from udskd.training.session import Session
 from udskd.training.task import Inputs, Task
 from udskd.training.teacher import Taught
+
+_PARTS_SEED = 100  # apart from the networks' own
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run's method, fitted to its networks."""
+
+    method: Method
+    needs: Needs
+    parts: Mapping[str, nn.Module]
+
+    @staticmethod
+    def of(config: Config, classes: int, networks: Mapping[str, Model]) -> Plan:
+        """Raises ConfigError for what the method cannot do with these networks or options."""
+        method = methods.build(config)
+        modules = {role: model.module for role, model in networks.items()}
+        setting = Setting(classes, config.data.image_size, modules)
+        needs = method.needs(setting)
+        _check(config, needs)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(config.seed, _PARTS_SEED))
+            return Plan(method, needs, method.modules(setting))
+
+    def says(self, config: Config, runtime: Runtime, teacher: nn.Module) -> Saying:
+        """What the method asks of this teacher."""
+        learns = bool(self.parts) or bool(self.method.shapes)  # they may keep its answers for a backward pass
+        return saying(config, runtime, teacher, self.needs, ordinary=learns)
+
+
+def _check(config: Config, needs: Needs) -> None:
+    beyond = "features" if needs.layers else f"{needs.source}" if needs.responses else ""
+    if beyond and config.teacher.cache is not None:
+        raise ConfigError(
+            f"teacher.cache holds logits only, but this method asks the teacher for {beyond}: leave teacher.cache out"
+        )
+    if config.teacher.cache is not None and methods.teacher_stage(config) is not None:
+        raise ConfigError(
+            "teacher.cache is of a teacher as it is, but this method trains it further: leave teacher.cache out, or "
+            'give the trained one (teacher_shaped.safetensors) as teacher.checkpoint with teacher.stage = "none"'
+        )
 
 
 class StudentsTask(Task):
@@ -22,27 +71,46 @@ class StudentsTask(Task):
     phase = 1
     networks: tuple[Network, Network]
 
-    def __init__(
-        self, session: Session, method: Method, teacher: Taught | None, student_a: Model, student_b: Model
-    ) -> None:
+    def __init__(self, session: Session, plan: Plan, teacher: Taught | None, models: Mapping[str, Model]) -> None:
         config, runtime = session.config, session.runtime
-        counts = config.training.epochs, session.train.steps_per_epoch
-        self.networks = (
-            Network("student_a", student_a, config.student_a, config.training, runtime, *counts),
-            Network("student_b", student_b, config.student_b, config.training, runtime, *counts),
+        training, counts = config.training, (config.training.epochs, session.train.steps_per_epoch)
+        options = {"student_a": config.student_a, "student_b": config.student_b}
+        a, b = (
+            Network(role, models[role], options[role], training, runtime, *counts, plan.needs.layers.get(role, ()))
+            for role in STUDENTS
         )
-        self._method = method
+        self.networks = (a, b)
+        self._method = plan.method
+        lr = training.lr if plan.method.lr is None else plan.method.lr
+        self.parts = [Part(name, module, lr, training, runtime, *counts) for name, module in plan.parts.items()]
         self._autocast = runtime.autocast
         self._teacher = teacher
 
+    def at(self, epoch: float) -> None:
+        self._method.at(epoch)
+
     def losses(self, inputs: Inputs) -> dict[str, Tensor]:
         """The method's loss, components, weight and entropy."""
-        teacher = inputs.teacher
-        if teacher is None and self._teacher is not None:
-            teacher = self._teacher.logits(inputs.images)
+        teacher = self._said(inputs)
         with self._autocast():
-            student_a, student_b = (network.forward(inputs.images) for network in self.networks)
-        return self._method.loss(teacher, student_a, student_b, inputs.target)
+            outputs = {network.role: network.forward(inputs.images) for network in self.networks}
+        logits = {role: out[0] if isinstance(out, tuple) else out for role, out in outputs.items()}
+        features = {role: out[1] for role, out in outputs.items() if isinstance(out, tuple)}
+        answers = Answers(
+            teacher.logits,
+            logits["student_a"],
+            logits["student_b"],
+            inputs.target,
+            inputs.images,
+            teacher.responses,
+            {**features, "teacher": teacher.features},
+        )
+        return self._method.loss(answers)
+
+    def _said(self, inputs: Inputs) -> Said:
+        if inputs.teacher is not None or self._teacher is None:
+            return Said(inputs.teacher)
+        return self._teacher.says(inputs.images)
 
     def teacher_logits(self, epoch: int, indices: Tensor) -> Tensor | None:
         """From the teacher's cache, where there is one."""

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from udskd.training.network import Network
+from udskd.training.network import Network, Part, Trained
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,16 @@ class Task(ABC):
     phase: ClassVar[int]
     """Keeps the random numbers (dropout) of the phases of a run apart."""
     networks: Sequence[Network]
+    parts: Sequence[Part] = ()
+    """What is trained beside them, but neither evaluated nor saved as a result."""
+
+    @property
+    def trained(self) -> Sequence[Trained]:
+        """Everything that has weights."""
+        return [*self.networks, *self.parts]
+
+    def at(self, epoch: float) -> None:  # noqa: B027 (few tasks change over time)
+        """Called before each step, with the epochs done so far."""
 
     @abstractmethod
     def losses(self, inputs: Inputs) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -113,6 +113,17 @@ class World:
         """Everybody gets rank 0's values: batch-norm's running statistics differ between processes."""
         for tensor in () if self.alone else tensors:
             dist.broadcast(tensor, 0)
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Everybody gets the mean of all processes' values, in one exchange. All must call it, with the same shapes."""
+        if self.alone or not tensors:
+            return
+        flat = torch.cat([tensor.reshape(-1).to(tensors[0].dtype) for tensor in tensors])
+        dist.all_reduce(flat)
+        flat /= self.ranks
+        parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
 
     def failed_elsewhere(self, error: BaseException) -> bool:
         """Whether an exception only says that another process of the run has gone."""

@@ -1,0 +1,35 @@
+"""What the students of a finished run say about every validation image: RUN/predictions.safetensors.
+
+How much independently trained students differ shows only when their predictions are put side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import safetensors.numpy
+from torch import nn
+
+from udskd.disagreement import FILE as FILE
+from udskd.training.checkpoint import write_atomic
+from udskd.training.evaluate import predict
+from udskd.training.session import Session
+
+LARGEST = 256 * 2**20  # bytes
+
+
+def write(session: Session, networks: Mapping[str, nn.Module]) -> None:
+    """p(class | image) of each network, by role: float16 [N, C] in the order of the validation images.
+
+    All processes must call it. A set so large that the file would exceed 256 MiB is left out.
+    """
+    size = 2 * len(networks) * len(session.val.images) * len(session.classes)
+    if size > LARGEST:
+        session.display.line(f"{FILE}: left out, it would take {size / 2**20:.0f} MiB")
+        return
+    data, runtime = session.config.data, session.runtime
+    log_p = predict(networks, session.val, data, runtime, session.display, session.vote.poll)
+    if session.world.main:
+        rows = {role: np.exp(values).astype(np.float16) for role, values in log_p.items()}
+        write_atomic(session.folder.path / FILE, safetensors.numpy.save(rows))
