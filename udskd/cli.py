@@ -27,6 +27,7 @@ commands:
   demo                          teacher, then ce, kd and udskd on a small generated set, no download
   pack SRC DST                  images of a folder tree as two files that are read faster
   cache-teacher RECIPE.toml     the teacher's answers beforehand, for several runs that learn from it
+  study uncertainty             does each weight, and each shaped target, know what is uncertain? On the generated set
   doctor data [RECIPE.toml]     what limits the speed of training on your images, and what to change
 
 udskd COMMAND --help shows each command's options; udskd --version the version.
@@ -175,6 +176,24 @@ def _doctor(argv: list[str]) -> int:
     return doctor.data(config)
 
 
+def _study(argv: list[str]) -> int:
+    if not argv or argv[0] != "uncertainty":
+        raise ConfigError(
+            f'udskd study is of "uncertainty", not {argv[0] if argv else "nothing"!r}: udskd study uncertainty'
+        )
+    parser = _Parser(
+        prog="udskd study uncertainty",
+        description="Every weighting, cud and variance on the generated set, whose true posterior is known.",
+    )
+    parser.add_argument("--output", metavar="DIR", type=Path, help="where the runs, tables and figure go (runs/study)")
+    parser.add_argument("--seeds", metavar="N", type=int, default=1, help="runs of each kind (1)")
+    parser.add_argument("--epochs", metavar="N", type=int, help="of each training, the teacher's too, for a quick look")
+    options = parser.parse_args(argv[1:])
+    from udskd import study
+
+    return study.uncertainty(options.output, options.seeds, options.epochs)
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse with our way of saying what is wrong."""
 
@@ -200,6 +219,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "pack": _pack,
     "cache-teacher": _cache_teacher,
     "doctor": _doctor,
+    "study": _study,
 }
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from udskd import recipe, report
 from udskd.config import Config
@@ -64,12 +66,15 @@ def run(config: Config, folder: Path, method: str) -> None:
     train(replace(config, method=method, teacher=teacher, output=str(path)), resume=path if started else None)
 
 
-@torch.inference_mode()
 def teacher_uncertainty(weights: Path, config: Config, images: EmbeddedSet) -> Uncertainty:
     """What the teacher makes of every validation image, beside the truth."""
+    return Uncertainty(images, images.entropy, certainty(logits_of(weights, config, images)).numpy())
+
+
+@torch.no_grad()
+def logits_of(weights: Path, config: Config, images: EmbeddedSet) -> Tensor:
+    """What a network, computed in float32 on the CPU, says of every image: logits float64 [N, C]."""
     network = load_network(weights, None, images.classes, config.data).module.eval()
-    loader = EvalLoader(images, config.data, batch_size=config.training.batch_size)
-    pixels = (to_device(batch, config.data, "cpu", len(images.classes))[0] for batch in loader)
-    logits = torch.cat([network(batch) for batch in pixels]).double()
-    loader.close()
-    return Uncertainty(images, images.entropy, certainty(logits).numpy())
+    with closing(EvalLoader(images, config.data, batch_size=config.training.batch_size)) as loader:
+        pixels = (to_device(batch, config.data, "cpu", len(images.classes))[0] for batch in loader)
+        return torch.cat([network(batch) for batch in pixels]).double()

@@ -1,0 +1,62 @@
+"""What the trained networks say of every validation image: teachers run anew, students read from their runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from udskd.config import Config
+from udskd.data import EmbeddedSet
+from udskd.demo import logits_of
+from udskd.errors import CheckpointError
+from udskd.methods import STUDENTS, Answers
+from udskd.study.measures import Floats, restored
+from udskd.training.predictions import FILE
+from udskd.training.teacher import SHAPED
+
+
+@dataclass(frozen=True)
+class Said:
+    """The networks of one run about the same N images."""
+
+    teacher: Tensor
+    """Logits float64 [N, C] of the teacher that the run's students learned from (with "ce": did not learn from)."""
+    shaped: bool
+    """Whether that teacher is the run's own, taught further, and not the one that all share."""
+    students: dict[str, Floats]
+    """By role: probabilities [N, C]."""
+
+    def answers(self, images: EmbeddedSet) -> Answers:
+        """As a batch of all images, for a method."""
+        a, b = (torch.from_numpy(np.log(self.students[role])) for role in STUDENTS)
+        return Answers(self.teacher, a, b, torch.from_numpy(images.labels))
+
+
+def said(run: Path, config: Config, shared_teacher: Tensor, images: EmbeddedSet) -> Said:
+    """What a complete run's networks say. CheckpointError if its files cannot be read."""
+    own = run / f"{SHAPED}.safetensors"
+    teacher = logits_of(own, config, images) if own.exists() else shared_teacher
+    return Said(teacher, own.exists(), student_predictions(run, images))
+
+
+def student_predictions(run: Path, images: EmbeddedSet) -> dict[str, Floats]:
+    """By role: probabilities [N, C] from the run's predictions. CheckpointError without them, or of other images."""
+    file = run / FILE
+    try:
+        stored = safetensors.numpy.load_file(file)
+        found = {role: restored(stored[role]) for role in STUDENTS}
+    except (OSError, SafetensorError, KeyError) as error:
+        raise CheckpointError(
+            f"{file} cannot be read ({error}): move the folder {run} away, and it will be trained again"
+        ) from None
+    for role, p in found.items():
+        if p.shape != images.posterior.shape:
+            expected = list(images.posterior.shape)
+            raise CheckpointError(f"{file} must hold {role} for the validation images, {expected}, got {list(p.shape)}")
+    return found
