@@ -22,7 +22,7 @@ from tests.training.test_run import events, on_call, outcome
 from udskd import methods, recipe
 from udskd.config import Config
 from udskd.errors import CheckpointError, ConfigError, Interrupted
-from udskd.training import train
+from udskd.training import evaluate_run, train
 from udskd.training.checkpoint import load_state, load_weights
 from udskd.training.students import StudentsTask
 from udskd.training.task import Inputs
@@ -152,6 +152,11 @@ def test_a_shaped_teacher_serves_another_run_without_its_stage(shaped: Path, con
     summary = train(options(config, {"method": "cud", **values}))
     assert not (run_of(config) / "teacher_shaped.safetensors").exists()
     assert summary["teacher"]["nll"] == json.loads((shaped / "summary.json").read_text())["teacher"]["nll"]
+
+
+def test_evaluating_a_run_tells_both_teachers(shaped: Path) -> None:
+    results = evaluate_run(shaped)
+    assert results["teacher_shaped"]["nll"] == json.loads((shaped / "summary.json").read_text())["teacher"]["nll"]
 
 
 def test_a_run_stopped_in_its_stage_continues_there(

@@ -26,6 +26,17 @@ VARIANTS: list[dict[str, Any]] = [
     {"data.loader": "processes", "data.workers": 2},
     {"training.accumulate": 2},
 ]
+METHODS: list[dict[str, Any]] = [
+    {"method": "cud"},
+    {"method": "sdkd", "sdkd.stages": 2},
+    {"method": "akd"},
+    {"method": "akd", "akd.alpha": "learned"},
+    {"method": "dkd"},
+    {"method": "er_kd"},
+    {"method": "wsl"},
+    {"method": "udskd", "target.shape": "mass_bounds", "target.weight": "margin"},
+]
+RANDOM: list[dict[str, Any]] = [{"method": "variance", "variance.source": s} for s in ("draws", "dropout", "views")]
 
 
 def on_gpu(tree: Path, output: Path, **options: Any) -> Config:
@@ -33,7 +44,7 @@ def on_gpu(tree: Path, output: Path, **options: Any) -> Config:
     return recipe.with_values(tiny_config(tree, output), base | options)
 
 
-@pytest.mark.parametrize("options", VARIANTS, ids=str)
+@pytest.mark.parametrize("options", VARIANTS + METHODS + RANDOM, ids=str)
 def test_nothing_waits_for_the_gpu_within_a_step(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
@@ -70,7 +81,26 @@ def test_the_alarm_rings() -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("options", [{"training.precision": "fp32"}, {"data.mixup": 0.2}], ids=str)
+@pytest.mark.parametrize("options", RANDOM, ids=str)
+def test_what_is_random_in_a_cuda_graph_is_anew_in_each_step(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    losses, run = [], Step.run
+
+    def noted(*args: Any) -> Any:
+        terms = run(*args)
+        losses.append(terms["kd_a"].clone() if "kd_a" in terms else None)
+        return terms
+
+    monkeypatch.setattr(Step, "run", noted)
+    frozen = {"training.lr": 1e-12, "data.flip": 0.0, "data.crop_scale": (1.0, 1.0), "training.batch_size": 36}
+    values = {**options, **frozen, "training.cuda_graph": True, "training.epochs": 8, "teacher.epochs": 1}
+    train(on_gpu(tree, tmp_path / "run", **values))
+    replayed = torch.stack([loss for loss in losses if loss is not None])[4:]
+    assert len(replayed.unique()) == len(replayed)
+
+
+@pytest.mark.parametrize("options", [{"training.precision": "fp32"}, {"data.mixup": 0.2}, *METHODS], ids=str)
 def test_a_cuda_graph_trains_as_the_single_launches_do(tree: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     results = []
     for graph in (False, True):

@@ -19,6 +19,7 @@ from udskd.training.folder import RunFolder
 from udskd.training.network import ROLES
 from udskd.training.runtime import Runtime
 from udskd.training.signals import Stopped, StopRequest
+from udskd.training.teacher import SHAPED
 from udskd.training.world import Vote, World
 
 
@@ -53,7 +54,7 @@ def _to_evaluate(
 ) -> tuple[dict[str, nn.Module], EvalLoader, DataConfig, Runtime]:
     config = RunFolder.open(run).config
     data = config.data if data_root is None else replace(config.data, root=data_root)
-    files = {role: run / f"{role}.safetensors" for role in ROLES if (run / f"{role}.safetensors").exists()}
+    files = {role: run / f"{role}.safetensors" for role in (*ROLES, SHAPED) if (run / f"{role}.safetensors").exists()}
     if not {"student_a", "student_b"} <= files.keys():
         raise CheckpointError(f"{run} holds no trained students yet: udskd train --resume {run} continues it")
     runtime, (_, val_set) = Runtime.of(config.training, world), open_sets(data)
