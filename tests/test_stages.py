@@ -65,10 +65,25 @@ IMAGENET = [
     ("mobilenet_v3_small", FEATURES, "0 16 112, 1 16 56, 3 24 28, 8 48 14, 12 576 7"),
     ("convnext_tiny", FEATURES, "1 96 56, 3 192 28, 5 384 14, 7 768 7"),
     ("vgg11_bn", FEATURES, "2 64 224, 6 128 112, 13 256 56, 20 512 28, 27 512 14"),
-    ("regnet_y_400mf", "trunk_output.", "block1 48 56, block2 104 28, block3 208 14, block4 440 7"),
+    (
+        "regnet_y_400mf",
+        "",
+        (
+            "stem 32 112, trunk_output.block1 48 56, trunk_output.block2 104 28, trunk_output.block3 208 14, "
+            "trunk_output.block4 440 7"
+        ),
+    ),
     ("googlenet", "", "conv1 64 112, conv3 192 56, inception3b 480 28, inception4e 832 14, inception5b 1024 7"),
-    ("inception_v3", "", "Mixed_5d 288 25, Mixed_6e 768 12, Mixed_7c 2048 5"),
+    (
+        "inception_v3",  # unpadded convolutions change the resolution as well
+        "",
+        (
+            "Conv2d_1a_3x3 32 111, Conv2d_2b_3x3 64 109, Conv2d_3b_1x1 80 54, Conv2d_4a_3x3 192 52, Mixed_5d 288 25, "
+            "Mixed_6e 768 12, Mixed_7c 2048 5"
+        ),
+    ),
     ("squeezenet1_0", FEATURES, "1 96 109, 5 256 54, 10 512 27, 12 512 13"),
+    ("swin_t", "", "permute 768 7"),
 ]
 
 
@@ -76,7 +91,7 @@ IMAGENET = [
 def test_the_stages_are_the_last_layers_of_each_resolution(name: str, prefix: str, expected: str) -> None:
     triples = (item.split() for item in expected.split(", "))
     want = [Layer(prefix + layer, int(channels), int(side)) for layer, channels, side in triples]
-    assert find_stages(build(name, 224, "imagenet"), 224)[-len(want) :] == want
+    assert find_stages(build(name, 224, "imagenet"), 224) == want
 
 
 @pytest.mark.parametrize(("stem", "first"), [("imagenet", "relu 16"), ("half", "layer1 16"), ("small", "layer1 32")])
@@ -95,6 +110,24 @@ def test_the_tiny_networks_have_three_stages_at_any_size(size: int, family: str)
     sides = [size, (size + 1) // 2, ((size + 1) // 2 + 1) // 2]
     want = [Layer(f"features.{2 * i + 2}", 8 << i, side) for i, side in enumerate(sides)]
     assert find_stages(build(family, size), size) == want
+
+
+def head(channels: int) -> list[nn.Module]:
+    return [nn.AdaptiveAvgPool2d(1), nn.Dropout(), nn.Flatten(), nn.Linear(channels, 3)]
+
+
+def test_a_layer_that_runs_twice_is_no_stage() -> None:
+    twice = nn.Conv2d(4, 4, 3, padding=1)
+    assert find_stages(nn.Sequential(nn.Conv2d(3, 4, 1), twice, twice, *head(4)), 8) == [Layer("0", 4, 8)]
+
+
+def test_stages_are_in_the_order_in_which_they_run_also_where_a_resolution_comes_back() -> None:
+    up = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 2, 2), nn.Upsample(scale_factor=2), *head(5))
+    assert find_stages(up, 8) == [Layer("1", 5, 4), Layer("2", 5, 8)]
+
+
+def test_a_network_in_double_precision_is_looked_at_as_any_other() -> None:
+    assert find_stages(nn.Sequential(nn.Conv2d(3, 4, 1), *head(4)).double(), 8) == [Layer("0", 4, 8)]
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])

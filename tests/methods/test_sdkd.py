@@ -370,8 +370,10 @@ def test_half_precision_is_the_proxys_too_where_the_student_answered_in_it() -> 
     with torch.autocast("cpu", torch.bfloat16):
         inside = run.answers()
         terms = run.method.loss(inside)
+        _, fused = run.proxies["student_a"](run.images, inside.features["teacher"])
     outside = run.method.loss(inside)
     assert inside.student_a.dtype == torch.bfloat16
+    assert [f.dtype for f in fused] == [f.dtype for f in inside.features["student_a"]]
     for found in (terms, outside):
         assert torch.equal(found["proxy_ce_a"], found["ce_a"])
         assert torch.equal(found["feature_b"], torch.zeros(()))

@@ -53,7 +53,7 @@ class FusionBlock(nn.Module):
     def forward(self, own: Tensor, teacher: Tensor) -> Tensor:
         """[B, channels, H, W] of own [B, channels, H, W] and teacher [B, teacher_channels, H', W'], in own's dtype."""
         aligned = _resized(self.align(teacher.to(own.dtype)), own.shape[-2:])
-        change: Tensor = self.scale[:, None, None] * self.mix(torch.cat([own, aligned.to(own.dtype)], 1))
+        change: Tensor = self.scale[:, None, None] * self.mix(torch.cat([own, aligned], 1))
         return own + change.to(own.dtype)
 
 
