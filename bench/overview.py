@@ -1,0 +1,50 @@
+"""One table of a ladder: accuracy and calibration of both students by every method, and how fast each trains.
+
+    python -m bench.overview RUN... [--speed FILE]
+
+FILE is what `python -m bench.methods --json` wrote of the same recipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from udskd import report
+from udskd.runs import ROLES, Group, group_runs, read_runs
+
+METRICS = (("top-1 %", "top1", 1), ("NLL", "nll", 2), ("ECE", "ece", 3))
+
+
+def overview(groups: Sequence[Group], speed: Mapping[str, float]) -> report.Section:
+    """A row for each teacher and method: mean ± standard deviation over seeds; images/s where known."""
+    models = [groups[0].model(role) for role in ROLES]
+    header = ["method", *(f"{model}: {title}" for model in models for title, _, _ in METRICS), "images/s"]
+    rows = []
+    for model, found in report.teachers_of(groups).items():
+        cells = [report.cell([teacher[key] for teacher in found], digits) for _, key, digits in METRICS]
+        rows.append([f"teacher {model}", *cells, *[""] * len(METRICS), ""])
+    for group in groups:
+        cells = [report.cell(group.values(role, key), digits) for role in ROLES for _, key, digits in METRICS]
+        rows.append([f"`{group.label}`", *cells, f"{speed[group.method]:.0f}" if group.method in speed else ""])
+    return report.Section(f"{groups[0].runs[0].summary['dataset']['classes']} classes", header, rows)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.overview", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders that bench.ladder's runs left")
+    parser.add_argument("--speed", type=Path, metavar="FILE", help="JSON of bench.methods")
+    options = parser.parse_args(argv)
+    speed = {}
+    if options.speed:
+        rows = json.loads(options.speed.read_text(encoding="utf-8"))["rows"]
+        speed = {row["method"]: row["images_per_s"] for row in rows}
+    print(report.markdown([overview(group_runs(read_runs(options.runs)), speed)]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
