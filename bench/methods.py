@@ -98,6 +98,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.json:
         command = f"python -m bench.methods {options.recipe} --data.root DIR --rounds {options.rounds}"
         command += f" --threads {options.threads}" * bool(options.threads)
+        if options.methods != methods.names():
+            command += f" --methods {' '.join(options.methods)}"
+        changed = {name: value for name, value in recipe.flatten(config).items() if name != "data.root"}
+        stored = recipe.flatten(recipe.load(options.recipe))
+        command += "".join(f" --{name} {value}" for name, value in changed.items() if stored[name] != value)
         found = {"command": command, "machine": machine.machine(), "versions": machine.versions(), "rows": rows}
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 0

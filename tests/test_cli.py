@@ -176,3 +176,12 @@ def test_a_signal_to_the_whole_process_group_ends_in_one_line_and_a_run_that_con
     assert last.endswith("saved; continue with: udskd train --resume out")
     assert not (here / "out" / "summary.json").exists()
     assert arguments.train(["--resume", "out"])[1] == Path("out")
+
+
+@pytest.mark.parametrize("command", ["doctor", "study"])
+def test_a_command_of_one_subject_says_which(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([command]) == 2
+    assert "not of nothing" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0

@@ -27,7 +27,7 @@ commands:
   demo                          teacher, then ce, kd and udskd on a small generated set, no download
   pack SRC DST                  images of a folder tree as two files that are read faster
   cache-teacher RECIPE.toml     the teacher's answers beforehand, for several runs that learn from it
-  study uncertainty             does each weight, and each shaped target, know what is uncertain? On the generated set
+  study uncertainty             do the weights, and shaped targets, know what is uncertain? On the generated set
   doctor data [RECIPE.toml]     what limits the speed of training on your images, and what to change
 
 udskd COMMAND --help shows each command's options; udskd --version the version.
@@ -168,30 +168,34 @@ def _cache_teacher(argv: list[str]) -> int:
 
 
 def _doctor(argv: list[str]) -> int:
-    if not argv or argv[0] != "data":
-        raise ConfigError(f'udskd doctor examines "data", not {argv[0] if argv else "nothing"!r}: udskd doctor data')
-    config = arguments.plain(argv[1:], "udskd doctor data")
+    config = arguments.plain(_of("doctor", "data", argv), "udskd doctor data")
     from udskd import doctor
 
     return doctor.data(config)
 
 
 def _study(argv: list[str]) -> int:
-    if not argv or argv[0] != "uncertainty":
-        raise ConfigError(
-            f'udskd study is of "uncertainty", not {argv[0] if argv else "nothing"!r}: udskd study uncertainty'
-        )
     parser = _Parser(
         prog="udskd study uncertainty",
-        description="Every weighting, cud and variance on the generated set, whose true posterior is known.",
+        description="Every weighting of udskd, cud and variance on the generated set, whose true posterior is known.",
     )
     parser.add_argument("--output", metavar="DIR", type=Path, help="where the runs, tables and figure go (runs/study)")
     parser.add_argument("--seeds", metavar="N", type=int, default=1, help="runs of each kind (1)")
     parser.add_argument("--epochs", metavar="N", type=int, help="of each training, the teacher's too, for a quick look")
-    options = parser.parse_args(argv[1:])
+    options = parser.parse_args(_of("study", "uncertainty", argv))
     from udskd import study
 
     return study.uncertainty(options.output, options.seeds, options.epochs)
+
+
+def _of(command: str, subject: str, argv: list[str]) -> list[str]:
+    """The options of a command that so far has a single subject."""
+    if argv and argv[0] in ("-h", "--help"):
+        return argv
+    if not argv or argv[0] != subject:
+        came = f'"{argv[0]}"' if argv else "nothing"
+        raise ConfigError(f'udskd {command} is of "{subject}", not of {came}: udskd {command} {subject}')
+    return argv[1:]
 
 
 class _Parser(argparse.ArgumentParser):

@@ -19,7 +19,11 @@ from matplotlib.figure import Figure
 
 from udskd.runs import ROLES, Group
 
-COLOURS = {"ce": "#7a7a7a", "kd": "#e69f00", "dml": "#009e73", "udskd": "#0072b2"}
+COLOURS = {
+    **{"ce": "#7a7a7a", "kd": "#e69f00", "dml": "#009e73", "udskd": "#0072b2"},
+    **{"cud": "#a6761d", "variance": "#66a61e", "sdkd": "#7b3294", "akd": "#e7298a", "dkd": "#1b4f72"},
+    **{"er_kd": "#b22222", "wsl": "#20b2aa"},
+}
 VARIANTS = ["#cc79a7", "#56b4e9", "#d55e00", "#8c6bb1", "#f0c800"]
 INK, FAINT = "#222222", "#d9d9d9"
 STYLE: Any = {

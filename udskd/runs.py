@@ -57,8 +57,10 @@ class Group:
 
     def _disagreement(self, role: str) -> list[float]:
         """One number where there are at least two runs and all have left their predictions, else none."""
+        if len(self.runs) < 2:
+            return []
         found = [p for run in self.runs if (p := read(run.path, role)) is not None]
-        return [1000 * disagreement(found)] if len(found) == len(self.runs) > 1 else []
+        return [1000 * disagreement(found)] if len(found) == len(self.runs) else []
 
 
 def read_runs(paths: Iterable[Path]) -> list[Run]:

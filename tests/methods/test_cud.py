@@ -14,7 +14,7 @@ from udskd import methods
 from udskd.config import Config, DataConfig, LossConfig
 from udskd.errors import ConfigError
 from udskd.method_config import CudConfig, TargetConfig
-from udskd.methods.base import Answers, Needs, Shape
+from udskd.methods.base import Answers, Shape
 from udskd.methods.cud import MassBounds, WrongMassClip
 from udskd.methods.masses import bound_masses
 
@@ -214,9 +214,8 @@ def test_the_method_goes_with_other_shapes(name: str, batch: Answers) -> None:
     assert [shape.name for shape in method.shapes] == [n for n in name.split("+") if n != "none"]
 
 
-def test_the_method_asks_for_labels_and_brings_its_stage_and_shape() -> None:
+def test_the_method_brings_its_stage_and_shape() -> None:
     method = methods.build(Config(method="cud"))
-    assert [shape.needs for shape in method.shapes] == [Needs(hard_labels=True)]
     assert (method.stage, method.shape) == ("uncertainty_shaping", "wrong_mass_clip")
 
 

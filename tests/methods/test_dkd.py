@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from tests.methods.batches import (
     DTYPES,
     OPTIONS,
-    C,
     answers,
     assert_asks_for_backend,
     assert_loss_of_nothing,
@@ -28,7 +27,7 @@ from udskd import methods
 from udskd.config import Config, DataConfig, LossConfig, TrainingConfig
 from udskd.errors import ConfigError
 from udskd.method_config import DkdConfig, TargetConfig
-from udskd.methods.base import Answers, Setting, Shape, Shaped
+from udskd.methods.base import Answers, Shape, Shaped
 from udskd.methods.dkd import DecoupledDistillation
 
 ALPHA, BETA = 1.5, 4.0
@@ -173,12 +172,6 @@ def test_each_student_is_given_the_target_that_was_shaped_for_it() -> None:
     assert "apart" in terms
     total = 0.7 * (terms["ce_a"] + terms["ce_b"]) + terms["kd_a"] + terms["kd_b"]
     torch.testing.assert_close(terms["loss"].detach(), total)
-
-
-def test_labels_are_asked_for_and_nothing_else() -> None:
-    needs = dkd().needs(Setting(C, 8, {}))
-    assert needs.hard_labels
-    assert needs.responses == 0
 
 
 def test_mixup_is_refused() -> None:

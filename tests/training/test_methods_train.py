@@ -183,6 +183,50 @@ def test_a_stage_is_not_continued_from_another_teacher(config: Config, teacher: 
         train(other, resume=run_of(config))
 
 
+def test_a_stage_begun_anew_with_another_teacher_can_be_continued(
+    config: Config, teacher: str, shaped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped before anything of the stage was saved, a run may be given another teacher."""
+    from udskd.training.teacher import StageTask
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    config = options(config, {"method": "cud", "teacher.checkpoint": teacher, "training.epochs": 1})
+    other = recipe.with_values(config, {"teacher.checkpoint": str(shaped / "teacher_shaped.safetensors")})
+    for first, task in ((config, StageTask), (other, StudentsTask)):
+        with monkeypatch.context() as patch:
+            on_call(patch, task, "losses", 1, fail)
+            with pytest.raises(ZeroDivisionError):
+                train(first, resume=run_of(config) if run_of(config).exists() else None)
+    assert train(other, resume=run_of(config))["status"] == "complete"
+
+
+def test_a_parts_learning_rate_is_its_own(config: Config) -> None:
+    values = {"method": "sdkd", "target.shape": "context", "akd.lr": 0.001, "sdkd.lr": 0.5}
+    rates = {part.role: part.schedule.peak for part in Watch(options(config, values)).trial.task.parts}
+    assert rates == {"context": 0.001, "fusion_a": 0.5, "fusion_b": 0.5}
+
+
+def test_a_method_of_ones_own_may_keep_the_teachers_logits(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Products(methods.Method):
+        name = "products"
+
+        def loss(self, answers: methods.Answers) -> dict[str, Tensor]:
+            assert answers.teacher is not None
+            zero = torch.zeros(())
+            students = answers.student_a + answers.student_b
+            return {"loss": (answers.teacher * students).mean(), **dict.fromkeys(methods.COMPONENTS, zero)}
+
+    monkeypatch.setitem(methods._METHODS, "products", Products)
+    train(options(config, {"method": "products", "training.epochs": 1}))
+
+
+def test_the_summary_says_which_stage_the_teacher_had(config: Config, teacher: str) -> None:
+    values = {"method": "kd", "teacher.stage": "cross_entropy", "teacher.checkpoint": teacher}
+    assert train(options(config, values))["options"]["teacher.stage"] == "cross_entropy"
+
+
 # --- combinations that cannot be -----------------------------------------------------------------------------------
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
@@ -200,7 +244,12 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "answers of the teacher after a shape": (
         {"target.shape": "wrong_mass_clip+average", "variance.source": "views"},
-        '"average" asks the teacher for views of its own: put it first',
+        r'"average" takes the teacher\'s own answers \(views\), whatever comes before it: put it first',
+    ),
+    "the same shape twice": ({"target.shape": "context+context"}, "target.shape must name different shapes"),
+    "features and several answers": (
+        {"method": "sdkd", "sdkd.stages": 2, "target.shape": "average", "variance.source": "views"},
+        "only one of them can be had",
     ),
     "an unknown shape": (
         {"target.shape": "wrong_mas_clip"},
@@ -355,9 +404,36 @@ def test_a_view_is_mirrored_or_not_and_moved_by_an_eighth_at_most() -> None:
 
     torch.manual_seed(0)
     ramp = torch.linspace(-1, 1, 64).expand(200, 3, 64, 64).contiguous()
-    centre = view(ramp)[:, 0, 32, 24:40]
+    centre = view(ramp, 0.5)[:, 0, 32, 24:40]
     slope = centre[:, -1] - centre[:, 0]
     assert 60 < (slope < 0).sum() < 140
     middle = centre.mean(1).abs() / (2 / 63)  # in pixels
     assert middle.max() < 9
     assert middle.max() > 6
+
+
+def test_a_view_is_not_mirrored_where_images_are_not() -> None:
+    from udskd.training.said import view
+
+    ramp = torch.linspace(-1, 1, 64).expand(200, 3, 64, 64).contiguous()
+    centre = view(ramp, 0.0)[:, 0, 32, 24:40]
+    assert (centre[:, -1] > centre[:, 0]).all()
+
+
+def test_layers_are_tapped_after_batch_norm_was_exchanged(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """training.sync_batchnorm puts other layers in the place of batch-norms, one of which may be what is tapped."""
+    from udskd import models
+    from udskd.config import StudentConfig
+    from udskd.training.network import Network
+    from udskd.training.runtime import Runtime
+    from udskd.training.world import World
+
+    monkeypatch.setattr(Runtime, "parallel", lambda self, module, size: module)
+    world = World(ranks=2, control=object())
+    runtime = Runtime(torch.device("cpu"), "fp32", torch.contiguous_format, world, sync_batchnorm=True)
+    model = models.build("densenet121", 3, 32)
+    layers = ("features.norm5",)
+    network = Network("student_a", model, StudentConfig(), config.training, runtime, 1, 1, layers)
+    tapped = network.module.get_submodule(*layers)
+    assert isinstance(tapped, nn.SyncBatchNorm)
+    assert tapped._forward_hooks

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from udskd.config import Config
 from udskd.errors import ConfigError
 from udskd.methods.akd import AdaptiveDistillation
-from udskd.methods.base import COMPONENTS, STUDENTS, Answers, Method, Needs, Setting, Shape, TeacherStage
+from udskd.methods.base import COMPONENTS, STUDENTS, Answers, Method, Needs, Setting, Shape, Shaped, TeacherStage
 from udskd.methods.ce import CrossEntropy
 from udskd.methods.context import Context
 from udskd.methods.cud import CalibratedUncertainty, MassBounds, UncertaintyShaping, WrongMassClip
@@ -27,6 +27,8 @@ __all__ = [
     "Method",
     "Needs",
     "Setting",
+    "Shape",
+    "Shaped",
     "TeacherStage",
     "build",
     "get",
@@ -63,6 +65,8 @@ def build(config: Config) -> Method:
     method = get(config.method)
     wanted = method.shape if config.target.shape == "auto" else config.target.shape
     kinds = [] if wanted == "none" else [_find("target.shape", name.strip(), _SHAPES) for name in wanted.split("+")]
+    if len(set(kinds)) < len(kinds):
+        raise ConfigError(f'target.shape must name different shapes, got "{wanted}"')
     for option, asked in (("shape", kinds), ("weight", config.target.weight != "auto")):
         if asked and not method.uses_teacher:
             raise ConfigError(
@@ -72,8 +76,8 @@ def build(config: Config) -> Method:
     for shape in shapes[1:]:
         if shape.needs.responses:
             raise ConfigError(
-                f'target.shape is "{wanted}", but "{shape.name}" asks the teacher for {shape.needs.source} of its own: '
-                "put it first"
+                f'target.shape is "{wanted}", but "{shape.name}" takes the teacher\'s own answers '
+                f'({shape.needs.source}), whatever comes before it: put it first, or set variance.source to "draws"'
             )
     return method(config, shapes)
 

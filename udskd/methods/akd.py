@@ -33,8 +33,8 @@ class AdaptiveDistillation(OperatorMethod):
     Cipolla, CVPR 2018) [reconstructed], with s + s' of both students among the terms as "noise".
 
     alpha="batch" or "sample": 1 - alpha grows with the gap (gaps(), teacher_share()), without a gradient; for each
-    image by itself, or for the batch (one of its parts, where training.accumulate cuts it) by its mean, as GapAverage
-    smoothes it.
+    image by itself, or for the batch by its mean, as GapAverage smoothes it: for what one process sees of it at a time,
+    a part where training.accumulate cuts it, the average being everybody's from one step to the next.
 
     The teacher of a gap is the teacher itself, whatever the shapes make of it. Further terms: "alpha_a" and "alpha_b",
     the share of the cross-entropy in both weights, its mean over the images.

@@ -54,8 +54,6 @@ class Needs:
     """Where they differ."""
     layers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By role: layers whose outputs are wanted, in Answers.features."""
-    hard_labels: bool = False
-    """Labels, not probabilities: no mixup."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +82,14 @@ class Shape(ABC):
     per_student: ClassVar[bool] = False
     """Whether the two students are given different targets."""
     needs: Needs = Needs()
+    lr: float | None = None
+    """Peak learning rate of its part; training.lr by default."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
 
     def modules(self, setting: Setting) -> dict[str, nn.Module]:
-        """Its own trainable parts by name, made once, before training; their weights from PyTorch's generator."""
+        """Its own trainable part, by the shape's name, made once, before training; weights from PyTorch's generator."""
         return {}
 
     @abstractmethod
@@ -124,6 +124,8 @@ class Method(ABC):
     """Name of what belongs between the teacher and the students."""
     lr: float | None = None
     """Peak learning rate of its own parts; training.lr by default."""
+    keeps_teacher: ClassVar[bool] = True
+    """Whether autograd may keep the teacher's logits for a backward pass: those of inference mode cannot be."""
 
     def __init__(self, config: Config, shapes: tuple[Shape, ...] = ()) -> None:
         """Raises ConfigError for options that the method cannot be with."""

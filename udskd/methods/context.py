@@ -40,6 +40,7 @@ class Context(Shape):
             raise ConfigError(f"akd.width must be at least 1, got {width}")
         if not 0 <= closeness < math.inf:
             raise ConfigError(f"akd.closeness must be a finite number, 0 or more, got {closeness}")
+        self.lr = config.akd.lr
         self._weights: ClassWeights | None = None
 
     def modules(self, setting: Setting) -> dict[str, nn.Module]:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from udskd.config import Config
 from udskd.errors import ConfigError
-from udskd.methods.base import Answers, Needs, Shape, Shaped, TeacherStage
+from udskd.methods.base import Answers, Shape, Shaped, TeacherStage
 from udskd.methods.masses import at_least_float32, bound_logits, clip_wrong_mass, label_index
 from udskd.methods.operator import OperatorMethod
 from udskd.uncertainty import entropy
@@ -33,7 +33,6 @@ class WrongMassClip(Shape):
     """
 
     name = "wrong_mass_clip"
-    needs = Needs(hard_labels=True)
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -58,9 +57,11 @@ class MassBounds(Shape):
     """The distribution closest to the teacher's, in KL(q ‖ p), that gives the label at least cud.label_mass, and the
     classes that the teacher ranks above the label at most cud.wrong_mass together: udskd.methods.masses.bound_masses.
 
-    The two bounds and the program are the paper's, which does not solve it [paper]. The closed form, which classes are
-    meant (a class that ties with the label is not above it), the two numbers, and cud.clip as for wrong_mass_clip are
-    not published [reconstructed].
+    The bounds on the two masses, the projection, and that KL(q || p) makes of it an exponential tilt of the two groups
+    are the paper's, which never fits the tilt [paper]. Its bounds on the entropy are left out, and its first group is a
+    neighbourhood of classes related to the label; that group as the label alone, the second as the classes above it (a
+    class that ties is not), the tilt in closed form, the two numbers, and cud.clip as for wrong_mass_clip are
+    [reconstructed].
 
     Rows that keep both bounds are given back bit by bit, others as temperature times log q (-inf for the classes above
     the label if cud.wrong_mass is 0); logits in half precision come back as float32.
@@ -70,7 +71,6 @@ class MassBounds(Shape):
     """
 
     name = "mass_bounds"
-    needs = Needs(hard_labels=True)
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)

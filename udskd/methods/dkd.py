@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from udskd.config import Config
 from udskd.errors import ConfigError
 from udskd.losses import DualStudentLossOutput, dual_student_loss
-from udskd.methods.base import STUDENTS, Answers, Needs, Ramp, Setting, Shape
+from udskd.methods.base import STUDENTS, Answers, Ramp, Shape
 from udskd.methods.operator import OperatorMethod, Terms, side_by_side, terms_of
 
 
@@ -51,10 +50,6 @@ class DecoupledDistillation(OperatorMethod):
             if not 0 <= value < math.inf:
                 raise ConfigError(f"dkd.{name} must be a finite number, 0 or more, got {value}")
         self._ramp = Ramp(config.dkd.ramp_epochs, config.training.epochs)
-
-    def needs(self, setting: Setting) -> Needs:
-        """Labels, beside what the shapes ask for."""
-        return replace(super().needs(setting), hard_labels=True)
 
     def at(self, epoch: float) -> None:
         """The ramp's time."""

@@ -16,10 +16,10 @@ class EntropyReweighted(OperatorMethod):
 
         loss = mean over images of Σ_i ( ce_weight·CE_i + kd_weight·H(t)·T²·KL(t ‖ i) )
 
-    with the entropy H in nats, of the teacher's distribution at temperature T [paper]. The authors' code takes it at
-    temperature 4 whatever T is, which is the same at the default T; later versions of the paper bring in the student's
-    entropy too, which this does not. The two weights and T come from the options, so that
-    the comparison with "udskd" differs in the weighting alone [reconstructed].
+    with the entropy H in nats, of the teacher's distribution [paper] at temperature T [reconstructed: the authors'
+    code takes it at 4 whatever T is, which is the same at the default T]; later versions of the paper bring in the
+    student's entropy too, which this does not. The two weights and T come from the options, so that the comparison
+    with "udskd" differs in the weighting alone [reconstructed].
 
     One call of the operator: its weight for trust in the uncertain is H / log C, and kd_weight is multiplied by log C.
     What is returned is in nats again: "weight" is H, "entropy" is the same H, and kd_a and kd_b are the means of

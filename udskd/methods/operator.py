@@ -20,6 +20,7 @@ class OperatorMethod(Method):
     """A method that is udskd.dual_student_loss with some of its options held fixed, on targets that were shaped."""
 
     fixed: ClassVar[dict[str, Any]] = {}
+    keeps_teacher = False  # the operator itself takes tensors of inference mode
 
     def __init__(self, config: Config, shapes: tuple[Shape, ...] = ()) -> None:
         super().__init__(config, shapes)

@@ -103,9 +103,9 @@ class StudentDriven(OperatorMethod):
     with u(f) = f / max(‖f‖, 1e-4) over the channels, f_p what the fusion blocks gave. The gradient of L_p reaches the
     blocks alone, that of L_i the student alone.
 
-    The proxy, that only its blocks are trained, the KL between the outputs of teacher, proxy and student, the mutual
-    learning that motivates it, and that features are taught as well as outputs are the paper's [paper]. The forms of
-    L_i and L_p, their weights, which are those of [loss], and which layers are fused are not published, and options
+    The proxy, that only its blocks are trained, the KL between the outputs of teacher, proxy and student, and the
+    mutual learning that motivates it are the paper's [paper]. The distance between features, the forms of L_i and
+    L_p, their weights, which are those of [loss], and which layers are fused are not published, and options
     [reconstructed]. The ramp over sdkd.ramp_epochs, since at first the proxy only knows what the student knows, is
     that of decoupled distillation's code; it is on both directions, and that towards the proxy is nearly 0 at first
     anyway [reconstructed]. peer_a and peer_b are the students' KL from their proxies.

@@ -43,9 +43,10 @@ RUNS: dict[str, dict[str, Any]] = {
 def settings(epochs: int | None) -> Config:
     """What all runs share: the recipe of `udskd demo`, with other epochs for teacher and students if given."""
     config = recipe.load(demo.RECIPE)
-    return (
-        config if epochs is None else recipe.with_values(config, {"training.epochs": epochs, "teacher.epochs": epochs})
-    )
+    if epochs is None:
+        return config
+    phases = ("training.epochs", "teacher.epochs", "cud.stage_epochs")
+    return recipe.with_values(config, dict.fromkeys(phases, epochs))
 
 
 def folder_of(output: Path, name: str, seed: int) -> Path:

@@ -39,7 +39,8 @@ def evaluate(
     Raises DataError for an unreadable image, and what poll() raises.
     """
     posterior = getattr(loader.images, "posterior", None)
-    tables, log_p = _answers(networks, loader, data, runtime, display, poll, posterior is not None)
+    keep = _log_p if posterior is not None else None
+    tables, log_p = _answers(networks, loader, data, runtime, display, poll, keep)
     results = {name: summarise(table) for name, table in tables.items()}
     for name, rows in log_p.items():
         results[name] |= against_posterior(rows, np.asarray(posterior, dtype=np.float64))
@@ -54,9 +55,9 @@ def predict(
     runtime: Runtime,
     display: Display,
     poll: Callable[[], Any],
-) -> dict[str, Floats]:
-    """The logarithms of each network's p(class | image), [N, C] in the order of the images; all else as evaluate()."""
-    return _answers(networks, loader, data, runtime, display, poll, True)[1]
+) -> dict[str, npt.NDArray[np.float16]]:
+    """Each network's p(class | image), [N, C] in the order of the images; all else as evaluate()."""
+    return _answers(networks, loader, data, runtime, display, poll, _half_p)[1]
 
 
 def _answers(
@@ -66,25 +67,34 @@ def _answers(
     runtime: Runtime,
     display: Display,
     poll: Callable[[], Any],
-    keep_log_p: bool,
-) -> tuple[dict[str, Floats], dict[str, Floats]]:
-    """The table of metrics of every image, and if wanted log p, of each network."""
+    keep: Callable[[Tensor], Tensor] | None,
+) -> tuple[dict[str, Floats], dict[str, Any]]:
+    """Of each network, the table of metrics of every image, and what `keep` makes of its logits."""
     for module in networks.values():
         runtime.world.equalise(module.buffers())
     modes = {name: module.training for name, module in networks.items()}
     try:
         for module in networks.values():
             module.eval()
-        mine = _Pass(networks, keep_log_p)
+        mine = _Pass(networks, keep)
         mine.run(loader, data, runtime, display, poll)
     finally:
         for name, module in networks.items():
             module.train(modes[name])
-    tables, log_p = (_in_order(runtime.world.gather(part)) for part in mine.parts())
+    tables, kept = (_in_order(runtime.world.gather(part)) for part in mine.parts())
     return (
         {name: np.concatenate(parts) for name, parts in tables.items()},
-        {name: np.concatenate(parts) for name, parts in log_p.items()},
+        {name: np.concatenate(parts) for name, parts in kept.items()},
     )
+
+
+def _log_p(logits: Tensor) -> Tensor:
+    return torch.log_softmax(logits.double(), -1)
+
+
+def _half_p(logits: Tensor) -> Tensor:
+    """On the host, where there is more room for all images' than on a GPU."""
+    return torch.softmax(logits.double(), -1).half().cpu()
 
 
 Parts = dict[str, dict[int, Floats]]  # of each network: what its batches gave, by their numbers
@@ -93,10 +103,10 @@ Parts = dict[str, dict[int, Floats]]  # of each network: what its batches gave, 
 class _Pass:
     """One process's batches through all networks, so that each image is decoded once."""
 
-    def __init__(self, networks: Mapping[str, nn.Module], keep_log_p: bool) -> None:
-        self._networks = networks
+    def __init__(self, networks: Mapping[str, nn.Module], keep: Callable[[Tensor], Tensor] | None) -> None:
+        self._networks, self._keep = networks, keep
         self._metrics = {name: Metrics() for name in networks}
-        self._log_p: dict[str, list[Tensor]] = {name: [] for name in networks if keep_log_p}
+        self._kept: dict[str, list[Tensor]] = {name: [] for name in networks}
         self._sizes: dict[int, int] = {}
 
     def run(
@@ -116,14 +126,14 @@ class _Pass:
             with runtime.autocast():
                 logits = module(images)
             self._metrics[name].update(logits, labels)
-            if name in self._log_p:
-                self._log_p[name].append(torch.log_softmax(logits.double(), -1))
+            if self._keep is not None:
+                self._kept[name].append(self._keep(logits))
 
     def parts(self) -> tuple[Parts, Parts]:
-        """The metrics' table of each network and batch, and, if they were kept, the logarithms of p [B, C]."""
+        """The metrics' table of each network and batch, and what was kept of it."""
         tables = {name: _split(metrics.table(), self._sizes) for name, metrics in self._metrics.items()}
-        log_p = {name: torch.cat(kept).cpu().numpy() for name, kept in self._log_p.items() if kept}
-        return tables, {name: _split(rows, self._sizes) for name, rows in log_p.items()}
+        kept = {name: torch.cat(parts).cpu().numpy() for name, parts in self._kept.items() if parts}
+        return tables, {name: _split(rows, self._sizes) for name, rows in kept.items()}
 
 
 def _split(rows: Floats, sizes: dict[int, int]) -> dict[int, Floats]:

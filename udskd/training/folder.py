@@ -1,4 +1,5 @@
-"""The run folder: config.toml, environment.json, log.jsonl, checkpoints/, the trained networks, summary.json."""
+"""The run folder: config.toml, environment.json, log.jsonl, checkpoints/, the trained networks, the students'
+predictions, summary.json."""
 
 from __future__ import annotations
 

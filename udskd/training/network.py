@@ -93,7 +93,7 @@ class Network(Trained):
     ) -> None:
         """With layers, forward(images) gives the logits and a tuple of these layers' outputs."""
         self.model = model
-        module = runtime.place(model.module)
+        module = runtime.synced(runtime.place(model.module))
         trained = Tapped(module, layers) if layers else module
         self._parallel = None if runtime.world.alone else runtime.parallel(trained, model.image_size)
         forward = self._parallel or trained
@@ -150,7 +150,7 @@ class Part(Trained):
         steps_per_epoch: int,
     ) -> None:
         self._world = runtime.world
-        module = runtime.place(module)
+        module = runtime.synced(runtime.place(module))
         super().__init__(role, module, lr, training.weight_decay, training, runtime, epochs, steps_per_epoch)
 
     def update(self, scaler: GradScaler) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import safetensors.numpy
 from torch import nn
 
@@ -29,7 +28,6 @@ def write(session: Session, networks: Mapping[str, nn.Module]) -> None:
         session.display.line(f"{FILE}: left out, it would take {size / 2**20:.0f} MiB")
         return
     data, runtime = session.config.data, session.runtime
-    log_p = predict(networks, session.val, data, runtime, session.display, session.vote.poll)
+    rows = predict(networks, session.val, data, runtime, session.display, session.vote.poll)
     if session.world.main:
-        rows = {role: np.exp(values).astype(np.float16) for role, values in log_p.items()}
         write_atomic(session.folder.path / FILE, safetensors.numpy.save(rows))

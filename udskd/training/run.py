@@ -128,7 +128,7 @@ def _summary(
         for n in networks
     }
     own = {name: getattr(Config(), name) for name in ("loss", "target", *METHOD_SECTIONS)}
-    defaults = recipe.flatten(replace(config, **own))
+    defaults = recipe.flatten(replace(config, **own, teacher=replace(config.teacher, stage="auto")))
     return {
         "method": config.method,
         "seed": config.seed,

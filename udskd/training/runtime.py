@@ -74,10 +74,16 @@ class Runtime:
         """Half precision where asked for; the loss stays outside, it raises its logits to fp32 itself."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.precision != "fp32")
 
+    def synced(self, module: nn.Module) -> nn.Module:
+        """The module with batch-norm over the images of all processes, if that is wanted and there are several. Before
+        anything else holds one of its layers, since they are replaced."""
+        if self.world.alone or not self.sync_batchnorm:
+            return module
+        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+        return converted
+
     def parallel(self, module: nn.Module, image_size: int) -> DistributedDataParallel:
         """The module with its gradients averaged over the processes, batch-norm's statistics being those of rank 0."""
-        if self.sync_batchnorm:
-            nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
         devices = [self.device.index] if self.device.type == "cuda" else None
         parallel = DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
         self._settle(parallel, image_size)

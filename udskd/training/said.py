@@ -43,21 +43,28 @@ def saying(config: Config, runtime: Runtime, module: nn.Module, needs: Needs, or
     dtype = runtime.dtype_of(config.teacher.precision)
     layers = needs.layers.get("teacher", ())
     if layers:
-        return _WithFeatures(module, runtime, dtype, layers)
+        return _WithFeatures(module, runtime, dtype, layers, config.training.compile)
     if needs.responses and needs.source == "dropout":
         return _WithDropout(module, runtime, dtype, needs.responses, config.variance.dropout)
     frozen = Frozen(module, runtime, dtype, config.training.compile, ordinary or needs.responses > 0)
     if needs.responses:
-        return lambda images: Said(frozen(images), torch.stack([frozen(view(images)) for _ in range(needs.responses)]))
+        flip, count = config.data.flip, needs.responses
+        return lambda images: Said(frozen(images), torch.stack([frozen(view(images, flip)) for _ in range(count)]))
     return lambda images: Said(frozen(images))
 
 
 class _WithFeatures:
     """Unfolded: folding batch-norm away would take the layers' names with it."""
 
-    def __init__(self, module: nn.Module, runtime: Runtime, dtype: torch.dtype, layers: tuple[str, ...]) -> None:
+    def __init__(
+        self, module: nn.Module, runtime: Runtime, dtype: torch.dtype, layers: tuple[str, ...], compiled: bool
+    ) -> None:
         own = runtime.place(copy.deepcopy(module).eval().requires_grad_(False))
-        self._tapped, self._dtype = Tapped(own.to(dtype), layers), dtype
+        tapped = Tapped(own.to(dtype), layers)
+        self._tapped: Callable[[Tensor], tuple[Tensor, tuple[Tensor, ...]]] = (
+            torch.compile(tapped) if compiled else tapped
+        )
+        self._dtype = dtype
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Said:
@@ -94,11 +101,11 @@ def last_linear(module: nn.Module) -> nn.Linear:
     return layers[-1]
 
 
-def view(images: Tensor) -> Tensor:
-    """Each image [B, 3, S, S] mirrored or not and moved a little, at random, its border reflected."""
+def view(images: Tensor, flip: float) -> Tensor:
+    """Each image [B, 3, S, S] moved a little and with probability `flip` mirrored, its border reflected."""
     rows, random = len(images), torch.rand(3, len(images), device=images.device, dtype=images.dtype)
     places = images.new_zeros(rows, 2, 3)
-    places[:, 0, 0] = torch.where(random[0] < 0.5, -1.0, 1.0)
+    places[:, 0, 0] = torch.where(random[0] < flip, -1.0, 1.0)
     places[:, 1, 1] = 1.0
     places[:, :, 2] = 2 * SHIFT * (2 * random[1:].T - 1)  # a whole side is 2 in these coordinates
     grid = F.affine_grid(places, list(images.shape), align_corners=False)

@@ -32,6 +32,10 @@ class Plan:
     needs: Needs
     parts: Mapping[str, nn.Module]
 
+    def lr(self, part: str) -> float | None:
+        """A part's own peak learning rate: a shape's part has the shape's name."""
+        return next((shape.lr for shape in self.method.shapes if shape.name == part), self.method.lr)
+
     @staticmethod
     def of(config: Config, classes: int, networks: Mapping[str, Model]) -> Plan:
         """Raises ConfigError for what the method cannot do with these networks or options."""
@@ -46,11 +50,16 @@ class Plan:
 
     def says(self, config: Config, runtime: Runtime, teacher: nn.Module) -> Saying:
         """What the method asks of this teacher."""
-        learns = bool(self.parts) or bool(self.method.shapes)  # they may keep its answers for a backward pass
-        return saying(config, runtime, teacher, self.needs, ordinary=learns)
+        keeps = self.method.keeps_teacher or bool(self.parts) or bool(self.method.shapes)
+        return saying(config, runtime, teacher, self.needs, ordinary=keeps)
 
 
 def _check(config: Config, needs: Needs) -> None:
+    if needs.layers and needs.responses:
+        raise ConfigError(
+            f'method "{config.method}" asks the teacher for features, and target.shape "{config.target.shape}" for '
+            f'several answers ({needs.source}): only one of them can be had, so set variance.source to "draws"'
+        )
     beyond = "features" if needs.layers else f"{needs.source}" if needs.responses else ""
     if beyond and config.teacher.cache is not None:
         raise ConfigError(
@@ -81,8 +90,10 @@ class StudentsTask(Task):
         )
         self.networks = (a, b)
         self._method = plan.method
-        lr = training.lr if plan.method.lr is None else plan.method.lr
-        self.parts = [Part(name, module, lr, training, runtime, *counts) for name, module in plan.parts.items()]
+        self.parts = [
+            Part(name, module, training.lr if (lr := plan.lr(name)) is None else lr, training, runtime, *counts)
+            for name, module in plan.parts.items()
+        ]
         self._autocast = runtime.autocast
         self._teacher = teacher
 

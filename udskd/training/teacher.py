@@ -141,14 +141,15 @@ def _train(session: Session, model: Model) -> Model:
 def _further(session: Session, model: Model, stage: TeacherStage) -> Model:
     """The teacher after a stage that this run has made already, or makes now."""
     origin, file = fingerprint(model.module.state_dict()), _own(session, SHAPED)
+    begun = [event["origin"] for event in session.folder.events("teacher_stage")][-1:]
     if file.exists():
         # which teacher it came from is looked at here, since nothing else remembers it once the stage is complete
-        if [event["origin"] for event in session.folder.events("teacher_stage")][-1:] != [origin]:
+        if begun != [origin]:
             raise CheckpointError(f"{file} was made of another teacher: put that one back, or start another run")
         shaped = load_network(file, session.config.teacher, session.classes, session.config.data)
     else:
         task = StageTask(session, model, stage, origin)
-        if session.world.main and not session.folder.events("teacher_stage"):
+        if session.world.main and begun != [origin]:
             session.folder.log("teacher_stage", name=stage.name, origin=origin)
         shaped = _trained(session, task, stage.epochs)
         session.saved = "the teacher and its further training, but no epoch of the students,"
