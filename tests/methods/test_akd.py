@@ -179,14 +179,9 @@ def test_its_own_parts_may_learn_at_a_rate_of_their_own() -> None:
         ({"alpha_min": -0.1}, "alpha_min and akd.alpha_max must .* got -0.1 and 0.7"),
         ({"alpha_max": 1.5}, "alpha_min and akd.alpha_max must .* got 0.2 and 1.5"),
         ({"alpha_max": float("nan")}, "alpha_min and akd.alpha_max must .* got 0.2 and nan"),
-        ({"kappa": 0.0}, "akd.kappa must be a finite number above 0, got 0.0"),
-        ({"decay": 1.0}, "akd.decay must be at least 0 and below 1, got 1.0"),
-        ({"decay": -0.5}, "akd.decay must be at least 0 and below 1, got -0.5"),
-        ({"width": 0}, "akd.width must be at least 1, got 0"),
-        ({"closeness": -1.0}, "akd.closeness must be a finite number, 0 or more, got -1.0"),
     ],
 )
-def test_an_option_out_of_range_is_named(options: dict[str, Any], message: str) -> None:
+def test_bounds_that_hold_nothing_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         akd(shape="context", **options)
 

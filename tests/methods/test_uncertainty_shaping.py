@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from udskd import methods
+from udskd import methods, recipe
 from udskd.config import Config, DataConfig, TeacherConfig
 from udskd.errors import ConfigError
 from udskd.method_config import CudConfig
@@ -128,18 +128,18 @@ def test_how_long_and_how_fast_it_trains_are_its_options() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"gamma": -0.1}, r"cud\.gamma must be finite and not negative, got -0\.1"),
-        ({"gamma": math.inf}, r"cud\.gamma must be finite and not negative, got inf"),
-        ({"entropy_bonus": -1.0}, r"cud\.entropy_bonus must be finite and not negative, got -1\.0"),
+        ({"gamma": -0.1}, r"cud\.gamma must be a finite number, 0 or more, got -0\.1"),
+        ({"gamma": math.inf}, r"cud\.gamma must be a finite number, 0 or more, got inf"),
+        ({"entropy_bonus": -1.0}, r"cud\.entropy_bonus must be a finite number, 0 or more, got -1\.0"),
         ({"max_weight": 0.9}, r"cud\.max_weight must be at least 1, got 0\.9"),
         ({"max_weight": math.nan}, r"cud\.max_weight must be at least 1, got nan"),
         ({"stage_epochs": 0}, r"cud\.stage_epochs must be at least 1, got 0"),
-        ({"stage_lr": 0.0}, r"cud\.stage_lr must be finite and above 0, got 0\.0"),
+        ({"stage_lr": 0.0}, r"cud\.stage_lr must be a finite number above 0, got 0\.0"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=f"^{message}$"):
-        stage(**options)
+        recipe.check(Config(method="kd", cud=CudConfig(**options)))  # type: ignore[arg-type]
 
 
 def test_mixup_is_refused() -> None:

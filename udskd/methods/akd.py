@@ -195,7 +195,3 @@ def _check(options: AkdConfig) -> None:
         raise ConfigError(
             f"akd.alpha_min and akd.alpha_max must be numbers 0 <= alpha_min < alpha_max <= 1, got {low} and {high}"
         )
-    if not 0 < options.kappa < math.inf:
-        raise ConfigError(f"akd.kappa must be a finite number above 0, got {options.kappa}")
-    if not 0 <= options.decay < 1:
-        raise ConfigError(f"akd.decay must be at least 0 and below 1, got {options.decay}")

@@ -3,14 +3,11 @@ Classification", 2025 (arXiv:2509.05319)."""
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from udskd.config import Config
-from udskd.errors import ConfigError
 from udskd.losses import dual_student_loss
 from udskd.methods.base import Answers, Setting, Shape, Shaped
 
@@ -35,11 +32,6 @@ class Context(Shape):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        width, closeness = config.akd.width, config.akd.closeness
-        if width < 1:
-            raise ConfigError(f"akd.width must be at least 1, got {width}")
-        if not 0 <= closeness < math.inf:
-            raise ConfigError(f"akd.closeness must be a finite number, 0 or more, got {closeness}")
         self.lr = config.akd.lr
         self._weights: ClassWeights | None = None
 

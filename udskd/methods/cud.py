@@ -3,7 +3,6 @@ uncertainty", 2026 (arXiv:2602.12687)."""
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar
 
 import torch
@@ -29,16 +28,13 @@ class WrongMassClip(Shape):
     Only the logits of the two classes change, to those with which the softmax is the clipped distribution. Rows in
     which the teacher is right are given back bit by bit; logits in half precision come back as float32.
 
-    ConfigError for options out of range, and for mixup, which leaves no label.
+    ConfigError for mixup, which leaves no label.
     """
 
     name = "wrong_mass_clip"
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        eta, margin = config.cud.eta, config.cud.margin
-        _require("eta", 0 < eta < 1, "above 0 and below 1", eta)
-        _require("margin", 0 < margin <= 1, "above 0 and at most 1", margin)
         _refuse_mixup(config, f'target.shape "{self.name}"')
         self.temperature = _temperature(config)
 
@@ -66,17 +62,14 @@ class MassBounds(Shape):
     Rows that keep both bounds are given back bit by bit, others as temperature times log q (-inf for the classes above
     the label if cud.wrong_mass is 0); logits in half precision come back as float32.
 
-    ConfigError for bounds outside [0, 1), and for mixup, which leaves no label. Any two bounds within can be met
-    together: with all probability on the label, both are.
+    ConfigError for mixup, which leaves no label. Any two bounds in [0, 1) can be met together: with all probability on
+    the label, both are.
     """
 
     name = "mass_bounds"
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        for option in ("label_mass", "wrong_mass"):
-            mass = getattr(config.cud, option)
-            _require(option, 0 <= mass < 1, "at least 0 and below 1", mass)
         _refuse_mixup(config, f'target.shape "{self.name}"')
         self.temperature = _temperature(config)
 
@@ -108,22 +101,15 @@ class UncertaintyShaping(TeacherStage):
     [reconstructed]. The paper's gamma is 10, for text and a pretrained encoder: at p_y = 0.5 that leaves a
     thousandth of the gradient, hence 2 here [reconstructed]. w never exceeds 3, so only a smaller max_weight clips it.
 
-    ConfigError for options out of range, and for mixup, which leaves no label.
+    ConfigError for mixup, which leaves no label.
     """
 
     name = "uncertainty_shaping"
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        options = config.cud
-        for option in ("gamma", "entropy_bonus"):
-            value = getattr(options, option)
-            _require(option, 0 <= value < math.inf, "finite and not negative", value)
-        _require("max_weight", options.max_weight >= 1, "at least 1", options.max_weight)
-        _require("stage_epochs", options.stage_epochs >= 1, "at least 1", options.stage_epochs)
-        _require("stage_lr", 0 < options.stage_lr < math.inf, "finite and above 0", options.stage_lr)
         _refuse_mixup(config, f'teacher.stage "{self.name}"')
-        self.epochs, self.lr = options.stage_epochs, options.stage_lr
+        self.epochs, self.lr = config.cud.stage_epochs, config.cud.stage_lr
 
     def loss(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
         """The stage's loss of the teacher's logits [B, C] with labels int64 [B].
@@ -179,11 +165,6 @@ def _label_or_not(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 def _temperature(config: Config) -> float:
     """The temperature of the probabilities that a shape changes."""
     return config.loss.temperature if config.cud.clip == "after" else 1.0
-
-
-def _require(option: str, holds: bool, expected: str, got: float) -> None:
-    if not holds:
-        raise ConfigError(f"cud.{option} must be {expected}, got {got}")
 
 
 def _refuse_mixup(config: Config, what: str) -> None:

@@ -45,10 +45,6 @@ class DecoupledDistillation(OperatorMethod):
         super().__init__(config, shapes)
         if config.data.mixup > 0:
             raise ConfigError(f'method "dkd" needs labels, but data.mixup is {config.data.mixup}: set it to 0')
-        for name in ("alpha", "beta", "ramp_epochs"):
-            value = getattr(config.dkd, name)
-            if not 0 <= value < math.inf:
-                raise ConfigError(f"dkd.{name} must be a finite number, 0 or more, got {value}")
         self._ramp = Ramp(config.dkd.ramp_epochs, config.training.epochs)
 
     def at(self, epoch: float) -> None:

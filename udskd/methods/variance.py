@@ -71,7 +71,7 @@ class Responses(Shape):
     With variance.source "draws" they are labels drawn from the logits that the shape is given, anew at each call. With
     "dropout" and "views" they are Answers.responses, whatever shapes came before: k passes of the frozen teacher.
 
-    Raises ConfigError for too few responses, and for a probability of dropout outside (0, 1) where it is used.
+    Raises ConfigError for too few responses.
     """
 
     fewest: ClassVar[int]
@@ -79,14 +79,10 @@ class Responses(Shape):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.options, self.temperature = config.variance, config.loss.temperature
-        k, source, dropout = self.options.responses, self.options.source, self.options.dropout
+        k, source = self.options.responses, self.options.source
         if k < self.fewest:
             raise ConfigError(
                 f'variance.responses must be at least {self.fewest} for the target shape "{self.name}", got {k}'
-            )
-        if source == "dropout" and not 0 < dropout < 1:
-            raise ConfigError(
-                f'variance.dropout must be greater than 0 and less than 1 for variance.source "dropout", got {dropout}'
             )
         if source != "draws":
             self.needs = Needs(responses=k, source=source)
