@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.training.variants import options
 from udskd.config import Config, DataConfig, StudentConfig, TeacherConfig, TrainingConfig
+from udskd.training import train
 
 CLASSES = ("blue", "green", "red")
 
@@ -46,3 +48,11 @@ def tiny_config(tree: Path, output: Path) -> Config:
 @pytest.fixture
 def config(tree: Path, tmp_path: Path) -> Config:
     return tiny_config(tree, tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def teacher_weights(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Weights of a teacher that has learnt something."""
+    run = tmp_path_factory.mktemp("teacher") / "run"
+    train(options(tiny_config(tree, run), {"method": "kd", "training.epochs": 1, "teacher.epochs": 3}))
+    return str(run / "teacher.safetensors")

@@ -1,0 +1,69 @@
+"""What a network says to a batch beside its logits: answers under dropout and to views, features of its layers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from udskd import recipe
+from udskd.config import Config
+
+
+def test_a_head_with_dropout_answers_differently_around_the_plain_answer() -> None:
+    from udskd.methods import Needs
+    from udskd.training.runtime import Runtime
+    from udskd.training.said import saying
+
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(12, 64), nn.ReLU(), nn.Linear(64, 3))
+    config = recipe.with_values(Config(), {"training.device": "cpu", "variance.dropout": 0.3})
+    runtime = Runtime.of(config.training)
+    said = saying(config, runtime, module, Needs(responses=2000, source="dropout"), True)(torch.randn(5, 3, 2, 2))
+    assert said.responses is not None
+    assert said.logits is not None
+    error = said.responses.std(0) / math.sqrt(2000)
+    assert ((said.responses.mean(0) - said.logits).abs() < 5 * error).all()
+    assert said.responses.std(0).min() > 0
+
+
+def test_a_view_is_mirrored_or_not_and_moved_by_an_eighth_at_most() -> None:
+    from udskd.training.said import view
+
+    torch.manual_seed(0)
+    ramp = torch.linspace(-1, 1, 64).expand(200, 3, 64, 64).contiguous()
+    centre = view(ramp, 0.5)[:, 0, 32, 24:40]
+    slope = centre[:, -1] - centre[:, 0]
+    assert 60 < (slope < 0).sum() < 140
+    middle = centre.mean(1).abs() / (2 / 63)  # in pixels
+    assert middle.max() < 9
+    assert middle.max() > 6
+
+
+def test_a_view_is_not_mirrored_where_images_are_not() -> None:
+    from udskd.training.said import view
+
+    ramp = torch.linspace(-1, 1, 64).expand(200, 3, 64, 64).contiguous()
+    centre = view(ramp, 0.0)[:, 0, 32, 24:40]
+    assert (centre[:, -1] > centre[:, 0]).all()
+
+
+def test_layers_are_tapped_after_batch_norm_was_exchanged(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """training.sync_batchnorm puts other layers in the place of batch-norms, one of which may be what is tapped."""
+    from udskd import models
+    from udskd.config import StudentConfig
+    from udskd.training.network import Network
+    from udskd.training.runtime import Runtime
+    from udskd.training.world import World
+
+    monkeypatch.setattr(Runtime, "parallel", lambda self, module, size: module)
+    world = World(ranks=2, control=object())
+    runtime = Runtime(torch.device("cpu"), "fp32", torch.contiguous_format, world, sync_batchnorm=True)
+    model = models.build("densenet121", 3, 32)
+    layers = ("features.norm5",)
+    network = Network("student_a", model, StudentConfig(), config.training, runtime, 1, 1, layers)
+    tapped = network.module.get_submodule(*layers)
+    assert isinstance(tapped, nn.SyncBatchNorm)
+    assert tapped._forward_hooks

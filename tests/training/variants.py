@@ -1,0 +1,51 @@
+"""Every method with its variants, in runs of two epochs, for the tests of methods through the training loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from udskd import methods, recipe
+from udskd.config import Config
+
+SHORT = {"teacher.epochs": 1, "training.epochs": 2, "cud.stage_epochs": 2, "sdkd.stages": 2}
+VARIANTS: dict[str, dict[str, Any]] = {
+    **{name: {"method": name} for name in methods.names()},
+    "variance from views": {"method": "variance", "variance.source": "views"},
+    "variance from dropout": {"method": "variance", "variance.source": "dropout"},
+    "akd, learned": {"method": "akd", "akd.alpha": "learned"},
+    "akd, kendall": {"method": "akd", "akd.alpha": "learned", "akd.guard": "kendall"},
+    "akd, sample": {"method": "akd", "akd.alpha": "sample", "akd.gap": "js"},
+    "udskd of everything": {
+        **{"method": "udskd", "teacher.stage": "uncertainty_shaping"},
+        **{"target.shape": "average+wrong_mass_clip+context", "target.weight": "margin"},
+    },
+    "sdkd of clipped targets": {"method": "sdkd", "target.shape": "wrong_mass_clip", "target.weight": "wsl"},
+    "variance from draws, peers": {"method": "variance", "variance.student": "peers"},
+    "udskd within bounds": {"method": "udskd", "target.shape": "mass_bounds"},
+}
+
+
+def options(config: Config, values: dict[str, Any]) -> Config:
+    return recipe.with_values(config, {**SHORT, **values})
+
+
+def run_of(config: Config) -> Path:
+    return Path(config.output or "")
+
+
+class Watch:
+    """A method's own parts as a run with these options begins with them."""
+
+    def __init__(self, config: Config) -> None:
+        from udskd.data import EmbeddedSet
+        from udskd.doctor.trial import Trial
+
+        images = EmbeddedSet("train", 48)
+        self.trial = Trial(recipe.with_values(config, {"teacher.checkpoint": None}), images)
+
+    def weights(self, name: str) -> dict[str, Tensor]:
+        (part,) = (part for part in self.trial.task.parts if part.role == name)
+        return {key: value.clone() for key, value in part.module.state_dict().items()}
