@@ -19,7 +19,7 @@ from matplotlib.figure import SubFigure
 
 from udskd.data import EmbeddedSet
 from udskd.methods import STUDENTS
-from udskd.plots import COLOURS, INK, STYLE, VARIANTS, save
+from udskd.plots import COLOURS, INK, STYLE, save
 from udskd.study.measures import Floats, by_rank
 from udskd.study.seed import BAYES, TEACHER
 from udskd.study.tables import Numbers
@@ -29,8 +29,8 @@ CURVES = {
     "ce": COLOURS["ce"],
     "kd": COLOURS["kd"],
     "udskd-entropy-confident": COLOURS["udskd"],
-    "cud": VARIANTS[0],
-    "variance": VARIANTS[2],
+    "cud": COLOURS["cud"],
+    "variance": COLOURS["variance"],
 }
 HEADING: Any = {"size": 11, "weight": "bold"}
 MEASURES = {"entropy": "1 - H / log C", "max_prob": "largest p", "margin": "largest p less the second"}
@@ -111,7 +111,7 @@ def draw_divergence(figure: SubFigure, measured: Numbers, models: Mapping[str, s
     for axis, role in zip(axes, STUDENTS, strict=True):
         rows = measured[f"calibration of {role}"]
         for place, (name, row) in enumerate(rows.items()):
-            colour = CURVES.get(name, COLOURS["udskd"])  # the variants of udskd have one colour
+            colour = CURVES.get(name, COLOURS[name.partition("-")[0]])  # a method's variants have its colour
             spread = statistics.stdev(row["kl"]) if len(row["kl"]) > 1 else None
             mean = statistics.fmean(row["kl"])
             axis.errorbar(mean, place, xerr=spread, fmt="o", color=colour, markersize=6, capsize=3)
