@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.training.test_run import on_call, outcome
+from tests.training.test_run import events, on_call, outcome
 from tests.training.variants import VARIANTS, Watch, options, run_of
 from udskd import methods
 from udskd.config import Config
@@ -94,3 +94,34 @@ def test_a_trial_of_any_method_can_be_timed(config: Config) -> None:
         trial = Watch(options(config, {"method": method})).trial
         trial.train_step(trial.inputs(trial.batch()))
         trial.close()
+
+
+def test_a_parts_learning_rate_follows_its_schedule(config: Config) -> None:
+    trial = Watch(options(config, {"method": "sdkd", "training.warmup_epochs": 1.0})).trial
+    trial.train_step(trial.inputs(trial.batch()))
+    for part in trial.task.parts:
+        assert part.schedule.lr(0) < part.schedule.peak
+        assert {group["lr"] for group in part.optimizer.param_groups} == {part.schedule.lr(0)}
+
+
+def test_a_method_is_told_how_far_the_run_is(config: Config, teacher_weights: str) -> None:
+    values = {"method": "dkd", "dkd.ramp_epochs": 1.0, "training.epochs": 2, "teacher.checkpoint": teacher_weights}
+    train(options(config, values))
+    first, second = events(run_of(config), "epoch")
+    for event, full in ((first, False), (second, True)):
+        terms = event["components"]
+        ce, kd = (terms[f"{name}_a"] + terms[f"{name}_b"] for name in ("ce", "kd"))
+        assert kd > 0.01
+        assert (event["loss"] == pytest.approx(ce + kd, rel=1e-4)) == full
+
+
+def test_what_is_not_to_be_seen_leaves_no_trace_in_a_part(config: Config) -> None:
+    """A process whose images could not be read takes part with blanks."""
+    trial = Watch(options(config, {"method": "akd"})).trial
+    (alpha,) = (part.module for part in trial.task.parts if part.role == "alpha")
+    trial.train_step(trial.inputs(trial.batch()))
+    before = {name: buffer.clone() for name, buffer in alpha.named_buffers()}
+    with trial.step._unseen():
+        trial.task.losses(trial.inputs(trial.batch()).blank(4))
+        assert any(not torch.equal(before[name], buffer) for name, buffer in alpha.named_buffers())
+    assert all(torch.equal(before[name], buffer) for name, buffer in alpha.named_buffers())

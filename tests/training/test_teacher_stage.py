@@ -19,6 +19,7 @@ from udskd.config import Config
 from udskd.errors import CheckpointError, Interrupted
 from udskd.training import evaluate_run, train
 from udskd.training.checkpoint import load_weights
+from udskd.training.optim import Schedule
 from udskd.training.students import StudentsTask
 
 
@@ -108,3 +109,11 @@ def test_a_stage_begun_anew_with_another_teacher_can_be_continued(
             with pytest.raises(ZeroDivisionError):
                 train(first, resume=run_of(config) if run_of(config).exists() else None)
     assert train(other, resume=run_of(config))["status"] == "complete"
+
+
+def test_the_stage_has_a_learning_rate_of_its_own(shaped: Path) -> None:
+    config = recipe.load(shaped / "config.toml")
+    schedule = Schedule.of(config.cud.stage_lr, epochs=2, warmup_epochs=1.0, steps_per_epoch=3)
+    rates = [event["lr_teacher_shaped"] for event in events(shaped, "teacher_stage_epoch")]
+    assert rates == [schedule.lr(2), schedule.lr(5)]
+    assert config.cud.stage_lr != config.training.lr
