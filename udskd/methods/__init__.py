@@ -64,7 +64,8 @@ def build(config: Config) -> Method:
     """The method of a run, with its target shapes. ConfigError for a combination that cannot be."""
     method = get(config.method)
     wanted = method.shape if config.target.shape == "auto" else config.target.shape
-    kinds = [] if wanted == "none" else [_find("target.shape", name.strip(), _SHAPES) for name in wanted.split("+")]
+    asked = [] if wanted == "none" else [name.strip() for name in wanted.split("+")]
+    kinds = [_find("target.shape", name, _SHAPES, ("auto", "none")) for name in asked]
     if len(set(kinds)) < len(kinds):
         raise ConfigError(f'target.shape must name different shapes, got "{wanted}"')
     for option, asked in (("shape", kinds), ("weight", config.target.weight != "auto")):
@@ -90,12 +91,14 @@ def teacher_stage(config: Config) -> TeacherStage | None:
         return None
     if not method.uses_teacher:
         raise ConfigError(f'teacher.stage is "{name}", but method "{method.name}" has no teacher')
-    return _find("teacher.stage", name, _STAGES)(config)
+    return _find("teacher.stage", name, _STAGES, ("auto", "none"))(config)
 
 
-def _find(what: str, name: str, known: dict[str, T]) -> T:
+def _find(what: str, name: str, known: dict[str, T], others: tuple[str, ...] = ()) -> T:
+    """others: further names that the option takes."""
     if name not in known:
         from udskd.recipe import did_you_mean
 
-        raise ConfigError(f'unknown {what} "{name}"{did_you_mean(name, known)}; known are {", ".join(known)}')
+        near, words = did_you_mean(name, known), ", ".join([*others, *known])
+        raise ConfigError(f'unknown {what} "{name}"{near}; known are {words}')
     return known[name]
