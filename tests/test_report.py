@@ -184,6 +184,15 @@ def test_compare_writes_where_it_is_told(tmp_path: Path) -> None:
     assert not (tmp_path / "compare").exists()
 
 
+def test_a_teacher_that_was_taught_further_has_a_row_of_its_own(tmp_path: Path) -> None:
+    known = {"top1": 60.0, "nll": 1.0, "ece": 0.1, "brier": 0.5}
+    plain = write_run(tmp_path / "kd", teacher=known)
+    shaped = write_run(tmp_path / "cud", "cud", teacher={**known, "top1": 62.0, "stage": "uncertainty_shaping"})
+    rows_of = rows([plain, shaped])
+    assert rows_of["teacher resnet50"][:2] == ["1", "60.00"]
+    assert rows_of["teacher resnet50, uncertainty_shaping"][:2] == ["1", "62.00"]
+
+
 def predict(run: Path, *rows: list[float]) -> Path:
     """Both students' p(class | image) of a run."""
     p = np.array(rows, dtype=np.float16)

@@ -91,12 +91,13 @@ def teacher_row(model: str, found: Sequence[dict[str, Any]], metrics: Sequence[t
 
 
 def teachers_of(groups: Sequence[Group]) -> dict[str, list[dict[str, Any]]]:
-    """Metrics of every distinct teacher, by model: the runs of one seed usually share theirs."""
+    """Metrics of every distinct teacher, by its model and what it was taught further: runs of a seed often share it."""
     found: dict[str, dict[object, dict[str, Any]]] = {}
     for run in (run for group in groups for run in group.runs):
         if metrics := run.summary.get("teacher"):
             identity = run.options["seed"], metrics["top1"], metrics["nll"]
-            found.setdefault(run.options["teacher.model"], {})[identity] = metrics
+            name = ", ".join([run.options["teacher.model"], *([metrics["stage"]] if "stage" in metrics else [])])
+            found.setdefault(name, {})[identity] = metrics
     return {model: list(teachers.values()) for model, teachers in found.items()}
 
 

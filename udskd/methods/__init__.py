@@ -64,8 +64,8 @@ def build(config: Config) -> Method:
     """The method of a run, with its target shapes. ConfigError for a combination that cannot be."""
     method = get(config.method)
     wanted = method.shape if config.target.shape == "auto" else config.target.shape
-    asked = [] if wanted == "none" else [name.strip() for name in wanted.split("+")]
-    kinds = [_find("target.shape", name, _SHAPES, ("auto", "none")) for name in asked]
+    shape_names = [] if wanted == "none" else [name.strip() for name in wanted.split("+")]
+    kinds = [_find("target.shape", name, _SHAPES, ("auto", "none")) for name in shape_names]
     if len(set(kinds)) < len(kinds):
         raise ConfigError(f'target.shape must name different shapes, got "{wanted}"')
     for option, asked in (("shape", kinds), ("weight", config.target.weight != "auto")):

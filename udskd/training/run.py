@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from udskd import recipe
+from udskd import methods, recipe
 from udskd.config import METHOD_SECTIONS, Config
 from udskd.data.workers import a_worker_died
 from udskd.errors import CheckpointError, Interrupted
@@ -112,7 +112,9 @@ def _measured(session: Session, taught: teacher.Taught) -> dict[str, Any]:
     networks = {"teacher": taught.model.module}
     poll = session.vote.poll
     results = evaluate(networks, session.val, session.config.data, session.runtime, session.display, poll)
-    measured = {"model": taught.model.name, **results["teacher"]}
+    stage = methods.teacher_stage(session.config)
+    taught_further = {} if stage is None else {"stage": stage.name}
+    measured = {"model": taught.model.name, **taught_further, **results["teacher"]}
     session.display.line(f"teacher: {brief(measured)}")
     session.folder.log("teacher", fingerprint=taught.fingerprint, **measured)
     return measured
