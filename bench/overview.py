@@ -29,7 +29,7 @@ def overview(groups: Sequence[Group], speed: Mapping[str, float]) -> report.Sect
         rows.append([f"teacher {model}", *cells, *[""] * len(METRICS), ""])
     for group in groups:
         cells = [report.cell(group.values(role, key), digits) for role in ROLES for _, key, digits in METRICS]
-        rows.append([f"`{group.label}`", *cells, f"{speed[group.method]:.0f}" if group.method in speed else ""])
+        rows.append([f"`{group.label}`", *cells, f"{speed[group.label]:.0f}" if group.label in speed else ""])
     return report.Section(f"{groups[0].runs[0].summary['dataset']['classes']} classes", header, rows)
 
 
