@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
-from udskd import models
+from udskd import models, recipe
 from udskd.config import Config
 from udskd.data import EvalLoader, open_sets, to_device
 from udskd.progress import Display
+from udskd.training import predictions, train
 from udskd.training.evaluate import evaluate
 from udskd.training.runtime import Runtime
 from udskd.training.signals import StopRequest
@@ -53,3 +55,12 @@ def test_the_metrics_are_those_of_the_networks_logits(config: Config) -> None:
     with torch.no_grad():
         nll = nn.functional.cross_entropy(module(images), labels)
     assert abs(results_of({"x": module}, config)["x"]["nll"] - float(nll)) < 1e-6
+
+
+def test_predictions_that_would_be_too_large_are_left_out_and_said_so(
+    config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(predictions, "LARGEST", 100)
+    train(recipe.with_values(config, {"method": "ce", "training.epochs": 1}))
+    assert not (Path(config.output or "") / predictions.FILE).exists()
+    assert "predictions.safetensors: left out" in capsys.readouterr().out

@@ -14,7 +14,7 @@ import torch
 from tests.training.conftest import tiny_config
 from tests.training.test_run import events, on_call, outcome
 from tests.training.variants import options, run_of
-from udskd import recipe
+from udskd import methods, recipe
 from udskd.config import Config
 from udskd.errors import CheckpointError, Interrupted
 from udskd.training import evaluate_run, train
@@ -117,3 +117,12 @@ def test_the_stage_has_a_learning_rate_of_its_own(shaped: Path) -> None:
     rates = [event["lr_teacher_shaped"] for event in events(shaped, "teacher_stage_epoch")]
     assert rates == [schedule.lr(2), schedule.lr(5)]
     assert config.cud.stage_lr != config.training.lr
+
+
+def test_the_control_is_the_cross_entropy_that_the_teacher_had() -> None:
+    values = {"method": "kd", "teacher.stage": "cross_entropy", "teacher.label_smoothing": 0.1}
+    stage = methods.teacher_stage(recipe.with_values(Config(), values))
+    assert stage is not None
+    logits, target = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 4
+    expected = torch.nn.functional.cross_entropy(logits, target, label_smoothing=0.1)
+    torch.testing.assert_close(stage.loss(logits, target)["loss"], expected)

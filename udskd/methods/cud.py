@@ -17,7 +17,16 @@ from udskd.methods.operator import OperatorMethod
 from udskd.uncertainty import entropy
 
 
-class WrongMassClip(Shape):
+class _MovesMass(Shape):
+    """A shape that needs the label, on probabilities at temperature 1, or as tempered (cud.clip "after")."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        _refuse_mixup(config, f'target.shape "{self.name}"')
+        self.temperature = config.loss.temperature if config.cud.clip == "after" else 1.0
+
+
+class WrongMassClip(_MovesMass):
     """Where the teacher's most probable class is not the label, part of its probability moves to the label:
     udskd.methods.masses.clip_wrong_mass.
 
@@ -33,11 +42,6 @@ class WrongMassClip(Shape):
 
     name = "wrong_mass_clip"
 
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        _refuse_mixup(config, f'target.shape "{self.name}"')
-        self.temperature = _temperature(config)
-
     @torch.no_grad()
     def __call__(self, logits: Tensor, role: str, answers: Answers) -> Shaped:
         """logits [B, C] of the teacher -> Shaped with logits [B, C], and no loss."""
@@ -49,7 +53,7 @@ class WrongMassClip(Shape):
         return Shaped(torch.where(q == p, given, clipped))
 
 
-class MassBounds(Shape):
+class MassBounds(_MovesMass):
     """The distribution closest to the teacher's, in KL(q ‖ p), that gives the label at least cud.label_mass, and the
     classes that the teacher ranks above the label at most cud.wrong_mass together: udskd.methods.masses.bound_masses.
 
@@ -67,11 +71,6 @@ class MassBounds(Shape):
     """
 
     name = "mass_bounds"
-
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        _refuse_mixup(config, f'target.shape "{self.name}"')
-        self.temperature = _temperature(config)
 
     @torch.no_grad()
     def __call__(self, logits: Tensor, role: str, answers: Answers) -> Shaped:
@@ -160,11 +159,6 @@ def _label_or_not(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     others = logits.scatter(-1, index, -torch.inf).logsumexp(-1)
     odds = logits.gather(-1, index).squeeze(-1) - others
     return F.logsigmoid(odds), F.logsigmoid(-odds)
-
-
-def _temperature(config: Config) -> float:
-    """The temperature of the probabilities that a shape changes."""
-    return config.loss.temperature if config.cud.clip == "after" else 1.0
 
 
 def _refuse_mixup(config: Config, what: str) -> None:

@@ -60,7 +60,7 @@ def _check(config: Config, needs: Needs) -> None:
             f'method "{config.method}" asks the teacher for features, and target.shape "{config.target.shape}" for '
             f'several answers ({needs.source}): only one of them can be had, so set variance.source to "draws"'
         )
-    beyond = "features" if needs.layers else f"{needs.source}" if needs.responses else ""
+    beyond = "features" if needs.layers else needs.source if needs.responses else ""
     if beyond and config.teacher.cache is not None:
         raise ConfigError(
             f"teacher.cache holds logits only, but this method asks the teacher for {beyond}: leave teacher.cache out"
