@@ -76,7 +76,7 @@ $(VENV)/installed: $(VENV)/ready pyproject.toml setup.py
 $(VENV)/built: $(VENV)/nvcc $(VENV)/installed $(NATIVE)
 	$(SAY) "compiling the C++ and CUDA sources"
 	@mkdir -p build
-	@$(WITH_NVCC); $(BIN)/python setup.py build_ext --inplace >build/log 2>&1 || { cat build/log; exit 1; }
+	@$(WITH_NVCC); UDSKD_STRICT=1 $(BIN)/python setup.py build_ext --inplace >build/log 2>&1 || { cat build/log; exit 1; }
 	@touch $@
 
 # --- the same library under the newest PyTorch -------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ sanitize: $(VENV)/installed  ## the operator's tests under AddressSanitizer and 
 	$(SAY) "compiling the CPU kernels with sanitizers into build/sanitize"
 	@mkdir -p build/sanitize && cd build/sanitize && rm -rf csrc tests udskd
 	@tar -c --exclude=__pycache__ --exclude='*.so' csrc tests udskd setup.py pyproject.toml README.md LICENSE | tar -x -C build/sanitize
-	@cd build/sanitize && UDSKD_CUDA=0 UDSKD_SANITIZE=1 ../../$(BIN)/python setup.py build_ext --inplace --force >log 2>&1 || \
+	@cd build/sanitize && UDSKD_CUDA=0 UDSKD_SANITIZE=1 UDSKD_STRICT=1 ../../$(BIN)/python setup.py build_ext --inplace --force >log 2>&1 || \
 	  { cat log; exit 1; }
 	@for runtime in asan ubsan; do \
 	  nm -D build/sanitize/udskd/_C.*.so | grep -q "__$${runtime}_" || { echo "the library was built without $$runtime"; exit 1; }; \

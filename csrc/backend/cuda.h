@@ -63,7 +63,9 @@ int most_clusters(void (*kernel)(Arguments...), int threads, int64_t shared, int
   config.gridDim = unsigned(group), config.blockDim = unsigned(threads), config.dynamicSmemBytes = size_t(shared);
   config.attrs = &attribute, config.numAttrs = 1;
   int clusters = 0;
-  return cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) == cudaSuccess ? clusters : 0;
+  if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) == cudaSuccess) return clusters;
+  cudaGetLastError();  // forgets it: the next check is of another call
+  return 0;
 }
 
 }  // namespace udskd::cuda

@@ -66,3 +66,13 @@ def test_many_batches_one_after_the_other_keep_their_own_tables() -> None:
     outs = [on_gpu(batch) for batch in some]
     for batch, out in zip(some, outs, strict=True):
         np.testing.assert_array_equal(out[-1].cpu().numpy(), ours(batch[0]))
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_views_cannot_be_captured_for_they_are_the_hosts() -> None:
+    pixels, offsets, shapes, views, out = batch_of(some_cases())
+    moved = pixels.cuda(), offsets.cuda(), shapes, views, out.cuda()
+    crop_resize_batch(*moved)
+    with pytest.raises(RuntimeError, match="cannot be part of a CUDA graph"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        crop_resize_batch(*moved)

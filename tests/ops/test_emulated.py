@@ -20,6 +20,7 @@ from tests.ops.problems import Problem, agree, backends, make
 from tests.ops.regimes import DTYPES, REGIMES, VARIANTS, assert_exact, groups, results, shapes
 from tests.ops.test_any_input import VALUES, Case, assert_agrees, cases, plain
 from tests.ops.test_values import assert_as_exact_as_eager
+from udskd import ops
 
 pytestmark = [
     *(mark for parameter in backends("emulated") for mark in parameter.marks),
@@ -89,6 +90,51 @@ def test_the_threads_order_changes_no_bit(regime: str, group: str) -> None:
                 outcomes.append(results(form, made, reduction="sum"))
         for other in outcomes[1:]:
             assert all(torch.equal(x, y) for x, y in zip(other, outcomes[0], strict=True)), (rows, classes)
+
+
+SHARE = 19  # of the columns that are kept of a row: negative where it was done with care
+
+
+def kept(teacher: Tensor | None, a: Tensor, b: Tensor | None, labels: Tensor) -> Tensor:
+    """What the forward pass keeps of each row."""
+    numbers = (1.0, 0.9 if teacher is not None else 0.0, 0.5 if b is not None else 0.0, 4.0, 4.0, 1.0)
+    options = (0.0, 0, False, False, True, -100, 1)
+    fused = ops.OPERATORS["emulated"].namespace.dual_student_loss_fused.default
+    out: Tensor = fused(teacher, a, b, labels, *[None] * 4, *numbers, *options, False, True, b is not None)[4]
+    return out
+
+
+@pytest.mark.parametrize("missing", [(0,), (2,), (0, 2)], ids=["teacher", "student b", "both"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_of_networks_that_are_not_there_are_not_done_with_care(
+    dtype: torch.dtype, missing: tuple[int, ...]
+) -> None:
+    for classes, first in itertools.product((2, 3, 5, 10, 33, 100), (0, 1)):
+        made = make(9, classes + first, dtype=dtype)
+        t, a, b = (x.detach()[:, first:] for x in made.logits)
+        labels = torch.arange(9) % classes
+        rows = kept(None if 0 in missing else t, a, None if 2 in missing else b, labels)
+        assert (rows[:, SHARE] > 0).all(), (classes, first)
+
+
+def test_a_row_with_an_infinity_is_done_with_care_and_no_other() -> None:
+    made = make(9, 40, dtype=torch.float32)
+    t, a, b = (x.detach().clone() for x in made.logits)
+    a[3, 7] = -torch.inf
+    assert kept(t, a, b, torch.arange(9))[:, SHARE].sign().tolist() == [1, 1, 1, -1, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("form", ["fused", "recompute"])
+def test_labels_that_are_counted_beforehand_are_counted_alike(form: str) -> None:
+    """Of more rows than every block counts for itself, the mean is that of the parts."""
+    made = make(40_000, 3, dtype=torch.float32, ignored=1234).like(learning=(1, 2))
+    emulated.log()
+    whole = results(form, made)
+    assert [line.split()[0] for line in emulated.log()].count("count") == 1
+    summed = results(form, made, reduction="sum")
+    for x, y in zip(whole[-2:], summed[-2:], strict=True):
+        torch.testing.assert_close(x, y / (40_000 - 1234))
+    torch.testing.assert_close(whole[0], summed[0] / (40_000 - 1234))
 
 
 # --- where logits lie in memory ---------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ def scale(backend: str, by: Tensor, kept: list[Tensor]) -> None:
 
 @pytest.mark.parametrize("by", [1.0, 2.5, -0.3, 0.0, 65536.0, 1e-6])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(7, 10), (300, 33), (3, 2101), (1, 50257), (0, 10)], ids=str)
+@pytest.mark.parametrize("shape", [(7, 10), (300, 33), (3, 2101), (1, 50257), (0, 10), (19, 2)], ids=str)
 @pytest.mark.parametrize("backend", GPUS)
 def test_gradients_are_multiplied_in_place(backend: str, shape: tuple[int, int], dtype: torch.dtype, by: float) -> None:
     kept = ready(backend, *shape, dtype=dtype, flags=(True, True, True))
@@ -67,6 +67,34 @@ def test_an_empty_tensor_stands_for_a_gradient_that_is_not_there(backend: str, f
     expected = [x * 3 for x in kept[1:]]
     scale(backend, torch.tensor(3.0, device=kept[0].device), kept)
     assert all(torch.equal(x, y) for x, y in zip(kept[1:], expected, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", GPUS)
+def test_gradients_may_begin_anywhere_in_memory(backend: str, dtype: torch.dtype) -> None:
+    rows, classes = 11, 13
+    kept = ready(backend, rows, classes, dtype=dtype, flags=(True, True, True))
+    by = torch.tensor(-2.5, dtype=kept[0].dtype, device=kept[0].device)
+    for first in range(9):
+        wide = [torch.cat([x.new_full((first,), 7.0), x.flatten(), x.new_full((5,), 7.0)]) for x in kept[1:]]
+        scale(backend, by, [kept[0], *(x[first:-5].view(rows, classes) for x in wide)])
+        for x, y in zip(wide, kept[1:], strict=True):
+            assert torch.equal(x[first:-5], (y.to(by.dtype) * by).to(dtype).flatten())
+            assert (x[:first] == 7).all()
+            assert (x[-5:] == 7).all()
+
+
+@pytest.mark.parametrize("backend", GPUS)
+def test_every_other_row_may_be_ignored(backend: str) -> None:
+    for classes in (1, 2, 3, 7, 8, 9, 50):
+        kept = ready(backend, 64, max(2, classes), dtype=torch.bfloat16, flags=(True, True, True))
+        kept[0][::2, -1] = 0
+        kept = [kept[0], *(x[:, :classes].contiguous() for x in kept[1:])]
+        expected = [x.clone() for x in kept[1:]]
+        scale(backend, torch.tensor(float("nan"), device=kept[0].device), kept)
+        for x, y in zip(kept[1:], expected, strict=True):
+            assert torch.equal(x[::2], y[::2])
+            assert x[1::2].isnan().all()
 
 
 @pytest.mark.parametrize("backend", GPUS)

@@ -1,13 +1,21 @@
 // The kernels for everything else: double, networks of different dtypes, teachers that learn, peers that are not
-// detached; and the one that scales gradients.
+// detached; those that scale gradients and count labels.
 #include "gradients.h"
 #include "launch.h"
 #include "rows.h"
+#include "scale.h"
 
 namespace udskd::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+
+__global__ void __launch_bounds__(kThreads) count(const __grid_constant__ Job job) {
+  UDSKD_SHARED(shared);
+  Block<kThreads> block(Place{shared});
+  const double live = live_labels(job.p, block, int64_t(blockIdx.x) * kThreads, int64_t(gridDim.x) * kThreads);
+  if (block.rank() == 0) atomicAdd(job.live, static_cast<unsigned long long>(live));
+}
 
 template <class Acc>
 void rows_of(Job& job, Call& call) {
@@ -29,12 +37,12 @@ void gradients_of(Job& job, Call& call) {
 
 template <class Acc>
 void scale_of(const ScaleJob& job, Call& call) {
-  constexpr int kEach = 8;  // classes of a thread
+  constexpr int64_t kNumbers =
+      kScaleThreads * kScaleAhead * 4;  // of a block, in float: few blocks mostly return at once
   constexpr auto kKernel = scale<Acc>;
-  const unsigned across = grid_for(job.rows, 1, 16, call.limits);  // few: mostly they return at once
-  const int64_t most = std::max<int64_t>(1, 16 * int64_t(call.limits.sms) / across);
-  const unsigned along = unsigned(std::clamp<int64_t>(job.classes / (128 * kEach), 1, most));
-  UDSKD_LAUNCH(kKernel, dim3(across, along), 128, 0, call.stream, job);
+  const int64_t blocks = (job.rows * job.classes + kNumbers - 1) / kNumbers;
+  const unsigned grid = unsigned(std::clamp<int64_t>(blocks, 1, 16 * int64_t(call.limits.sms)));
+  UDSKD_LAUNCH(kKernel, grid, kScaleThreads, 0, call.stream, job);
   call.check("scale");
 }
 
@@ -53,6 +61,14 @@ void launch_careful_rows(Job& job, Call& call) { job.p.wide ? rows_of<double>(jo
 
 void launch_careful_gradients(Job& job, Call& call) {
   job.p.wide ? gradients_of<double>(job, call) : gradients_of<float>(job, call);
+}
+
+void launch_count(const Job& job, Call& call) {
+  constexpr int kRowsOfThread = 16;
+  const int64_t blocks = (job.p.rows + kThreads * kRowsOfThread - 1) / (kThreads * kRowsOfThread);
+  const unsigned grid = unsigned(std::clamp<int64_t>(blocks, 1, 2 * int64_t(call.limits.sms)));
+  UDSKD_LAUNCH(count, grid, kThreads, kTeamBytes, call.stream, job);
+  call.check("count");
 }
 
 void launch_scale(const ScaleJob& job, bool wide, Call& call) {

@@ -22,7 +22,8 @@ int compiled_for();
 inline Device ask_device(int index) {
   const auto ask = [&](cudaDeviceAttr what) {
     int value = 0;
-    cudaDeviceGetAttribute(&value, what, index);
+    const cudaError_t error = cudaDeviceGetAttribute(&value, what, index);
+    STD_TORCH_CHECK(error == cudaSuccess, "CUDA device ", index, " does not answer: ", cudaGetErrorString(error));
     return value;
   };
   return {

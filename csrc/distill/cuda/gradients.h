@@ -82,24 +82,4 @@ __global__ void __launch_bounds__(256) careful_gradients(const __grid_constant__
   }
 }
 
-// In place; rows that count for nothing stay 0 whatever grad_output is.
-template <class Acc>
-__device__ void scale_row(const ScaleJob& job, int which, int64_t row, Acc by) {
-  const Values<Acc, Any> old(Matrix{job.gradients[which], job.classes, job.dtypes[which]}, row);
-  for (int64_t c = int64_t(blockIdx.y) * blockDim.x + threadIdx.x; c < job.classes;
-       c += int64_t(gridDim.y) * blockDim.x)
-    put<Any>(job.gradients[which], row * job.classes + c, job.dtypes[which], old(c) * by);
-}
-
-template <class Acc>
-__global__ void __launch_bounds__(128) scale(const __grid_constant__ ScaleJob job) {
-  const Acc by = *static_cast<const Acc*>(job.grad_loss);
-  if (by == 1) return;
-  for (int64_t row = blockIdx.x; row < job.rows; row += gridDim.x) {
-    if (static_cast<const Acc*>(job.saved)[row * kColumns + kShare] == 0) continue;
-    for (int which = 0; which < 3; ++which)
-      if (job.gradients[which]) scale_row<Acc>(job, which, row, by);
-  }
-}
-
 }  // namespace udskd::cuda

@@ -33,12 +33,13 @@ struct Job {
 
   // with the loss, and for a grad_output of 1
   void *weight = nullptr, *entropy = nullptr, *loss = nullptr, *components = nullptr;
-  double* totals = nullptr;           // [blocks, kTotals]
-  unsigned* finished = nullptr;       // blocks that have; 0 at the launch
-  unsigned char* exchange = nullptr;  // of Meeting's groups: kMeetingBytes each,
-  unsigned* arrivals = nullptr;       // and kArrivals; 0 at the launch
-  unsigned group = 1;                 // blocks that share a row in Meeting
-  int packets_of_thread = 0;          // room in shared memory
+  double* totals = nullptr;            // [blocks, kTotals]
+  unsigned* finished = nullptr;        // blocks that have; 0 at the launch
+  unsigned long long* live = nullptr;  // rows that count, if there are so many that they are counted beforehand
+  unsigned char* exchange = nullptr;   // of Meeting's groups: kMeetingBytes each,
+  unsigned* arrivals = nullptr;        // and kArrivals; 0 at the launch
+  unsigned group = 1;                  // blocks that share a row in Meeting
+  int packets_of_thread = 0;           // room in shared memory
 
   // from what was saved
   const void* grad_loss = nullptr;  // [rows] or one number; 1 when it is null

@@ -45,6 +45,8 @@ int clusters_at_once(int threads, int64_t shared, int group, Call& call) {
 
 inline bool adds_up(const Problem& p) { return p.reduction != kUnreduced || (p.normalize_weights && p.teacher); }
 
+constexpr int64_t kCountedByAll = 16384;  // labels that every block counts for itself: a guess, never measured
+
 // Memory for the blocks' totals and the groups' exchange; the counters in it are set to 0 in the stream's order.
 inline void give_memory(Job& job, int64_t blocks, int64_t groups, Call& call) {
   const int64_t counters = 128 + groups * kArrivals * 4, exchange = groups * kMeetingBytes;
@@ -54,6 +56,9 @@ inline void give_memory(Job& job, int64_t blocks, int64_t groups, Call& call) {
   call.check("memset");
   job.finished = reinterpret_cast<unsigned*>(memory), job.arrivals = job.finished + 32;
   job.exchange = memory + counters, job.totals = reinterpret_cast<double*>(memory + counters + exchange);
+  if (job.p.reduction != kMean || !job.p.labels || job.p.rows <= kCountedByAll) return;
+  job.live = reinterpret_cast<unsigned long long*>(memory + 64);
+  launch_count(job, call);
 }
 
 // A block for every so many rows, as many as the GPU runs at a time.

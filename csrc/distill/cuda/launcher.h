@@ -25,6 +25,8 @@ void launch_gradients(Format format, Job& job, Call& call);
 // Any dtypes, any terms; double where the problem is wide.
 void launch_careful_rows(Job& job, Call& call);
 void launch_careful_gradients(Job& job, Call& call);
+// Adds the rows that count to *job.live.
+void launch_count(const Job& job, Call& call);
 void launch_scale(const ScaleJob& job, bool wide, Call& call);
 
 }  // namespace udskd::cuda

@@ -9,13 +9,15 @@ namespace udskd::cuda {
 
 constexpr int kTotals = kComponents + 1;
 
-// A row's columns, 16 bytes at a time: both are aligned to that.
-template <class Acc>
+// A row's columns, 16 bytes at a time: both are aligned to that. kOthers: they may be what another block has written.
+template <bool kOthers = false, class Acc>
 __device__ void copy_columns(const Acc* from, Acc* to) {
   static_assert(kColumns * sizeof(Acc) % 16 == 0);
 #pragma unroll
-  for (int k = 0; k < int(kColumns * sizeof(Acc) / 16); ++k)
-    reinterpret_cast<uint4*>(to)[k] = reinterpret_cast<const uint4*>(from)[k];
+  for (int k = 0; k < int(kColumns * sizeof(Acc) / 16); ++k) {
+    const uint4* const some = reinterpret_cast<const uint4*>(from) + k;
+    reinterpret_cast<uint4*>(to)[k] = kOthers ? __ldcg(some) : *some;
+  }
 }
 
 constexpr int kMostTeams = 16;  // of a block
@@ -23,15 +25,21 @@ constexpr int kLedgerBytes = kMostTeams * kTotals * 8 + 128;
 
 __device__ inline bool ignored(const Problem& p, int64_t row) { return p.labels && p.labels[row] == p.ignore_index; }
 
-// The rows that count, each in every block; a mean is known before a gradient is.
+// Of every `step`th label from `begin` on, those of rows that count.
 template <class Group>
-__device__ double live_rows(const Problem& p, Group& block) {
-  if (!p.labels) return double(p.rows);
+__device__ double live_labels(const Problem& p, Group& block, int64_t begin, int64_t step) {
   int live[1] = {0};
 #pragma unroll 8
-  for (int64_t row = threadIdx.x; row < p.rows; row += Group::kBlock) live[0] += !ignored(p, row);
+  for (int64_t row = begin + threadIdx.x; row < p.rows; row += step) live[0] += !ignored(p, row);
   block.fold(live, Add());
   return live[0];
+}
+
+// The rows that count, known in every block; a mean is known before a gradient is.
+template <class Group>
+__device__ double live_rows(const Job& job, Group& block) {
+  if (!job.p.labels) return double(job.p.rows);
+  return job.live ? double(*job.live) : live_labels(job.p, block, 0, Group::kBlock);
 }
 
 // Weights that are to be divided by their mean are known when all rows are done; so is, then, what they weigh.
@@ -50,7 +58,7 @@ class Ledger {
   }
 
   // By any thread: there is a row that this block has not done. By all, after a barrier: whether there is.
-  __device__ void leave() { *left_flag() = 1; }
+  __device__ void leave() { atomicOr(left_flag(), 1u); }
   __device__ bool left() const { return *left_flag() != 0; }
 
   // By one thread, once for each row.
@@ -133,7 +141,7 @@ class Ledger {
     double counts[2] = {};  // rows whose weight is a number, and the sum of these weights
 #pragma unroll 1
     for (int64_t row = threadIdx.x; row < p.rows; row += Group::kBlock) {
-      const Acc share = columns_of(row)[kShare], weight = columns_of(row)[kWeight];
+      const Acc share = __ldcg(columns_of(row) + kShare), weight = __ldcg(columns_of(row) + kWeight);
       if (share != 0 && weight == weight) counts[0] += 1, counts[1] += double(weight);
     }
     block.fold(counts, Add());
@@ -141,8 +149,8 @@ class Ledger {
     double totals[kTotals] = {};
 #pragma unroll 1
     for (int64_t row = threadIdx.x; row < p.rows; row += Group::kBlock) {
-      Acc columns[kColumns], terms[kTotals];
-      for (int k = 0; k < kColumns; ++k) columns[k] = columns_of(row)[k];
+      alignas(16) Acc columns[kColumns], terms[kTotals];
+      copy_columns<true>(columns_of(row), columns);
       columns[kWeight] = Acc(double(columns[kWeight]) * scale);
       columns_of(row)[kWeight] = static_cast<Acc*>(job_.weight)[row] = columns[kWeight];
       terms_of(row, columns, terms);
@@ -152,7 +160,7 @@ class Ledger {
     for (int k = 0; k < kTotals && threadIdx.x == 0 && p.reduction != kUnreduced; ++k) give(k, totals[k], live);
   }
 
-  __device__ volatile Acc* columns_of(int64_t row) const { return static_cast<Acc*>(job_.saved) + row * kColumns; }
+  __device__ Acc* columns_of(int64_t row) const { return static_cast<Acc*>(job_.saved) + row * kColumns; }
 };
 
 }  // namespace udskd::cuda

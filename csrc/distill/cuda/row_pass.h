@@ -77,6 +77,8 @@ STEP bool RowPass<E, Team, Store, kUsual>::load(float (&out)[kColumns]) {
   float maxima[3] = {kOutside, kOutside, kOutside};
   store_.load(place(), team_, maxima);
   team_.fold(maxima, Larger());
+  if (!has_.teacher()) maxima[0] = 0;  // a network that is not there has no largest logit, and none too small either
+  if (!has_.two()) maxima[2] = 0;
   out[kMaxT] = maxima[0], out[kMaxA] = maxima[1], out[kMaxB] = maxima[2];
   top_t_ = fmaf(maxima[0], job_.scales.teacher_k, -(maxima[0] * job_.scales.teacher_k));
   top_a_ = fmaf(maxima[1], job_.scales.k, -(maxima[1] * job_.scales.k));

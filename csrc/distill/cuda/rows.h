@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(Team::kBlock, kBlocks) rows(const __grid_const
   const Position<Team> at(job);
   Ledger<float, Team::kBlock / Team::kTeam> ledger(job, shared + kTeamBytes, int(threadIdx.x) / Team::kTeam);
   Block<Team::kBlock> block(Place{shared});
-  const double live = job.p.reduction == kMean ? live_rows(job.p, block) : 1;
+  const double live = job.p.reduction == kMean ? live_rows(job, block) : 1;
   __syncthreads();  // the team's first fold may write where the block's last one is read
   Team team(place_of<Team>(job, shared));
   Store store(shared + kStoreBegin, job.packets_of_thread);
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(256) careful_rows(const __grid_constant__ Job 
   UDSKD_SHARED(shared);
   Ledger<Acc, 1> ledger(job, shared + kTeamBytes, 0);
   Block<256> block(Place{shared});
-  const double live = job.p.reduction == kMean ? live_rows(job.p, block) : 1;
+  const double live = job.p.reduction == kMean ? live_rows(job, block) : 1;
   for (int64_t row = blockIdx.x; row < job.p.rows; row += gridDim.x) {
     alignas(16) Acc columns[kColumns] = {};
     if (ignored(job.p, row)) {

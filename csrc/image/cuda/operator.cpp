@@ -55,7 +55,14 @@ void fill(const Batch& batch, const Layout& layout, Table* tables, int32_t* taps
 #ifdef UDSKD_EMULATE
 Tensor host_memory(const Tensor& like, int64_t words) { return empty_like(like, {words}, ScalarType::Double); }
 Tensor on_device(const Tensor& host, const Tensor&) { return host; }
+void refuse_capture(const OnDevice&) {}
 #else
+void refuse_capture(const OnDevice& on) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  cudaStreamIsCapturing(on.stream(), &status);
+  STD_TORCH_CHECK(status == cudaStreamCaptureStatusNone,
+                  "crop_resize cannot be part of a CUDA graph: the views are read by the host");
+}
 // Page-locked, from PyTorch's cache of such memory, which gives it to nobody else before the copy is done.
 Tensor host_memory(const Tensor&, int64_t words) {
   const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU);
@@ -74,6 +81,7 @@ void crop_resize(Tensor pixels, Tensor offsets, Tensor shapes, Tensor views, Ten
                   " pixels a side");
   if (batch.size == 0 || batch.images == 0) return;
   const OnDevice on(pixels);
+  refuse_capture(on);
   const Layout layout = lay_out(batch);
   const int64_t bytes_of_tables = batch.images * int64_t(sizeof(Table));
   const Tensor host = host_memory(pixels, (bytes_of_tables + layout.taps * 4 + 7) / 8);
