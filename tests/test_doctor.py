@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from udskd.data import FolderSet, resident
 from udskd.data.pack import pack
 from udskd.doctor.costs import pack_one, pieces, reading
 from udskd.doctor.rates import sample
+from udskd.doctor.trial import seconds
 from udskd.doctor.verdict import Findings, rate, size, verdict
 from udskd.errors import ConfigError, DataError
 
@@ -36,6 +40,18 @@ GPU = Findings(
 
 def with_loaders(**rates: float) -> Findings:
     return replace(GPU, loaders={("threads", 2): 1000.0} | {(name, 2): value for name, value in rates.items()})
+
+
+# --- how long a step takes --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("device", "runs"), [("cpu", 1), ("cuda", 3)])
+def test_a_slow_first_run_is_the_answer_only_where_no_library_warms_up(device: str, runs: int) -> None:
+    took = iter([0.2, 0.03, 0.02, 0.01])
+    runtime: Any = SimpleNamespace(device=torch.device(device), finish=lambda: None)
+    best = seconds(lambda: time.sleep(next(took)), runtime, budget=0.1, warm_up=2)
+    assert 4 - len(list(took)) == runs
+    assert best == pytest.approx(0.2 if device == "cpu" else 0.02, abs=0.01)
 
 
 # --- the verdict ------------------------------------------------------------------------------------------------------

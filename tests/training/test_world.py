@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch.distributed as dist
+from torch.distributed import HashStore
 
 from tests.training.conftest import write_tree
 from udskd import recipe
 from udskd.config import Config
-from udskd.errors import DataError
+from udskd.errors import ConfigError, DataError, PeerFailed
 from udskd.training import train
 from udskd.training.meter import Meter
 from udskd.training.signals import StopRequest
@@ -43,3 +46,29 @@ def test_unreadable_images_of_all_processes_count_together(
     options = {"method": "ce", "data.root": str(root), "data.max_unreadable": 0.07}  # 2 of the 36 images, not 3
     with pytest.raises(DataError, match="3 of 36 training images"):
         train(recipe.with_values(config, options))
+
+
+def told_by(rank: int, store: HashStore) -> tuple[Exception, float]:
+    """What a process makes of a mistake that all find, and how long it takes."""
+    stop, begin = StopRequest(), time.monotonic()
+    stop.requested = rank > 0  # the others are told to end, as torchrun does, and do not wait for that
+    error = World(rank, 2, control=object(), store=store).told(ConfigError("a mistake"), stop)
+    return error, time.monotonic() - begin
+
+
+def test_who_keeps_the_store_stays_until_the_others_have_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    store, others = HashStore(), []
+    thread = threading.Timer(0.5, lambda: others.append(told_by(1, store)))
+    thread.start()
+    error, took = told_by(0, store)
+    thread.join()
+    assert (str(error), type(others[0][0])) == ("a mistake", PeerFailed)
+    assert 0.4 < took < 2.5
+
+
+def test_under_torchrun_nobody_need_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    error, took = told_by(0, HashStore())
+    assert str(error) == "a mistake"
+    assert took < 0.4

@@ -87,10 +87,10 @@ class Parcel(NamedTuple):
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device, by way of page-locked memory, so that nobody waits."""
+    """A tensor on a device; on its way to a GPU by way of page-locked memory, so that nobody waits."""
     if tensor.device.type == "cpu" and device.type == "cuda":
         tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    return tensor.to(device, non_blocking=device.type == "cuda")  # from a GPU, it would be read before it is there
 
 
 @dataclass

@@ -144,8 +144,8 @@ class ResidentEvaluation(Workers):
 def check_fits(needed: int, what: str, device: torch.device, left: int | None = None) -> None:
     """DataError if so many bytes do not fit into what is free of a device's memory, with so many left for the rest."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # what PyTorch keeps for others is free; but not what a CUDA graph keeps for itself
         free, total = torch.cuda.mem_get_info(device)
-        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # PyTorch's own, and unused
         left = min(LEFT_ON_GPU, total // 3) if left is None else left
     else:
         free, left = available_memory(), LEFT_IN_RAM if left is None else left

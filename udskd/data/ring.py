@@ -87,7 +87,9 @@ class Cuda:
 
 @lru_cache(maxsize=16)  # one for all rings: memory returns to the stream that it was taken on
 def _copy_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    # Of high priority, because then it is none of the few that PyTorch deals out again and again to whoever asks:
+    # copies on the very stream that a step is captured on would become part of its graph.
+    return torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
 
 
 class Ring(Generic[T]):

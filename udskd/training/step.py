@@ -21,7 +21,7 @@ class Step:
         """parts: into which a step is cut; rows: images in one of them, over all processes the same."""
         self._task, self._runtime, self._parts, self._rows = task, runtime, parts, rows
         self._scaler = GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
-        self._graph = StepGraph(runtime.device, self._whole) if cuda_graph else None
+        self._graph = StepGraph(runtime.device) if cuda_graph else None
 
     def run(self, inputs: Inputs, part: int, step: int) -> dict[str, Tensor]:
         """Part `part` of step `step` (counted from 0 over all epochs); after the last part the networks are updated.
@@ -34,14 +34,14 @@ class Step:
             for trained in self._task.trained:
                 trained.set_lr(step)
         if self._graph is not None and len(inputs.images) == self._rows:
-            return self._graph.run(inputs)
+            return self._graph.run(inputs, self._whole)
         with ExitStack() as stack:
             if not last:  # gradients of the processes meet once a step
                 for trained in self._task.trained:
                     stack.enter_context(trained.no_sync())
             terms = self._gradients(inputs)
         if last:
-            self._update()
+            self.update()
         return terms
 
     def state(self) -> dict[str, Any]:
@@ -54,7 +54,7 @@ class Step:
 
     def _whole(self, inputs: Inputs) -> dict[str, Tensor]:
         terms = self._gradients(inputs)
-        self._update()
+        self.update()
         return terms
 
     def _gradients(self, inputs: Inputs) -> dict[str, Tensor]:
@@ -83,7 +83,8 @@ class Step:
         for buffer, value in zip(buffers, kept, strict=True):
             buffer.copy_(value)
 
-    def _update(self) -> None:
+    def update(self) -> None:
+        """Move all weights by their gradients, which are used up."""
         for network in self._task.networks:
             if not any(p.grad is not None for p in network.module.parameters()):
                 return  # no image of this step could be read

@@ -89,7 +89,7 @@ class StudentsTask(Task):
             for role in STUDENTS
         )
         self.networks = (a, b)
-        self._method = plan.method
+        self.method = plan.method
         self.parts = [
             Part(name, module, training.lr if (lr := plan.lr(name)) is None else lr, training, runtime, *counts)
             for name, module in plan.parts.items()
@@ -98,16 +98,20 @@ class StudentsTask(Task):
         self._teacher = teacher
 
     def at(self, epoch: float) -> None:
-        self._method.at(epoch)
+        self.method.at(epoch)
 
     def losses(self, inputs: Inputs) -> dict[str, Tensor]:
         """The method's loss, components, weight and entropy."""
+        return self.method.loss(self.answers(inputs))
+
+    def answers(self, inputs: Inputs) -> Answers:
+        """What all networks say."""
         teacher = self._said(inputs)
         with self._autocast():
             outputs = {network.role: network.forward(inputs.images) for network in self.networks}
         logits = {role: out[0] if isinstance(out, tuple) else out for role, out in outputs.items()}
         features = {role: out[1] for role, out in outputs.items() if isinstance(out, tuple)}
-        answers = Answers(
+        return Answers(
             teacher.logits,
             logits["student_a"],
             logits["student_b"],
@@ -116,7 +120,6 @@ class StudentsTask(Task):
             teacher.responses,
             {**features, "teacher": teacher.features},
         )
-        return self._method.loss(answers)
 
     def _said(self, inputs: Inputs) -> Said:
         if inputs.teacher is not None or self._teacher is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from udskd.training.signals import Stopped, StopRequest
 
 T = TypeVar("T")
 GRACE = 20.0  # seconds
+PARTING = 3.0  # seconds that the others have to come and find a failure told, where the first process keeps the store
 PATIENCE = datetime.timedelta(minutes=30)  # for the slowest of the others; a process that dies is noticed at once
 
 
@@ -102,12 +104,21 @@ class World:
         elif not self.alone and isinstance(error, UdskdError) and not isinstance(error, (Interrupted, PeerFailed)):
             with contextlib.suppress(RuntimeError):  # if the store is gone, its process has failed before us
                 if self.store.add("failed", 1) == 1:
+                    self._wait_to_be_heard(stop)
                     return error
             error = PeerFailed(str(error))
         if isinstance(error, PeerFailed):
             stop.wait(GRACE)
             error = PeerFailed("") if stop.requested else error  # in the first case there is nothing more to say
         return error
+
+    def _wait_to_be_heard(self, stop: StopRequest) -> None:
+        """Without torchrun the store ends with the first process, of which the others would complain at length."""
+        if not self.main or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            return
+        end = time.monotonic() + PARTING
+        while self.store.add("failed", 0) < self.ranks and time.monotonic() < end and not stop.requested:
+            stop.wait(0.05)
 
     def equalise(self, tensors: Iterable[Tensor]) -> None:
         """Everybody gets rank 0's values: batch-norm's running statistics differ between processes."""

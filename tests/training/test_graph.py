@@ -1,0 +1,45 @@
+"""The step as a CUDA graph, as far as a CPU can tell: who keeps whom, and what is done around a capture."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from udskd.training import graph
+from udskd.training.step import Step
+
+
+def test_a_step_ends_with_its_last_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its graph's memory is then free for the next phase of the run."""
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: object())
+    task: Any = SimpleNamespace(networks=[], trained=[])
+    runtime: Any = SimpleNamespace(device=torch.device("cpu"), precision="fp32")
+    with graph.nothing_collected():
+        step = Step(task, runtime, 1, 4, cuda_graph=True)
+        gone = weakref.ref(step)
+        del step
+        assert gone() is None
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_no_garbage_is_collected_within_a_capture_and_the_rest_is_as_before(enabled: bool) -> None:
+    was = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    within = []
+
+    def capture() -> None:
+        with graph.nothing_collected():
+            within.append(gc.isenabled())
+            raise KeyError
+
+    try:
+        with pytest.raises(KeyError):
+            capture()
+        assert (within, gc.isenabled()) == ([False], enabled)
+    finally:
+        (gc.enable if was else gc.disable)()
