@@ -1,4 +1,4 @@
-"""Two figures from the rows of `python -m bench.loss`: speed-up over eager, and bandwidth beside that of a copy.
+"""Figures from the rows of `python -m bench.loss`: speed-up over eager, and bandwidth beside that of a copy.
 
 python -m bench.chart FILE.json DIR draws them again from what --json wrote.
 """
@@ -15,6 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bench import table
 from bench.table import Row
 from udskd.plots import INK, STYLE, save
 
@@ -31,12 +32,18 @@ COLOURS = {  # Okabe and Ito's
     "udskd-graph": "#004166",
     "reference": "#bdbdbd",
 }
+MANY = 8  # shapes above which bars would say nothing
 SIDE_BY_SIDE = 32  # bars of a panel above which the panels stand below each other
 Value = Callable[[Row], float]
 
 
 def draw(rows: Sequence[Row], folder: Path) -> None:
-    """Writes speedup.png, if eager was measured, and bandwidth.png."""
+    """Writes speedup.png, if eager was measured, and bandwidth.png; of many shapes a figure for each pass and dtype."""
+    if len({(row["rows"], row["classes"]) for row in rows}) > MANY:
+        from bench import curves  # which builds on this
+
+        curves.draw(rows, folder)
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with plt.rc_context(STYLE):
         faster = [row for row in rows if row["provider"] != "eager" and row["speedup_vs_eager"]]
@@ -71,7 +78,7 @@ def bandwidth(rows: Sequence[Row], path: Path) -> None:
 
 def panels(rows: Sequence[Row], label: str, value: Value, base: float = 0.0) -> tuple[Figure, list[Axes]]:
     """A panel for each pass and dtype, in it a group for each shape and a bar, upon the base, for each provider."""
-    kinds = list(dict.fromkeys((row["pass"], row["dtype"]) for row in rows))
+    kinds = list(dict.fromkeys(kind_of(row) for row in rows))
     shapes = list(dict.fromkeys((row["rows"], row["classes"]) for row in rows))
     bars = len(shapes) * (len(providers(rows)) + 1)
     columns = 2 if bars <= SIDE_BY_SIDE and len(kinds) > 1 else 1
@@ -90,9 +97,13 @@ def panels(rows: Sequence[Row], label: str, value: Value, base: float = 0.0) -> 
         axis.tick_params(length=0)
         axis.grid(visible=False, axis="x")
         for x, shape in enumerate(shapes):
-            mine = [row for row in rows if (row["pass"], row["dtype"], row["rows"], row["classes"]) == (*kind, *shape)]
+            mine = [row for row in rows if (*kind_of(row), row["rows"], row["classes"]) == (*kind, *shape)]
             group(axis, x, width, {row["provider"]: value(row) for row in mine}, base)
     return figure, list(grid.flat[: len(kinds)])
+
+
+def kind_of(row: Row) -> tuple[str, str]:
+    return table.key(row).circumstances, row["dtype"]
 
 
 def group(axis: Axes, x: float, width: float, values: dict[str, float], base: float) -> None:
@@ -122,7 +133,9 @@ def providers(rows: Sequence[Row]) -> list[str]:
     return [name for name in COLOURS if name in seen]
 
 
-def finish(figure: Figure, axes: Sequence[Axes], rows: Sequence[Row], path: Path) -> None:
+def finish(
+    figure: Figure, axes: Sequence[Axes], rows: Sequence[Row], path: Path, what: Sequence[str] = ("rows × classes",)
+) -> None:
     """One legend for all panels, and under what circumstances this was measured."""
     entries: dict[str, Any] = {}
     for axis in axes:
@@ -135,7 +148,7 @@ def finish(figure: Figure, axes: Sequence[Axes], rows: Sequence[Row], path: Path
     machine, threads = rows[0]["machine"], rows[0]["threads"]
     where = machine.get("gpu") or f"{machine['processor']}, {threads} thread{'s' * (threads > 1)}"
     versions = rows[0]["versions"]
-    figure.suptitle(f"rows × classes; {where}, PyTorch {versions['torch']}", fontsize=9, color="#666666")
+    figure.suptitle(f"{', '.join(what)}; {where}, PyTorch {versions['torch']}", fontsize=9, color="#666666")
     save(figure, path)
 
 

@@ -3,6 +3,7 @@ and a call is a replay."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -60,10 +61,20 @@ class Replayed:
         self.key: tuple[Any, ...] = ()  # the inputs themselves, which keeps their memory theirs
         self.captured: Captured | None = None
 
+    def forget(self) -> None:
+        """Gives all memory back."""
+        self.key, self.captured = (), None
+
+    def replay(self) -> Callable[[], None]:
+        """The captured graph alone, which leaves its results where they always are."""
+        assert self.captured is not None
+        again: Callable[[], None] = self.captured.graph.replay
+        return again
+
     def __call__(self, *inputs: Tensor) -> Tensor:
         key = (torch.is_grad_enabled(), *inputs)
         if len(key) != len(self.key) or any(x is not y for x, y in zip(key, self.key, strict=True)):
-            self.captured = None  # gives its memory back before the next is taken
+            self.forget()
             self.key, self.captured = key, capture(self.loss, inputs)
         assert self.captured is not None
         replay: Any = _Replay.apply

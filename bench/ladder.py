@@ -5,7 +5,7 @@ others.
 
 One teacher for each seed, shared by all methods of that seed; with --cache its logits too, which saves its pass in all
 that ask for logits alone (as fp16, on the CPU a rounding that the live teacher does not have). Complete runs are kept,
-so that an interrupted ladder continues where it stopped.
+and others saved, so that a ladder that was interrupted, or ran into its --limit, continues where it stopped.
 Ends with the table of `udskd compare` and OUTPUT/ladder.json: machine, versions, command, and every run's summary.
 """
 
@@ -14,10 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
+import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,8 +29,7 @@ from typing import Any
 
 import torch
 
-import udskd
-from bench.machine import processor
+from bench.machine import machine, versions
 from udskd import report
 
 RUNGS: dict[str, list[str]] = {
@@ -42,17 +43,23 @@ RUNGS: dict[str, list[str]] = {
 }
 FIRST = "kd"  # trains the seed's teacher; the other methods that use one wait for it
 LIVE = ("ce", "dml", "cud", "sdkd")  # have no teacher, another one, or ask it for more than logits
+GRACE = 60.0  # seconds for a run to save itself
+
+
+class OutOfTime(Exception):
+    """What is not complete waits for the same command."""
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """The runs of one recipe."""
+    """The runs of one recipe; `end` is a moment of time.monotonic()."""
 
     recipe: str
     output: Path
     options: Sequence[str]
     threads: int
     cached: bool
+    end: float = float("inf")
 
     def run(self, name: str, seed: int) -> Path:
         """One training run, unless it is complete already."""
@@ -81,25 +88,46 @@ class Ladder:
         return self.output / f"cache-seed{seed}"
 
     def _udskd(self, arguments: Sequence[str], folder: Path) -> None:
+        if time.monotonic() > self.end:
+            raise OutOfTime
         command = [sys.executable, "-m", "udskd", *arguments]
         self.output.mkdir(parents=True, exist_ok=True)
         with open(f"{folder}.log", "w", encoding="utf-8") as log:
             environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
-            done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-        if done.returncode:
-            raise SystemExit(f"{shlex.join(command)} ended with {done.returncode}; see {log.name}")
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            code = wait(process, self.end)
+        if code:
+            raise SystemExit(f"{shlex.join(command)} ended with {code}; see {log.name}")
         print(f"{folder.name}: done", flush=True)
 
 
-def run_all(ladder: Ladder, seeds: int, jobs: int) -> list[Path]:
+def wait(process: subprocess.Popen[bytes], end: float) -> int:
+    """The exit code of a command that ends in time by itself; any other is asked to save and stop.
+
+    Raises:
+        OutOfTime: it was asked.
+    """
+    try:
+        return process.wait(None if end == float("inf") else max(0.0, end - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            process.kill()  # what it saved last is whole all the same
+            process.wait()
+        raise OutOfTime from None
+
+
+def run_all(ladder: Ladder, rungs: Sequence[str], seeds: int, jobs: int) -> list[Path]:
     with ThreadPoolExecutor(jobs) as pool:
         firsts = list(pool.map(partial(ladder.run, FIRST), range(seeds)))
         if ladder.cached:
             list(pool.map(ladder.cache, range(seeds)))
-        others = [(name, seed) for seed in range(seeds) for name in RUNGS if name != FIRST]
+        others = [(name, seed) for seed in range(seeds) for name in rungs if name != FIRST]
         rest = list(pool.map(lambda job: ladder.run(*job), others))
     done = {folder.name: folder for folder in firsts + rest}
-    return [done[f"{name}-seed{seed}"] for name in RUNGS for seed in range(seeds)]
+    return [done[f"{name}-seed{seed}"] for name in rungs for seed in range(seeds)]
 
 
 def record(runs: Sequence[Path], command: str) -> dict[str, Any]:
@@ -111,28 +139,51 @@ def record(runs: Sequence[Path], command: str) -> dict[str, Any]:
         summaries.append({"run": run.name, **summary})
     return {
         "command": command,
-        "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.system()},
-        "versions": {"udskd": udskd.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "machine": machine("cuda" if torch.cuda.is_available() else "cpu"),
+        "versions": versions(),
         "runs": summaries,
     }
+
+
+def again(options: argparse.Namespace, rest: Sequence[str]) -> str:
+    """The command that measures this again, without this machine's paths."""
+    hidden = [re.sub(r"(?<=^--data\.root=).*", "DIR", word) for word in rest]
+    hidden = ["DIR" if before == "--data.root" else word for before, word in zip(["", *hidden], hidden, strict=False)]
+    parts = ["python", "-m", "bench.ladder", options.recipe, *hidden]
+    parts += [] if options.rungs == list(RUNGS) else ["--rungs", ",".join(options.rungs)]
+    parts += ["--seeds", str(options.seeds), "--jobs", str(options.jobs), *["--cache"] * options.cache]
+    return shlex.join([*parts, "--output", "DIR"])
+
+
+def some_rungs(text: str) -> list[str]:
+    """Comma-separated, in the ladder's order; FIRST is always among them."""
+    chosen = {FIRST, *(part.strip() for part in text.split(","))}
+    if unknown := sorted(chosen - set(RUNGS)):
+        raise argparse.ArgumentTypeError(f"unknown rung {unknown[0]!r}; known are {', '.join(RUNGS)}")
+    return [name for name in RUNGS if name in chosen]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.ladder", description=__doc__.splitlines()[0])
     parser.add_argument("recipe")
+    parser.add_argument("--rungs", type=some_rungs, default=list(RUNGS), help=f"all if not given; {FIRST} in any case")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, each with its share of the cores")
     parser.add_argument("--cache", action="store_true", help="compute the teacher's logits once for each seed")
+    parser.add_argument("--limit", type=float, default=float("inf"), metavar="SECONDS", help="after which runs stop")
     parser.add_argument("--output", type=Path, required=True)
     options, rest = parser.parse_known_args(argv)
-    threads = max(1, (os.cpu_count() or 1) // options.jobs)
-    ladder = Ladder(options.recipe, options.output, rest, threads, options.cache)
-    runs = run_all(ladder, options.seeds, options.jobs)
-    command = (
-        f"python -m bench.ladder {options.recipe} --data.root DIR "
-        f"--seeds {options.seeds} --jobs {options.jobs}{' --cache' * options.cache} --output DIR"
-    )
-    (options.output / "ladder.json").write_text(json.dumps(record(runs, command), indent=1) + "\n", encoding="utf-8")
+    threads, end = max(1, (os.cpu_count() or 1) // options.jobs), time.monotonic() + options.limit
+    ladder = Ladder(options.recipe, options.output, rest, threads, options.cache, end)
+    try:
+        runs = run_all(ladder, options.rungs, options.seeds, options.jobs)
+    except OutOfTime:
+        wanted = [options.output / f"{name}-seed{s}" for name in options.rungs for s in range(options.seeds)]
+        done = sum((folder / "summary.json").is_file() for folder in wanted)
+        print(f"no time left: {done} of {len(wanted)} runs are complete; the same command goes on with the others")
+        return 1
+    kept = json.dumps(record(runs, again(options, rest)), indent=1) + "\n"
+    (options.output / "ladder.json").write_text(kept, encoding="utf-8")
     return report.compare(runs, options.output / "compare")
 
 

@@ -52,10 +52,13 @@ def cpu_of(process: Any) -> float:
 
 def turns(works: Mapping[K, Work], rounds: int, end: float = float("inf")) -> dict[K, list[Lap]]:
     """Every work once in each round, in rotating order, after a warm-up; after a moment of time.monotonic() no round
-    is begun, but the first."""
+    is begun but the first, and nothing warmed up."""
     names = list(works)
     laps: dict[K, list[Lap]] = {name: [] for name in names}
-    for work in works.values():
+    for name, work in works.items():
+        if time.monotonic() > end:
+            print(f"no time left to warm up {name}", flush=True)
+            return laps
         work()
     print("warmed up", flush=True)
     for number in range(rounds):

@@ -38,6 +38,7 @@ from udskd.errors import UdskdError
 
 MODES = ("threads", "processes", "resident")
 HEADER = ["loader", "from", "gives", "images/s", "least - most", "per core", "cores busy"]
+PROBED = 128  # images that tell how fast the plain loader is, for the length of its window
 RESIDENT = 5  # times as fast as decoding, about: for the length of a window
 
 
@@ -72,7 +73,7 @@ def ours(stack: ExitStack, config: DataConfig, options: argparse.Namespace, core
 
 def theirs(config: DataConfig, options: argparse.Namespace) -> Work:
     """The plain loader, whose batches are brought to the device as its loop does."""
-    number, core = len(open_sets(config)[0]), plain_core(config)()
+    number, core = len(open_sets(config)[0]), plain_core(config, PROBED)()
     expected = core.images / core.wall * min(max(1, config.workers), os.cpu_count() or 1)
     skip, timed = batches_for(options.seconds, expected, options.batch, config.workers)
     wanted = np.resize(np.arange(number), options.batch * (2 * skip + timed)).tolist()
@@ -86,9 +87,10 @@ def theirs(config: DataConfig, options: argparse.Namespace) -> Work:
     return work
 
 
-def plain_core(config: DataConfig) -> Work:
-    """One core on the plain loader's images, without a loader."""
+def plain_core(config: DataConfig, most: int | None = None) -> Work:
+    """One core on the plain loader's images, or the first of them, without a loader."""
     number = len(open_sets(config)[0])
+    number = number if most is None else min(number, most)
     source = plain.loader(config, range(number), 1, 0, "cpu").dataset
 
     def work() -> Lap:

@@ -5,7 +5,7 @@
 The problem is the paper's whole loss: labels, teacher, peers, weighting by entropy. Before a case is timed, every
 provider's loss and gradients are compared with float64's; one that is wrong ends the run. GB/s and the share of a copy
 count only the bytes that no implementation can avoid, so that moving more does not look like more. Small cases stay in
-the caches and can exceed 100 %.
+the caches and can exceed 100 %; with `--caches cold` every call has logits that have left them.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 
-from bench import machine, providers, table, timing
+from bench import caches, machine, providers, table, timing
 from bench.measure import Disagreement, digits, measure
-from bench.problem import DTYPES, OPTIONS, PASSES, Case
+from bench.problem import CACHES, DTYPES, OPTIONS, PASSES, Case
 from bench.providers import Provider
 from udskd import report
 
@@ -45,17 +45,34 @@ def run(options: argparse.Namespace, chosen: Sequence[Provider]) -> list[dict[st
         "command": command(options),
         "copy_gb_per_s": digits(copy),
     }
-    out, end = [], time.monotonic() + options.limit
-    for (height, classes), dtype, kind in itertools.product(options.shapes, options.dtypes, options.passes):
-        case = Case(height, classes, dtype, kind)
+    out, end, cache_bytes = [], time.monotonic() + options.limit, caches.last_level(options.device)
+    every = itertools.product(options.shapes, options.dtypes, options.passes, options.caches)
+    for (height, classes), dtype, kind, cache in every:
+        case = Case(height, classes, dtype, kind, cache)
         if time.monotonic() > end:
             print(f"no time left for {case} and what follows it", flush=True)
             break
-        rows = measure(case, chosen, options.device, options.loss, options.rounds, copy)
+        if caches.batches(case, cache_bytes) > caches.MOST:
+            print(f"skipped: {case}: too small to leave caches of {cache_bytes / 1e6:.0f} MB\n", flush=True)
+            continue
+        try:
+            rows = measure(case, chosen, options.device, options.loss, options.rounds, copy)
+        except torch.OutOfMemoryError:
+            print(f"no memory for {case}\n", flush=True)
+            continue
         report.show(table.sections(rows))
         print(flush=True)
         out += [row | shared for row in rows]
+        save(options, out)
     return out
+
+
+def save(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    """What there is so far: nobody knows how the next case ends."""
+    if options.json:
+        write(options.json, json.dumps(rows, indent=1) + "\n")
+    if options.markdown:
+        write(options.markdown, report.markdown([*table.summary(rows), *table.sections(rows)]) + "\n")
 
 
 def command(options: argparse.Namespace) -> str:
@@ -63,6 +80,7 @@ def command(options: argparse.Namespace) -> str:
     shapes = ",".join(f"{rows}x{classes}" for rows, classes in options.shapes)
     parts = ["python", "-m", "bench.loss", "--device", options.device, "--threads", str(torch.get_num_threads())]
     parts += ["--shapes", shapes, "--dtypes", ",".join(options.dtypes), "--passes", ",".join(options.passes)]
+    parts += ["--caches", ",".join(options.caches)]
     parts += ["--temperature", str(options.temperature), "--providers", ",".join(options.providers)]
     return shlex.join([*parts, "--rounds", str(options.rounds)])
 
@@ -116,6 +134,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--shapes", type=listed(a_shape), help="ROWSxCLASSES,...")
     add("--dtypes", type=listed(one_of("dtype", list(DTYPES))), default=["float32", "bfloat16"])
     add("--passes", type=listed(one_of("pass", PASSES)), default=list(PASSES))
+    add("--caches", type=listed(one_of("state", CACHES)), default=["warm"], help="of the logits: warm, cold or both")
     add("--temperature", type=float, default=4.0)
     add("--providers", type=listed(one_of("provider", list(providers.FACTORIES))), default=providers.DEFAULT)
     add("--rounds", type=count, default=20, help="samples of each provider in each case")
@@ -149,10 +168,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not rows:
         print("None of the providers can run any of the cases.", file=sys.stderr)
         return 1
-    if options.json:
-        write(options.json, json.dumps(rows, indent=1) + "\n")
-    if options.markdown:
-        write(options.markdown, report.markdown([*table.summary(rows), *table.sections(rows)]) + "\n")
     if options.plot:
         from bench import chart  # matplotlib takes a second to import
 

@@ -98,14 +98,20 @@ class Plain:
         logits = self.answers(images)
         with self.autocast():
             a, b = (student(images) for student in self.students)
-        return dual_student_loss(logits.float(), a.float(), b.float(), labels, **self.options).loss  # type: ignore[arg-type]
+        return self.loss_of(logits, a, b, labels)
+
+    def loss_of(self, teacher: Tensor, a: Tensor, b: Tensor, labels: Tensor) -> Tensor:
+        return dual_student_loss(teacher.float(), a.float(), b.float(), labels, **self.options).loss  # type: ignore[arg-type]
+
+    def update(self) -> None:
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
     def step(self, images: Tensor, labels: Tensor) -> float:
         """One step on a batch that lies on the device; its loss."""
-        self.optimizer.zero_grad()
         loss = self.loss(images, labels)
         loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
+        self.update()
         return loss.item()
 
     def epoch(self, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[int, float]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import udskd
 from bench import graph
-from bench.problem import PASSES, Loss
+from bench.problem import CACHES, PASSES, Case, Loss, Problem
 from tests.ops import eager
 from udskd import forms
 from udskd.losses import Backend
@@ -38,6 +38,24 @@ class Provider:
     passes: Sequence[str] = PASSES
     overwrites: bool = False  # the students' logits are not the same after a call
     graphs: bool = False  # its memory is a CUDA graph's own, which the allocator's statistics do not show
+    caches: Sequence[str] = CACHES
+    replay: Callable[[], Callable[[], None]] | None = None  # of what was last called, without the host's part
+
+    def runs(self, case: Case) -> bool:
+        return case.kind in self.passes and case.cache in self.caches
+
+    def ready(self, problem: Problem, gradients: bool) -> Callable[[], object]:
+        """A call whose time counts. torch.autograd.grad adds nothing to the gradients of an earlier one."""
+
+        def call() -> object:
+            value = self.loss(*problem)
+            return torch.autograd.grad(value, problem.students) if gradients else value
+
+        if self.replay is None:
+            return call
+        with torch.set_grad_enabled(gradients):
+            call()
+        return self.replay()
 
 
 def available(names: Sequence[str], device: str, options: Options) -> tuple[list[Provider], dict[str, str]]:
@@ -51,10 +69,16 @@ def available(names: Sequence[str], device: str, options: Options) -> tuple[list
     return found, skipped
 
 
-def forget_compiled() -> None:
-    """torch.compile gives up on a function that it has compiled for too many shapes; every case starts afresh."""
+def forget(chosen: Sequence[Provider]) -> None:
+    """Every case starts afresh: torch.compile gives up on a function that it has compiled for too many shapes, and a
+    graph keeps the memory of its inputs."""
+    for provider in chosen:
+        if isinstance(provider.loss, graph.Replayed):
+            provider.loss.forget()
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 # --- this project ----------------------------------------------------------------------------------------------------
@@ -73,9 +97,10 @@ def _udskd(name: str, device: str, options: Options, form: forms.Form = "auto", 
 
 
 def _udskd_graph(name: str, device: str, options: Options) -> Provider:
-    """The same as a captured training step has it: without the host's part."""
+    """The same as a captured training step has it: without the host's part, and always on the same memory."""
     _only_cuda(device)
-    return Provider(name, graph.Replayed(_udskd("udskd", device, options).loss), graphs=True)
+    loss = graph.Replayed(_udskd("udskd", device, options).loss)
+    return Provider(name, loss, graphs=True, caches=["warm"], replay=loss.replay)
 
 
 # --- plain PyTorch, as written and compiled --------------------------------------------------------------------------
@@ -90,7 +115,8 @@ def _eager(name: str, device: str, options: Options) -> Provider:
 
 def _compiled(options: Options, mode: str | None = None) -> Callable[..., Tensor]:
     """The eager function, compiled as well as a user can: whole, for exactly these shapes. What is only for logs is
-    detached, as udskd's is, so that no gradient of it is prepared."""
+    detached, as udskd's is, so that no gradient of it is prepared. "reduce-overhead" copies the logits into its graph's
+    memory at each call, as it does wherever they are not its own."""
 
     def step(teacher: Tensor, a: Tensor, b: Tensor, target: Tensor | None) -> tuple[Tensor, ...]:
         loss, *logged = eager.dual_student_loss(teacher, a, b, target, **options)

@@ -166,7 +166,8 @@ def measure(options: argparse.Namespace) -> None:
         save(options, parts, [])
         report.show(sections(parts, [])[:1])
         works = epochs(stack, root, subjects, options)
-        ends = epoch_rows(laps.turns(works, options.epochs, begin + options.limit), parts)
+        found = laps.turns(works, options.epochs, begin + options.limit)
+        ends = epoch_rows({name: each for name, each in found.items() if each}, parts)
     save(options, parts, ends)
     print()
     report.show(sections(parts, ends)[1:])
@@ -218,7 +219,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
-    options.expected = 500.0 * options.workers  # images per second of the loaders, for the length of their windows
+    options.expected = 500.0  # images per second of a core, for the length of the loaders' windows
     if options.threads:
         torch.set_num_threads(options.threads)
     try:

@@ -49,6 +49,7 @@ class Step:
     environment: Mapping[str, str] = field(default_factory=dict)
     missing: str = ""  # why it cannot run here
     vital: bool = False  # nothing after it makes sense without it
+    keeps: bool = False  # writes what it has as it goes: that counts although its time ran out
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ def run(step: Step, seconds: float) -> Outcome:
         return Outcome(step.name, "failed", 0.0, str(error))
     output = step.log.read_text(encoding="utf-8", errors="replace")
     if code is None:
-        verdict = Verdict("failed", f"stopped after {allowed:.0f} s; {last_line(output)}")
+        said = step.judge(0, output) if step.keeps else Verdict("failed", last_line(output))
+        verdict = Verdict(said.status, f"stopped after {allowed:.0f} s; {said.detail}")
     else:
         verdict = step.judge(code, output)
     return Outcome(step.name, verdict.status, round(time.monotonic() - start, 1), verdict.detail)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench import memory
 from bench.plain import Plain
@@ -72,6 +72,12 @@ def ours(trial: Trial, inputs: Inputs, parts: bool) -> dict[str, Work]:
     out["teacher"] = repeated(lambda: frozen(inputs.images))
     for network in trial.task.networks:
         out[network.role] = repeated(backward(network.forward, inputs.images, trial.runtime.autocast))
+    with torch.no_grad():
+        answers = trial.task.answers(inputs)
+    a, b = (x.detach().requires_grad_() for x in (answers.student_a, answers.student_b))
+    answers = replace(answers, student_a=a, student_b=b)
+    out["loss"] = repeated(lambda: torch.autograd.grad(trial.task.method.loss(answers)["loss"], (a, b)))
+    out["update"] = repeated(moved((trained.module for trained in trial.task.trained), trial.step.update))
     return out
 
 
@@ -81,6 +87,18 @@ def repeated(once: Callable[[], object]) -> Work:
             once()
 
     return work
+
+
+def moved(modules: Iterable[nn.Module], update: Callable[[], object]) -> Callable[[], object]:
+    """An update by gradients that are always there, and 0."""
+    gradients = [(p, torch.zeros_like(p)) for module in modules for p in module.parameters() if p.requires_grad]
+
+    def once() -> object:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        return update()
+
+    return once
 
 
 def backward(forward: Callable[[Tensor], Tensor], batch: Tensor, autocast: Callable[[], Any]) -> Callable[[], object]:
@@ -101,10 +119,15 @@ def backward(forward: Callable[[Tensor], Tensor], batch: Tensor, autocast: Calla
 def theirs(plainly: Plain, inputs: Inputs) -> dict[str, Work]:
     batch, labels = inputs.images.to(memory_format=plainly.layout), inputs.target
     students = zip(("student_a", "student_b"), plainly.students, strict=True)
+    with torch.no_grad(), plainly.autocast():
+        said = [network(batch) for network in (plainly.teacher, *plainly.students)]
+    a, b = (x.detach().requires_grad_() for x in said[1:])
     return {
         "step": repeated(lambda: plainly.step(batch, labels)),
         "teacher": repeated(lambda: plainly.answers(batch)),
         **{role: repeated(backward(student, batch, plainly.autocast)) for role, student in students},
+        "loss": repeated(lambda: torch.autograd.grad(plainly.loss_of(said[0], a, b, labels), (a, b))),
+        "update": repeated(moved(plainly.students, plainly.update)),
     }
 
 

@@ -3,48 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from udskd.report import Section
 
 Row = dict[str, Any]
 BASELINES = ("eager", "compile")
 HEADER = ["provider", "median", "p10-p90", "vs eager", "vs compile", "GB/s", "of copy", "peak MB", "error"]
+ON_A_GPU = ["wall", "kernels"]  # the host's clock, and the kernels' own time
 SUMMARY_HEADER = ["case", "eager", "compile", "udskd", "vs eager", "vs compile", "of copy", "peak MB of the three"]
 
 
-def case_of(row: Row) -> tuple[int, int, str, str]:
-    return row["rows"], row["classes"], row["dtype"], row["pass"]
+class Key(NamedTuple):
+    """What a row was measured on."""
+
+    rows: int
+    classes: int
+    dtype: str
+    kind: str
+    cache: str
+
+    @property
+    def size(self) -> str:
+        return f"{self.rows} x {self.classes}, {self.dtype}"
+
+    @property
+    def circumstances(self) -> str:
+        return self.kind if self.cache == "warm" else f"{self.kind}, {self.cache}"
 
 
-def cases(rows: Iterable[Row]) -> dict[tuple[int, int, str, str], dict[str, Row]]:
+def key(row: Row) -> Key:
+    return Key(row["rows"], row["classes"], row["dtype"], row["pass"], row.get("cache", "warm"))
+
+
+def cases(rows: Iterable[Row]) -> dict[Key, dict[str, Row]]:
     """The rows of each case by provider."""
-    found: dict[tuple[int, int, str, str], dict[str, Row]] = {}
+    found: dict[Key, dict[str, Row]] = {}
     for row in rows:
-        found.setdefault(case_of(row), {})[row["provider"]] = row
+        found.setdefault(key(row), {})[row["provider"]] = row
     return found
 
 
 def sections(rows: Iterable[Row]) -> list[Section]:
     """One table for each case, a line for each provider."""
-    return [
-        Section(
-            "{} x {}, {}, {}".format(*case),
-            HEADER,
-            [_line(row, [found.get(name) for name in BASELINES]) for row in found.values()],
-        )
-        for case, found in cases(rows).items()
-    ]
+    out = []
+    for case, found in cases(rows).items():
+        gpu = any(row.get("kernels_us") for row in found.values())
+        lines = [_line(row, [found.get(name) for name in BASELINES]) for row in found.values()]
+        if gpu:
+            times = [[time(row["wall_us"]), time(row["kernels_us"])] for row in found.values()]
+            lines = [[*line, *more] for line, more in zip(lines, times, strict=True)]
+        out.append(Section(f"{case.size}, {case.circumstances}", [*HEADER, *ON_A_GPU[: 2 * gpu]], lines))
+    return out
 
 
 def summary(rows: Sequence[Row]) -> list[Section]:
-    """One table for each pass, a line for each case: what a README has room for."""
-    out = []
-    for kind in dict.fromkeys(row["pass"] for row in rows):
-        found = {case: by for case, by in cases(rows).items() if case[3] == kind and "udskd" in by}
-        if found:
-            out.append(Section(kind, SUMMARY_HEADER, [_summary_line(by) for by in found.values()]))
-    return out
+    """One table for each pass, warm or cold, a line for each case: what a README has room for."""
+    by_circumstances: dict[str, list[list[str]]] = {}
+    for case, found in cases(rows).items():
+        if "udskd" in found:
+            by_circumstances.setdefault(case.circumstances, []).append([case.size, *_summary_cells(found)])
+    return [Section(title, SUMMARY_HEADER, lines) for title, lines in by_circumstances.items()]
 
 
 def _line(row: Row, others: Sequence[Row | None]) -> list[str]:
@@ -60,11 +79,10 @@ def _line(row: Row, others: Sequence[Row | None]) -> list[str]:
     ]
 
 
-def _summary_line(found: dict[str, Row]) -> list[str]:
+def _summary_cells(found: dict[str, Row]) -> list[str]:
     ours, others = found["udskd"], [found.get(name) for name in BASELINES]
     peaks = [row["peak_bytes"] if row else None for row in (*others, ours)]
     return [
-        f"{ours['rows']} x {ours['classes']}, {ours['dtype']}",
         *(time(row["median_us"]) if row else "" for row in (*others, ours)),
         *(faster(ours, row) for row in others),
         percent(ours["share_of_copy"]),
@@ -72,8 +90,10 @@ def _summary_line(found: dict[str, Row]) -> list[str]:
     ]
 
 
-def time(us: float) -> str:
+def time(us: float | None) -> str:
     """Microseconds below 10 ms, milliseconds above."""
+    if us is None:
+        return ""
     if us < 10_000:
         return f"{us:.{1 if us < 100 else 0}f} µs"
     return f"{us / 1000:.1f} ms"

@@ -74,5 +74,23 @@ def test_new_values_in_the_same_tensors_are_seen(captures: list[Captured]) -> No
     assert len(captures) == 1
 
 
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_what_is_timed_is_the_replay_alone(captures: list[Captured], case: Case) -> None:
+    loss = Replayed(right)
+    provider = providers.Provider("udskd-graph", loss, replay=loss.replay)
+    call = provider.ready(make(case, "cpu"), case.gradients)
+    assert call == captures[0].graph.replay
+    assert len(captures) == 1
+
+
+def test_what_is_forgotten_is_captured_anew(captures: list[Captured]) -> None:
+    loss, problem = Replayed(right), make(CASES[1], "cpu")
+    loss(*problem)
+    providers.forget([providers.Provider("udskd-graph", loss)])
+    assert (loss.key, loss.captured) == ((), None)
+    loss(*problem)
+    assert len(captures) == 2
+
+
 def test_there_are_no_graphs_on_a_cpu() -> None:
     assert providers.available(["udskd-graph"], "cpu", LOSS) == ([], {"udskd-graph": "only for CUDA"})

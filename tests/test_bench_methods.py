@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import shlex
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from bench import ladder, methods, overview
 from tests.test_report import write_run
+from tests.training.conftest import write_tree
 from udskd import methods as known
 
 
@@ -47,3 +53,61 @@ def test_the_ladder_gives_cached_logits_to_who_asks_for_logits_alone(
     ladder.Ladder("recipe.toml", tmp_path, [], 1, cached).run(name, 0)
     assert ("--teacher.cache" in commands[0]) == (cached and name == "akd")
     assert ("--teacher.checkpoint" in commands[0]) == (name != "kd")
+
+
+def test_a_ladder_of_some_methods_always_has_the_one_that_they_are_compared_with(tmp_path: Path) -> None:
+    assert ladder.some_rungs("udskd, ce") == ["ce", "kd", "udskd"]
+
+
+def test_an_unknown_rung_is_named_beside_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        ladder.main(["recipe.toml", "--rungs", "ce,kdd", "--output", "out"])
+    assert "unknown rung 'kdd'; known are ce, kd, dml, udskd-no-uncertainty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("root", [["--data.root", "/home/me/images"], ["--data.root=/home/me/images"]])
+def test_the_command_on_record_has_every_option_but_no_path(root: list[str], tmp_path: Path) -> None:
+    options = argparse.Namespace(recipe="r.toml", rungs=["kd"], seeds=2, jobs=1, cache=True)
+    said = shlex.split(ladder.again(options, [*root, "--training.epochs", "9"]))
+    assert not [word for word in said if "home" in word]
+    assert said[-11:] == [
+        "--training.epochs",
+        "9",
+        "--rungs",
+        "kd",
+        "--seeds",
+        "2",
+        "--jobs",
+        "1",
+        "--cache",
+        *said[-2:],
+    ]
+    assert "DIR" in said[4:6] or "--data.root=DIR" in said
+
+
+def test_a_ladder_that_runs_out_of_time_goes_on_where_it_stopped(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    demo = str(Path(known.__file__).parents[1] / "demo.toml")
+    short = ["--training.epochs", "1", "--teacher.epochs", "1", "--training.batch_size", "12"]
+    short += ["--data.root", str(write_tree(tmp_path / "tree")), "--data.image_size", "16"]
+    command = [demo, "--rungs", "kd,ce", "--seeds", "1", "--output", str(tmp_path / "out"), *short]
+    assert ladder.main([*command, "--limit", "0"]) == 1
+    assert "0 of 2 runs are complete" in capfd.readouterr().out
+    assert ladder.main(command) == 0
+    assert (tmp_path / "out" / "ladder.json").is_file()
+
+
+def test_a_command_that_runs_out_of_time_is_asked_to_stop_and_waited_for(tmp_path: Path) -> None:
+    says = (
+        "import signal, sys, time, pathlib; p = pathlib.Path(sys.argv[1]);"
+        "signal.signal(signal.SIGTERM, lambda *_: (p.write_text('saved'), sys.exit()));"
+        "p.write_text('ready'); time.sleep(60)"
+    )
+    noted = tmp_path / "noted"
+    process = subprocess.Popen([sys.executable, "-c", says, str(noted)])
+    while not noted.exists() or noted.read_text() != "ready":
+        time.sleep(0.01)
+    with pytest.raises(ladder.OutOfTime):
+        ladder.wait(process, time.monotonic())
+    assert noted.read_text() == "saved"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench import images, laps, loader, plain, step, timing
+from bench import images, laps, loader, plain, step, subjects, timing
 from tests.training.conftest import tiny_config, write_tree
 from udskd import recipe
 from udskd.config import Config
@@ -137,7 +137,10 @@ def test_the_step_benchmark(
     steps = {row["whose"]: row for row in found["parts"] if row["part"] == "step"}
     assert set(steps) == {"udskd", "udskd, teacher in bf16", "plain", "plain, channels_last"}
     assert all(row["peak_bytes"] > 0 and row["images_per_s"] > 0 for row in steps.values())
-    assert {row["part"] for row in found["parts"]} > {"teacher", "student_a", "student_b"}
+    parts = {whose: {row["part"] for row in found["parts"] if row["whose"] == whose} for whose in steps}
+    all_have = {"step", "teacher", "student_a", "student_b", "loss", "update"}
+    assert parts["plain"] == all_have
+    assert parts["udskd"] == all_have | {"uint8 to normalised float32"}
     ends = [row for row in found["epochs"] if row["of_step"] is not None]
     assert [(row["what"], row["images"]) for row in ends] == [
         ("udskd", "threads"),
@@ -151,9 +154,24 @@ def test_the_step_benchmark(
     assert "vs channels_last" in capsys.readouterr().out
 
 
-def test_at_its_limit_no_further_round_is_begun() -> None:
-    found = laps.turns({"a": lambda: laps.Lap(1, 1.0, 1.0)}, 5, end=0.0)
+def test_at_its_limit_no_further_round_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([1.0, 9.0])  # before the warm-up, and before the second round
+    monkeypatch.setattr(laps.time, "monotonic", lambda: next(clock))
+    found = laps.turns({"a": lambda: laps.Lap(1, 1.0, 1.0)}, 5, end=5.0)
     assert len(found["a"]) == 1
+
+
+def test_beyond_its_limit_nothing_is_begun() -> None:
+    assert laps.turns({"a": lambda: laps.Lap(1, 1.0, 1.0)}, 5, end=0.0) == {"a": []}
+
+
+def test_an_update_by_no_gradient_changes_nothing_but_by_decay() -> None:
+    module = torch.nn.Linear(3, 2)
+    before = [p.detach().clone() for p in module.parameters()]
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    subjects.moved([module], optimizer.step)()
+    assert all(torch.equal(p, x) for p, x in zip(module.parameters(), before, strict=True))
+    assert all(p.grad is not None for p in module.parameters())
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import torch
 from bench import gpu, steps, toolkit
 from bench.steps import Outcome, Step, run_all
 
+GPU = {"gpu": "A GPU", "capability": "9.0", "l2_bytes": 50 << 20}
 SLEEPS = "import time; print('asleep', flush=True); time.sleep(60)"
 
 
@@ -78,6 +79,17 @@ def test_a_step_ends_at_its_limit_and_what_it_started_with_it(
     so_far = ticks.stat().st_size
     time.sleep(0.2)
     assert 0 < so_far == ticks.stat().st_size
+
+
+def test_what_a_step_had_written_when_its_time_ran_out_may_count(step: Any, tmp_path: Path) -> None:
+    def judge(code: int, output: str) -> steps.Verdict:
+        return steps.Verdict("ok", f"{output.split()[0]}, {code}")
+
+    kept, lost = (step(f"{keeps}", SLEEPS, 5, judge=judge, keeps=keeps) for keeps in (True, False))
+    outcomes = run_all([[kept, lost]], 60)
+    assert [outcome.status for outcome in outcomes] == ["ok", "failed"]
+    assert outcomes[0].detail == "stopped after 5 s; asleep, 0"
+    assert outcomes[1].detail.startswith("stopped after 5 s; ")
 
 
 def test_what_no_longer_fits_is_said(monkeypatch: pytest.MonkeyPatch, step: Any) -> None:
@@ -143,14 +155,17 @@ def test_a_sanitizer_must_have_seen_the_script_through(code: int, said: str, sta
 
 def test_measurements_are_judged_by_what_they_wrote(tmp_path: Path) -> None:
     rows = tmp_path / "rows.json"
-    assert gpu.judge_loss(rows, 0, "nothing").status == "failed"
+    assert gpu.judge_loss(rows, 100, 0, "nothing").status == "failed"
     ours = {"provider": "udskd", "rows": 4, "classes": 10, "dtype": "float32", "share_of_copy": 0.5, "median_us": 9.5}
-    ours |= {"pass": "forward"}
-    rows.write_text(json.dumps([ours, ours | {"share_of_copy": 0.75, "rows": 8}, ours | {"provider": "eager"}]))
-    said = gpu.judge_loss(rows, 0, "no time left for 9 x 9, float32, forward and what follows it\n")
+    ours |= {"pass": "forward", "minimal_bytes": 401}
+    cached = ours | {"minimal_bytes": 400, "share_of_copy": 3.0}
+    rows.write_text(json.dumps([ours, cached, ours | {"share_of_copy": 0.75, "rows": 8}, ours | {"provider": "eager"}]))
+    said = gpu.judge_loss(rows, 100, 0, "no time left for 9 x 9, float32, forward and what follows it\n")
     assert said.status == "ok"
-    assert said.detail.startswith("2 cases; best 75% of a copy: 8 x 10, float32; no time left for 9 x 9")
-    assert gpu.judge_loss(rows, 1, "it disagrees\n") == ("failed", "it disagrees")
+    best = "best beyond the caches 75% of a copy: 8 x 10, float32"
+    assert said.detail.startswith(f"3 cases; {best}; no time left for 9 x 9")
+    assert gpu.judge_loss(rows, 10**9, 0, "no memory for 8 x 8\n").detail == "3 cases; no memory for 8 x 8"
+    assert gpu.judge_loss(rows, 100, 1, "it disagrees\n") == ("failed", "it disagrees")
     assert gpu.judge_call(rows, 0, "").detail.startswith("forward 9.5 µs")
 
 
@@ -177,7 +192,7 @@ def test_a_failed_build_is_told_by_its_first_error() -> None:
 
 
 def test_the_parts_need_no_network_and_build_for_one_architecture(tmp_path: Path) -> None:
-    parts = [part for group in gpu.plan(tmp_path, "/cuda", "9.0") for part in group]
+    parts = [part for group in gpu.plan(tmp_path, "/cuda", GPU) for part in group]
     names = [part.name for part in parts]
     assert names[0] == "build"
     assert names[1] == "tests"
@@ -194,6 +209,25 @@ def test_the_parts_need_no_network_and_build_for_one_architecture(tmp_path: Path
     assert limits == ["90", "60", "90", "40"]
 
 
+def test_only_what_is_asked_for_is_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], step: Any, tmp_path: Path
+) -> None:
+    pretend(monkeypatch, [[step("a", "print(1)")], [step("b", "print(2)"), step("c", "print(3)")]])
+    assert gpu.main(["--out", str(tmp_path / "out"), "--only", "a,c"]) == 0
+    found = json.loads((tmp_path / "out" / "summary.json").read_text())["steps"]
+    assert [x["step"] for x in found] == ["a", "c"]
+    capsys.readouterr()
+    assert gpu.main(["--out", str(tmp_path / "new"), "--only", "a,d"]) == 1
+    assert capsys.readouterr().out == "udskd: argument --only: there is no part 'd'; there are a, b, c\n"
+    assert not (tmp_path / "new").exists()
+
+
+def test_initcheck_watches_all_kernels_and_the_others_ours(tmp_path: Path) -> None:
+    for tool in gpu.TOOLS:
+        words = gpu.sanitizer(tmp_path, "/cuda", tool).command(60.0)
+        assert ("kns=udskd" in words) == (tool != "initcheck")
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -206,7 +240,7 @@ def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path, capsys: pytest.Cap
 
 def pretend(monkeypatch: pytest.MonkeyPatch, groups: list[list[Step]], home: str | None = "/cuda") -> None:
     """A GPU, and other things to do on it."""
-    monkeypatch.setattr(gpu, "facts", lambda: {"gpu": "A GPU", "capability": "9.0"})
+    monkeypatch.setattr(gpu, "facts", lambda: dict(GPU))
     monkeypatch.setattr(toolkit, "home", lambda: home)
     monkeypatch.setattr(toolkit, "release", lambda within: "13.0")
     monkeypatch.setattr(gpu, "plan", lambda *rest: groups)

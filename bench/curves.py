@@ -1,0 +1,56 @@
+"""A figure for each pass and dtype of many shapes: a panel for each batch size, time against classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+from bench import chart
+from bench.table import Row
+from udskd.plots import INK, STYLE
+
+COLUMNS = 3
+
+
+def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Writes PASS-DTYPE.png for each, and says where."""
+    folder.mkdir(parents=True, exist_ok=True)
+    out = []
+    with plt.rc_context(STYLE):
+        for kind in dict.fromkeys(chart.kind_of(row) for row in rows):
+            out.append(folder / f"{'-'.join(kind).replace(', ', '-')}.png")
+            figure_of([row for row in rows if chart.kind_of(row) == kind], out[-1])
+    return out
+
+
+def figure_of(rows: Sequence[Row], path: Path) -> None:
+    batches = sorted({row["rows"] for row in rows})
+    columns = min(COLUMNS, len(batches))
+    lines = -(-len(batches) // columns)
+    size = 1 + 3.6 * columns, 1.4 + 2.8 * lines
+    figure, grid = plt.subplots(lines, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
+    for axis in grid.flat[len(batches) :]:
+        axis.set_visible(False)
+    axes = list(grid.flat[: len(batches)])
+    for axis, batch in zip(axes, batches, strict=True):
+        axis.set_title(f"{batch} rows")
+        panel(axis, [row for row in rows if row["rows"] == batch])
+    for axis in grid[:, 0]:
+        axis.set_ylabel("µs a call")
+    for axis in axes[-columns:]:
+        axis.set_xlabel("classes")
+    chart.finish(figure, axes, rows, path, chart.kind_of(rows[0]))
+
+
+def panel(axis: Axes, rows: Sequence[Row]) -> None:
+    """Both axes logarithmic; below the dashed line nothing can be: the unavoidable bytes, as fast as a plain copy."""
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    for name in chart.providers(rows):
+        mine = sorted((row["classes"], row["median_us"]) for row in rows if row["provider"] == name)
+        axis.plot(*zip(*mine, strict=True), color=chart.COLOURS[name], marker="o", markersize=3, label=name)
+    floor = sorted({(row["classes"], row["minimal_bytes"] / row["copy_gb_per_s"] / 1e3) for row in rows})
+    axis.plot(*zip(*floor, strict=True), color=INK, linewidth=1.2, linestyle=(0, (4, 3)), label="a copy of the bytes")
