@@ -111,6 +111,8 @@ LEVELS = from udskd import _C, build_info; had = build_info(); levels = had["sim
 # What tests start in turn, such as torch.compile's g++, runs without the runtime: it could hang there.
 PYTEST = import os, sys, pytest; del os.environ["LD_PRELOAD"]; sys.exit(pytest.main())
 
+SANITIZED = -q -x -rfE -p no:cacheprovider --capture=sys
+
 # Not test_simd.py, which starts the tests again for other levels; nor the reference backend, which runs no C++. capture=sys:
 # otherwise a finding is written to a file that pytest no longer gets to show.
 sanitize: $(VENV)/installed  ## the operator's tests under AddressSanitizer and UndefinedBehaviorSanitizer: every SIMD level, and CUDA's
@@ -122,12 +124,15 @@ sanitize: $(VENV)/installed  ## the operator's tests under AddressSanitizer and 
 	@for runtime in asan ubsan; do \
 	  nm -D build/sanitize/udskd/_C.*.so | grep -q "__$${runtime}_" || { echo "the library was built without $$runtime"; exit 1; }; \
 	done
-	@cd build/sanitize && levels=$$(UDSKD_SIMD= $(UNDER_ASAN) ../../$(BIN)/python -c '$(LEVELS)') && for level in $$levels; do \
+	@cd build/sanitize && levels=$$(UDSKD_SIMD= $(UNDER_ASAN) ../../$(BIN)/python -c '$(LEVELS)') || exit; \
+	UDSKD_EMULATED_SANITIZE=1 $(UNDER_ASAN) ../../$(BIN)/python -c '$(PYTEST)' $(SANITIZED) \
+	  -m emulated tests/ops/test_emulated.py tests/ops/test_extremes.py tests/ops/test_scaling.py tests/data/test_resize_emulated.py \
+	  >emulated.log 2>&1 & emulated=$$!; \
+	for level in $$levels; do \
 	  printf '\033[1mudskd:\033[0m %s\n' "$$level"; \
-	  UDSKD_SIMD=$$level $(UNDER_ASAN) ../../$(BIN)/python -c '$(PYTEST)' -q -x -rfE -p no:cacheprovider --capture=sys \
+	  UDSKD_SIMD=$$level $(UNDER_ASAN) ../../$(BIN)/python -c '$(PYTEST)' $(SANITIZED) \
 	    -m 'not gpu and not emulated' -k 'not [reference and not simd_level and not nothing_beyond' --ignore tests/ops/test_simd.py \
-	    tests/ops tests/data/test_resize.py tests/data/test_resize_bad_input.py || exit; \
-	done
-	$(SAY) "the CUDA kernels, on the CPU"
-	@cd build/sanitize && UDSKD_EMULATED_SANITIZE=1 $(UNDER_ASAN) ../../$(BIN)/python -c '$(PYTEST)' -q -x -rfE -p no:cacheprovider \
-	  --capture=sys -m emulated tests/ops/test_emulated.py tests/ops/test_extremes.py tests/data/test_resize_emulated.py
+	    tests/ops tests/data/test_resize.py tests/data/test_resize_bad_input.py || { kill $$emulated; exit 1; }; \
+	done; \
+	wait $$emulated; status=$$?; \
+	printf '\033[1mudskd:\033[0m the CUDA kernels, on the CPU, meanwhile\n'; cat emulated.log; exit $$status
