@@ -27,8 +27,8 @@ test: build  ## the test-suite (tests that need a GPU skip themselves without on
 	@$(BIN)/python -m pytest -q -n auto
 
 # With the machine's own Python, PyTorch and nvcc: such machines often have no network.
-gpu:  ## on a machine with an NVIDIA GPU: build for it, tests, sanitizers, benchmarks, all within 8 minutes [OUT=dir]
-	@$(PYTHON) -m bench.gpu --out $(OUT)
+gpu:  ## on a machine with an NVIDIA GPU: build for it, tests, sanitizers, benchmarks, all within 8 minutes [OUT=dir ONLY=parts]
+	@$(PYTHON) -m bench.gpu --out $(OUT)$(if $(ONLY), --only $(ONLY))
 
 bench: build  ## the loss beside eager and compiled PyTorch, one thread of this CPU; also to build/bench
 	@$(BIN)/python -m bench.loss --device cpu --threads 1 --json build/bench/loss.json --markdown build/bench/loss.md --plot build/bench
@@ -90,7 +90,7 @@ $(NEWEST)/ready: Makefile
 test-newest: build $(NEWEST)/ready  ## the library as built against 2.11, unchanged, under the newest PyTorch
 	$(SAY) "packing the library as it is into a wheel, installing it into $(NEWEST)"
 	@rm -rf build/newest && mkdir -p build/newest && cp -r tests build/newest/
-	@$(WITH_NVCC); $(PIP) wheel --no-deps --no-build-isolation -w build/newest .
+	@$(WITH_NVCC); UDSKD_STRICT=1 $(PIP) wheel --no-deps --no-build-isolation -w build/newest .
 	@$(NEWEST_PIP) install build/newest/udskd-*.whl pytest pytest-timeout hypothesis
 	@$(NEWEST_PIP) install --force-reinstall --no-deps build/newest/udskd-*.whl
 	@cmp udskd/_C.*.so $(NEWEST)/lib/python3*/site-packages/udskd/_C.*.so

@@ -87,11 +87,14 @@ def judge_loss(rows: Path, l2_bytes: int, code: int, output: str) -> Verdict:
         return Verdict("failed", steps.last_line(output))
     ours = [row for row in json.loads(rows.read_text(encoding="utf-8")) if row["provider"] == "udskd"]
     said = [f"{len(ours)} cases"]
+    lost = re.findall(r"^(?:no (?:time left|memory) for|skipped: udskd).*", output, re.M)
+    if not ours:
+        return Verdict("failed", "; ".join(said + lost))
     if large := [row for row in ours if row["minimal_bytes"] > BEYOND * l2_bytes]:
         best = max(large, key=lambda row: row["share_of_copy"])
         where = f"{best['rows']} x {best['classes']}, {best['dtype']}"
         said.append(f"best beyond the caches {best['share_of_copy']:.0%} of a copy: {where}")
-    return Verdict("ok", "; ".join(said + re.findall(r"^no (?:time left|memory) for .*", output, re.M)))
+    return Verdict("ok", "; ".join(said + lost))
 
 
 def judge_step(rows: Path, code: int, output: str) -> Verdict:
@@ -187,13 +190,14 @@ def loss(out: Path, name: str, limit: float, providers: Sequence[str], more: Seq
     def command(seconds: float) -> list[str]:
         return [*PYTHON, *fixed, "--limit", str(max(1, int(seconds - a_case)))]
 
-    return Step(name, command, limit, out / f"{name}.log", partial(judge_loss, rows, l2_bytes), keeps=True)
+    judge = partial(judge_loss, rows, l2_bytes)
+    return Step(name, command, limit, out / f"{name}.log", judge, writes=(rows,), keeps=True)
 
 
 def call(out: Path) -> Step:
     rows = out / "call.json"
     command = [*PYTHON, "-m", "bench.call", "--device", "cuda", "--json", str(rows)]
-    return Step("call", lambda _: command, 40, out / "call.log", partial(judge_call, rows))
+    return Step("call", lambda _: command, 40, out / "call.log", partial(judge_call, rows), writes=(rows,))
 
 
 def step(out: Path) -> Step:
@@ -205,7 +209,7 @@ def step(out: Path) -> Step:
     def command(seconds: float) -> list[str]:
         return [*PYTHON, *fixed, "--limit", str(max(1, int(seconds - 60)))]
 
-    return Step("step", command, 210, out / "step.log", partial(judge_step, rows), keeps=True)
+    return Step("step", command, 210, out / "step.log", partial(judge_step, rows), writes=(rows,), keeps=True)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -227,6 +231,10 @@ def prepare(out: Path, only: Sequence[str]) -> tuple[dict[str, Any], list[list[S
     found["nvcc"] = toolkit.release(home)
     (out / "machine.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return found, groups
+
+
+def names(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,22 +44,39 @@ RUNGS: dict[str, list[str]] = {
 FIRST = "kd"  # trains the seed's teacher; the other methods that use one wait for it
 LIVE = ("ce", "dml", "cud", "sdkd")  # have no teacher, another one, or ask it for more than logits
 GRACE = 60.0  # seconds for a run to save itself
+STOPPED = (0, 130, -signal.SIGTERM, -signal.SIGKILL)  # what a run that is asked to stop may end with
+HIDDEN = ("--data.root", "--teacher.checkpoint", "--teacher.cache")  # options with paths of this machine
 
 
 class OutOfTime(Exception):
     """What is not complete waits for the same command."""
 
 
+@dataclass
+class Deadline:
+    """A moment of time.monotonic()."""
+
+    end: float = float("inf")
+
+    @property
+    def reached(self) -> bool:
+        return time.monotonic() >= self.end
+
+    def now(self, *_: object) -> None:
+        """As a handler of SIGTERM: the runs are then stopped as at the end of the time."""
+        self.end = 0.0
+
+
 @dataclass(frozen=True)
 class Ladder:
-    """The runs of one recipe; `end` is a moment of time.monotonic()."""
+    """The runs of one recipe."""
 
     recipe: str
     output: Path
     options: Sequence[str]
     threads: int
     cached: bool
-    end: float = float("inf")
+    deadline: Deadline = field(default_factory=Deadline)
 
     def run(self, name: str, seed: int) -> Path:
         """One training run, unless it is complete already."""
@@ -88,35 +105,39 @@ class Ladder:
         return self.output / f"cache-seed{seed}"
 
     def _udskd(self, arguments: Sequence[str], folder: Path) -> None:
-        if time.monotonic() > self.end:
+        if self.deadline.reached:
             raise OutOfTime
         command = [sys.executable, "-m", "udskd", *arguments]
         self.output.mkdir(parents=True, exist_ok=True)
-        with open(f"{folder}.log", "w", encoding="utf-8") as log:
+        with open(f"{folder}.log", "a", encoding="utf-8") as log:
             environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-            code = wait(process, self.end)
+            code = wait(process, self.deadline)
         if code:
             raise SystemExit(f"{shlex.join(command)} ended with {code}; see {log.name}")
         print(f"{folder.name}: done", flush=True)
 
 
-def wait(process: subprocess.Popen[bytes], end: float) -> int:
-    """The exit code of a command that ends in time by itself; any other is asked to save and stop.
+def wait(process: subprocess.Popen[bytes], deadline: Deadline) -> int:
+    """The exit code of a command that ends in time by itself, or wrongly; any other is asked to save and stop.
 
     Raises:
-        OutOfTime: it was asked.
+        OutOfTime: it was asked, and did so.
     """
-    try:
-        return process.wait(None if end == float("inf") else max(0.0, end - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGTERM)
+    while not deadline.reached:
         try:
-            process.wait(GRACE)
+            return process.wait(min(0.5, max(0.0, deadline.end - time.monotonic())))
         except subprocess.TimeoutExpired:
-            process.kill()  # what it saved last is whole all the same
-            process.wait()
-        raise OutOfTime from None
+            continue
+    process.terminate()
+    try:
+        code = process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        process.kill()  # what it saved last is whole all the same
+        code = process.wait()
+    if code not in STOPPED:
+        return code
+    raise OutOfTime
 
 
 def run_all(ladder: Ladder, rungs: Sequence[str], seeds: int, jobs: int) -> list[Path]:
@@ -147,9 +168,11 @@ def record(runs: Sequence[Path], command: str) -> dict[str, Any]:
 
 def again(options: argparse.Namespace, rest: Sequence[str]) -> str:
     """The command that measures this again, without this machine's paths."""
-    hidden = [re.sub(r"(?<=^--data\.root=).*", "DIR", word) for word in rest]
-    hidden = ["DIR" if before == "--data.root" else word for before, word in zip(["", *hidden], hidden, strict=False)]
-    parts = ["python", "-m", "bench.ladder", options.recipe, *hidden]
+    names = "|".join(map(re.escape, HIDDEN))
+    hidden = [re.sub(rf"^({names})=.*", r"\1=DIR", word) for word in rest]
+    hidden = ["DIR" if before in HIDDEN else word for before, word in zip(["", *hidden], hidden, strict=False)]
+    recipe = options.recipe if not Path(options.recipe).is_absolute() else Path(options.recipe).name
+    parts = ["python", "-m", "bench.ladder", recipe, *hidden]
     parts += [] if options.rungs == list(RUNGS) else ["--rungs", ",".join(options.rungs)]
     parts += ["--seeds", str(options.seeds), "--jobs", str(options.jobs), *["--cache"] * options.cache]
     return shlex.join([*parts, "--output", "DIR"])
@@ -164,7 +187,8 @@ def some_rungs(text: str) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.ladder", description=__doc__.splitlines()[0])
+    about = (__doc__ or "").splitlines()[0]
+    parser = argparse.ArgumentParser(prog="python -m bench.ladder", description=about, allow_abbrev=False)
     parser.add_argument("recipe")
     parser.add_argument("--rungs", type=some_rungs, default=list(RUNGS), help=f"all if not given; {FIRST} in any case")
     parser.add_argument("--seeds", type=int, default=3)
@@ -173,8 +197,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=float, default=float("inf"), metavar="SECONDS", help="after which runs stop")
     parser.add_argument("--output", type=Path, required=True)
     options, rest = parser.parse_known_args(argv)
-    threads, end = max(1, (os.cpu_count() or 1) // options.jobs), time.monotonic() + options.limit
-    ladder = Ladder(options.recipe, options.output, rest, threads, options.cache, end)
+    threads, deadline = max(1, (os.cpu_count() or 1) // options.jobs), Deadline(time.monotonic() + options.limit)
+    ladder = Ladder(options.recipe, options.output, rest, threads, options.cache, deadline)
+    before = signal.signal(signal.SIGTERM, deadline.now)
     try:
         runs = run_all(ladder, options.rungs, options.seeds, options.jobs)
     except OutOfTime:
@@ -182,6 +207,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         done = sum((folder / "summary.json").is_file() for folder in wanted)
         print(f"no time left: {done} of {len(wanted)} runs are complete; the same command goes on with the others")
         return 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
     kept = json.dumps(record(runs, again(options, rest)), indent=1) + "\n"
     (options.output / "ladder.json").write_text(kept, encoding="utf-8")
     return report.compare(runs, options.output / "compare")

@@ -3,9 +3,10 @@
     python -m bench.loss --device cpu --threads 1 --json FILE --plot DIR
 
 The problem is the paper's whole loss: labels, teacher, peers, weighting by entropy. Before a case is timed, every
-provider's loss and gradients are compared with float64's; one that is wrong ends the run. GB/s and the share of a copy
-count only the bytes that no implementation can avoid, so that moving more does not look like more. Small cases stay in
-the caches and can exceed 100 %; with `--caches cold` every call has logits that have left them.
+provider's loss and gradients are compared with float64's; another library's that are wrong are left out, ours or
+eager's end the run. GB/s and the share of a copy count only the bytes that no implementation can avoid, so that moving
+more does not look like more. Small cases stay in the caches and can exceed 100 %; with `--caches cold` every call has
+logits that have left them.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--rounds", type=count, default=20, help="samples of each provider in each case")
     add("--limit", type=float, default=float("inf"), metavar="SECONDS", help="after which no case is started")
     add("--json", type=Path, metavar="FILE", help="all rows, with what is needed to place and to repeat them")
-    add("--plot", type=Path, metavar="DIR", help="for speedup.png and bandwidth.png")
+    add("--plot", type=Path, metavar="DIR", help="for speedup.png and bandwidth.png; of many shapes, curves")
     add("--markdown", type=Path, metavar="FILE", help="a short table for each pass, then all that is printed")
     options = parser.parse_args(argv)
     if options.device == "cuda" and not torch.cuda.is_available():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,7 +17,6 @@ from bench.providers import Provider
 from bench.timing import Times, Work
 
 OURS = ("eager", "udskd", "reference")  # and what begins with one of them: no run without these, right and running
-OutOfMemory = torch.OutOfMemoryError
 
 
 class Disagreement(Exception):
@@ -35,9 +36,16 @@ def measure(
     number = caches.batches(case, caches.last_level(device))
     problems = [make(case, device, seed) for seed in range(number)]
     errors = check(case, chosen, problems[0], options)
-    running = [provider for provider in chosen if provider.name in errors]
-    works = {p.name: repeated(p, own(p, problems), case.gradients) for p in running}
-    peaks = {p.name: None if p.graphs else memory.peak(works[p.name], device) for p in running}
+    works: dict[str, Work] = {}
+    peaks: dict[str, int | None] = {}
+    for provider in chosen:
+        if provider.name not in errors:
+            continue
+        with leaving_out(provider, case):
+            work = repeated(provider, own(provider, problems), case.gradients)
+            work(number)
+            peaks[provider.name] = None if provider.graphs else memory.peak(work, device)
+            works[provider.name] = work
     times = timing.interleaved(works, rounds, device)
     kernels = {name: busy.microseconds(work, device) for name, work in works.items()}
     baseline = times.get("eager")
@@ -48,43 +56,54 @@ def measure(
     ]
 
 
+@contextmanager
+def leaving_out(provider: Provider, case: Case) -> Generator[None]:
+    """Others that fail or are wrong are named and left out, and so is whoever finds no memory."""
+    try:
+        yield
+    except Exception as failure:
+        if provider.name.startswith(OURS) and not isinstance(failure, torch.OutOfMemoryError):
+            raise
+        reason = (str(failure).strip() or type(failure).__name__).splitlines()[0]
+        print(f"skipped: {provider.name}, which fails on {case}: {reason}\n", flush=True)
+
+
 def own(provider: Provider, problems: Sequence[Problem]) -> Sequence[Problem]:
     """Batches that a provider may overwrite are its own."""
     return [problem.copy() for problem in problems] if provider.overwrites else problems
 
 
 def check(case: Case, chosen: Sequence[Provider], problem: Problem, options: dict[str, Any]) -> dict[str, float]:
-    """The errors of the providers that can run the case. Others' that fail or are wrong are named and left out."""
+    """The errors of the providers that can run the case."""
     oracle = Oracle(problem, options, case.gradients)
-    allowed = bound(case, problem, options)
+    allowed = bound(case, problem, options, oracle)
     errors = {}
     for provider in chosen:
         if not provider.runs(case):
             continue
-        try:
+        with leaving_out(provider, case):
             with provider.around():
                 seen = observe(provider.loss, problem.copy() if provider.overwrites else problem, case.gradients)
             found = oracle.error(seen)
             if not found <= allowed:
                 wrong = f"is off by {found:.1e} where {allowed:.1e} is allowed"
                 raise Disagreement(f"{provider.name} disagrees with float64 on {case}: it {wrong}.")
-        except Exception as failure:
-            if provider.name.startswith(OURS) and not isinstance(failure, OutOfMemory):
-                raise
-            reason = (str(failure).strip() or type(failure).__name__).splitlines()[0]
-            print(f"skipped: {provider.name}, which fails on {case}: {reason}\n", flush=True)
-            continue
-        errors[provider.name] = found
+            errors[provider.name] = found
     return errors
 
 
-def bound(case: Case, problem: Problem, options: dict[str, Any]) -> float:
+def bound(case: Case, problem: Problem, options: dict[str, Any], oracle: Oracle) -> float:
     """The error allowed: four times that of plain PyTorch in this dtype, and two roundings, should that be lucky. Of a
     large batch, plain PyTorch's is that of the first rows."""
     (plain,), _ = providers.available(["eager"], problem.target.device.type, options)
-    first = problem.rows(slice(0, max(1, AT_ONCE // case.classes)))
+    height = max(1, AT_ONCE // case.classes)
+    if height < case.rows:
+        problem = problem.rows(slice(0, height))
+        oracle = Oracle(problem, options, case.gradients)
     roundings = max(2 * torch.finfo(DTYPES[case.dtype]).eps, 1e-12)  # the oracle has its own
-    error = Oracle(first, options, case.gradients).error(observe(plain.loss, first, case.gradients))
+    error = oracle.error(observe(plain.loss, problem, case.gradients))
+    if not math.isfinite(error):
+        raise Disagreement(f"eager PyTorch has no finite answer to {case}, by which others could be judged.")
     return 4 * error + roundings
 
 

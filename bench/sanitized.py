@@ -37,6 +37,7 @@ CLASSES = {
 }
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ROWS, IGNORED = 9, 2
+COUNTED = 17_000  # rows whose labels a kernel of its own counts
 OPTIONS: list[dict[str, Any]] = [
     {"reduction": "mean"},
     {"reduction": "sum", "detach_peer": False, "label_smoothing": 0.1},
@@ -60,9 +61,10 @@ class Call(NamedTuple):
     form: forms.Form
     parts: dict[str, Any]
     options: dict[str, Any]
+    rows: int = ROWS
 
     def __str__(self) -> str:
-        return f"{self.plan}, {ROWS} x {self.classes}, {self.dtype}, {self.form}, {self.parts | self.options}"
+        return f"{self.plan}, {self.rows} x {self.classes}, {self.dtype}, {self.form}, {self.parts | self.options}"
 
 
 def calls() -> Iterator[Call]:
@@ -73,6 +75,7 @@ def calls() -> Iterator[Call]:
             turn = next(number)
             form: forms.Form = "recompute" if turn % 11 < 3 else "auto"
             yield Call(turn, plan, classes, dtype, form, PARTS[turn % len(PARTS)], OPTIONS[turn % len(OPTIONS)])
+    yield Call(next(number), "warp", 7, torch.float32, "auto", {}, {"reduction": "mean"}, COUNTED)
 
 
 def answer(problem: Problem, backend: Any, **options: Any) -> list[Tensor]:
@@ -98,7 +101,7 @@ def shifted(problem: Problem) -> Problem:
 
 
 def check(call: Call, device: str) -> None:
-    made = make(ROWS, call.classes, dtype=torch.float32, seed=call.number, ignored=IGNORED, **call.parts)
+    made = make(call.rows, call.classes, dtype=torch.float32, seed=call.number, ignored=IGNORED, **call.parts)
     made = made.like(call.dtype)
     expected = answer(made, "reference", **call.options)
     problem = made.like(device=device)

@@ -49,6 +49,7 @@ class Step:
     environment: Mapping[str, str] = field(default_factory=dict)
     missing: str = ""  # why it cannot run here
     vital: bool = False  # nothing after it makes sense without it
+    writes: tuple[Path, ...] = ()  # results; those of an earlier time are removed first
     keeps: bool = False  # writes what it has as it goes: that counts although its time ran out
 
 
@@ -69,6 +70,8 @@ def run(step: Step, seconds: float) -> Outcome:
         return Outcome(step.name, "skipped", 0.0, "no time left")
     start = time.monotonic()
     step.log.parent.mkdir(parents=True, exist_ok=True)
+    for path in step.writes:
+        path.unlink(missing_ok=True)
     try:
         code = execute(step, allowed)
     except OSError as error:

@@ -72,8 +72,7 @@ def ours(trial: Trial, inputs: Inputs, parts: bool) -> dict[str, Work]:
     out["teacher"] = repeated(lambda: frozen(inputs.images))
     for network in trial.task.networks:
         out[network.role] = repeated(backward(network.forward, inputs.images, trial.runtime.autocast))
-    with torch.no_grad():
-        answers = trial.task.answers(inputs)
+    answers = trial.task.answers(inputs)  # with gradients: under no_grad, networks would be compiled once more
     a, b = (x.detach().requires_grad_() for x in (answers.student_a, answers.student_b))
     answers = replace(answers, student_a=a, student_b=b)
     out["loss"] = repeated(lambda: torch.autograd.grad(trial.task.method.loss(answers)["loss"], (a, b)))

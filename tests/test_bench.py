@@ -202,6 +202,24 @@ def test_who_finds_no_memory_is_left_out(
     assert f"skipped: {who}, which fails on 4 x 10, float32, forward: CUDA out of memory\n" in capsys.readouterr().out
 
 
+def test_who_fails_only_when_it_is_timed_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    calls: list[int] = []
+
+    def once(*inputs: Tensor) -> Tensor:
+        calls.append(1)
+        if len(calls) > 1:
+            raise ValueError("only once")
+        return right(*inputs)
+
+    monkeypatch.setitem(FACTORIES, "liger", lambda name, device, options: Provider(name, once))
+    file = tmp_path / "rows.json"
+    assert run(f"{TINY} --passes forward --providers udskd,liger --json {file}") == 0
+    assert [row["provider"] for row in json.loads(file.read_text())] == ["udskd"]
+    assert "skipped: liger, which fails on 4 x 10, float32, forward: only once\n" in capsys.readouterr().out
+
+
 def test_a_case_that_finds_no_memory_leaves_the_others(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -244,12 +262,13 @@ def test_cold_logits_are_more_than_the_caches_hold(monkeypatch: pytest.MonkeyPat
 
     put(monkeypatch, note)
     file = tmp_path / "rows.json"
-    assert run(f"{TINY} --caches warm,cold --passes forward --providers eager,reference --json {file}") == 0
+    assert run(f"{TINY} --rounds 10 --caches warm,cold --passes forward --providers eager,reference --json {file}") == 0
     rows = json.loads(file.read_text())
     assert [row["cache"] for row in rows] == ["warm", "warm", "cold", "cold"]
     assert "--caches warm,cold" in rows[0]["command"]
-    assert len(set(seen[: len(seen) // 4])) == 1
-    assert len(set(seen[-20:])) == 7  # 480 bytes a batch: seven are more than three times the cache
+    assert len(set(seen[:8])) == 1
+    last = seen[-14:]
+    assert (len(set(last)), last[:7]) == (7, last[7:])  # 480 bytes a batch: seven are more than three times the cache
 
 
 def test_a_case_that_no_cache_would_notice_is_not_called_cold(
@@ -306,8 +325,16 @@ def test_the_bound_is_wider_where_plain_pytorch_is_less_exact() -> None:
     for dtype in ("float64", "float32", "bfloat16"):
         case = Case(16, 100, dtype, "forward+backward")
         problem = make(case, "cpu")
-        bounds.append(measure.bound(case, problem, LOSS))
+        bounds.append(measure.bound(case, problem, LOSS, Oracle(problem, LOSS, True)))
     assert 0 < bounds[0] < 1e-11 < bounds[1] < 1e-5 < 1e-3 < bounds[2] < 0.2
+
+
+def test_a_bound_that_is_no_number_allows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FACTORIES, "eager", lambda name, device, options: Provider(name, not_a_number))
+    case = Case(4, 10, "float32", "forward")
+    problem = make(case, "cpu")
+    with pytest.raises(measure.Disagreement, match="no finite answer to 4 x 10"):
+        measure.bound(case, problem, LOSS, Oracle(problem, LOSS, False))
 
 
 def test_an_error_is_relative_to_the_largest_element(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from bench import ladder, methods, overview
+from bench.toolkit import ROOT
 from tests.test_report import write_run
 from tests.training.conftest import write_tree
 from udskd import methods as known
@@ -70,32 +71,40 @@ def test_the_command_on_record_has_every_option_but_no_path(root: list[str], tmp
     options = argparse.Namespace(recipe="r.toml", rungs=["kd"], seeds=2, jobs=1, cache=True)
     said = shlex.split(ladder.again(options, [*root, "--training.epochs", "9"]))
     assert not [word for word in said if "home" in word]
-    assert said[-11:] == [
-        "--training.epochs",
-        "9",
-        "--rungs",
-        "kd",
-        "--seeds",
-        "2",
-        "--jobs",
-        "1",
-        "--cache",
-        *said[-2:],
-    ]
+    rest = "--training.epochs 9 --rungs kd --seeds 2 --jobs 1 --cache --output DIR"
+    assert said[-11:] == rest.split()
     assert "DIR" in said[4:6] or "--data.root=DIR" in said
 
 
-def test_a_ladder_that_runs_out_of_time_goes_on_where_it_stopped(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def small_ladder(folder: Path, epochs: int) -> list[str]:
+    """A command whose runs take seconds."""
     demo = str(Path(known.__file__).parents[1] / "demo.toml")
-    short = ["--training.epochs", "1", "--teacher.epochs", "1", "--training.batch_size", "12"]
-    short += ["--data.root", str(write_tree(tmp_path / "tree")), "--data.image_size", "16"]
-    command = [demo, "--rungs", "kd,ce", "--seeds", "1", "--output", str(tmp_path / "out"), *short]
-    assert ladder.main([*command, "--limit", "0"]) == 1
-    assert "0 of 2 runs are complete" in capfd.readouterr().out
+    images = ["--data.root", str(write_tree(folder / "tree")), "--data.image_size", "16"]
+    short = ["--training.epochs", str(epochs), "--teacher.epochs", "1", "--training.batch_size", "12"]
+    return [demo, "--rungs", "kd", "--seeds", "1", "--output", str(folder / "out"), *images, *short]
+
+
+def test_a_ladder_without_time_begins_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ladder.main([*small_ladder(tmp_path, 1), "--limit", "0"]) == 1
+    assert "0 of 1 runs are complete; the same command goes on" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_ladder_that_is_stopped_goes_on_in_the_middle_of_its_run(tmp_path: Path) -> None:
+    command, log = small_ladder(tmp_path, 60), tmp_path / "out" / "kd-seed0" / "log.jsonl"
+    process = subprocess.Popen([sys.executable, "-m", "bench.ladder", *command], cwd=ROOT, stdout=subprocess.DEVNULL)
+    while process.poll() is None and not (log.exists() and '"epoch"' in log.read_text()):
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait(60) == 1
+    assert not (log.parent / "summary.json").exists()
     assert ladder.main(command) == 0
-    assert (tmp_path / "out" / "ladder.json").is_file()
+    epochs = [event["epoch"] for event in map(json.loads, log.read_text().splitlines()) if event["event"] == "epoch"]
+    assert epochs == list(range(1, 61))
+    said = Path(f"{log.parent}.log").read_text()
+    assert "stopping after this step" in said
+    assert "done: " in said
+    assert [run["run"] for run in json.loads((tmp_path / "out" / "ladder.json").read_text())["runs"]] == ["kd-seed0"]
 
 
 def test_a_command_that_runs_out_of_time_is_asked_to_stop_and_waited_for(tmp_path: Path) -> None:
@@ -109,5 +118,15 @@ def test_a_command_that_runs_out_of_time_is_asked_to_stop_and_waited_for(tmp_pat
     while not noted.exists() or noted.read_text() != "ready":
         time.sleep(0.01)
     with pytest.raises(ladder.OutOfTime):
-        ladder.wait(process, time.monotonic())
+        ladder.wait(process, ladder.Deadline(time.monotonic() + 0.1))
     assert noted.read_text() == "saved"
+
+
+def test_a_run_that_fails_while_it_stops_has_failed() -> None:
+    says = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); "
+    says += "print(flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", says], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    assert ladder.wait(process, ladder.Deadline(0.0)) == 7
+    process.stdout.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from udskd import doctor, recipe
 from udskd.config import Config, DataConfig
 from udskd.data import FolderSet, resident
 from udskd.data.pack import pack
+from udskd.doctor import trial
 from udskd.doctor.costs import pack_one, pieces, reading
 from udskd.doctor.rates import sample
 from udskd.doctor.trial import seconds
@@ -46,12 +46,18 @@ def with_loaders(**rates: float) -> Findings:
 
 
 @pytest.mark.parametrize(("device", "runs"), [("cpu", 1), ("cuda", 3)])
-def test_a_slow_first_run_is_the_answer_only_where_no_library_warms_up(device: str, runs: int) -> None:
-    took = iter([0.2, 0.03, 0.02, 0.01])
+def test_a_slow_first_run_is_the_answer_only_where_no_library_warms_up(
+    monkeypatch: pytest.MonkeyPatch, device: str, runs: int
+) -> None:
+    took, now = [9.0, 3.0, 2.0, 1.0], [0.0]
+    monkeypatch.setattr(trial, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def work() -> None:
+        now[0] += took.pop(0)
+
     runtime: Any = SimpleNamespace(device=torch.device(device), finish=lambda: None)
-    best = seconds(lambda: time.sleep(next(took)), runtime, budget=0.1, warm_up=2)
-    assert 4 - len(list(took)) == runs
-    assert best == pytest.approx(0.2 if device == "cpu" else 0.02, abs=0.01)
+    assert seconds(work, runtime, budget=5.0, warm_up=2) == (9.0 if device == "cpu" else 2.0)
+    assert 4 - len(took) == runs
 
 
 # --- the verdict ------------------------------------------------------------------------------------------------------

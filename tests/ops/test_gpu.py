@@ -118,6 +118,24 @@ def test_tensors_of_another_than_the_current_device(form: str) -> None:
         close(x.cpu(), y.cpu())
 
 
+# --- many labels -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("classes", [10, 1000])
+def test_labels_that_are_counted_beforehand_are_counted_alike(classes: int, form: str) -> None:
+    given = inputs(20_000, classes, ignored=1234)
+    means, sums = results(given, form), results(given, form, reduction="sum")
+    for mean, total in zip(means, sums, strict=True):
+        close(mean, total / (20_000 - 1234))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        seen = results(given, form)
+    for _ in range(3):
+        graph.replay()
+        assert_equal(seen, means)
+
+
 # --- graphs and compilers --------------------------------------------------------------------------------------------
 
 
@@ -237,7 +255,7 @@ def test_rows_beyond_two_to_the_31_elements(reduction: str) -> None:
     def gradient(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         x = x.detach().requires_grad_()
         loss = udskd.dual_student_loss(t, x, None, y, reduction=reduction, backend="cuda").loss  # type: ignore[arg-type]
-        return torch.autograd.grad(loss.sum(), x)[0]
+        return torch.autograd.grad(2 * loss.sum(), x)[0]  # twice, so that what is ready is scaled
 
     whole = gradient(student, teacher, labels)
     border = 2**31 // classes

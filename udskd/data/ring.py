@@ -87,8 +87,8 @@ class Cuda:
 
 @lru_cache(maxsize=16)  # one for all rings: memory returns to the stream that it was taken on
 def _copy_stream(device: torch.device) -> torch.cuda.Stream:
-    # Of high priority, because then it is none of the few that PyTorch deals out again and again to whoever asks:
-    # copies on the very stream that a step is captured on would become part of its graph.
+    # Of high priority, another pool than that of the streams that steps are captured on: PyTorch has 32 of each, deals
+    # them out again and again, and a copy on a stream that is being captured would become part of the graph.
     return torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
 
 

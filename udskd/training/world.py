@@ -117,8 +117,9 @@ class World:
         if not self.main or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             return
         end = time.monotonic() + PARTING
-        while self.store.add("failed", 0) < self.ranks and time.monotonic() < end and not stop.requested:
-            stop.wait(0.05)
+        with contextlib.suppress(RuntimeError):
+            while self.store.add("failed", 0) < self.ranks and time.monotonic() < end and not stop.requested:
+                stop.wait(0.05)
 
     def equalise(self, tensors: Iterable[Tensor]) -> None:
         """Everybody gets rank 0's values: batch-norm's running statistics differ between processes."""

@@ -59,7 +59,8 @@ void refuse_capture(const OnDevice&) {}
 #else
 void refuse_capture(const OnDevice& on) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  cudaStreamIsCapturing(on.stream(), &status);
+  const cudaError_t error = cudaStreamIsCapturing(on.stream(), &status);
+  STD_TORCH_CHECK(error == cudaSuccess, "crop_resize: ", cudaGetErrorString(error));
   STD_TORCH_CHECK(status == cudaStreamCaptureStatusNone,
                   "crop_resize cannot be part of a CUDA graph: the views are read by the host");
 }
