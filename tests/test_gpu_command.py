@@ -92,6 +92,16 @@ def test_what_a_step_had_written_when_its_time_ran_out_may_count(step: Any, tmp_
     assert outcomes[1].detail.startswith("stopped after 5 s; ")
 
 
+def test_results_of_an_earlier_time_do_not_pass_for_new_ones(step: Any, tmp_path: Path) -> None:
+    old = tmp_path / "rows.json"
+    old.write_text("from last week")
+
+    def judge(code: int, output: str) -> steps.Verdict:
+        return steps.Verdict("ok" if old.exists() else "failed", "")
+
+    assert statuses(run_all([[step("measures", "print()", judge=judge, writes=(old,), keeps=True)]], 60)) == ["failed"]
+
+
 def test_what_no_longer_fits_is_said(monkeypatch: pytest.MonkeyPatch, step: Any) -> None:
     monkeypatch.setattr(steps, "LEAST", 0.5)
     monkeypatch.setattr(steps, "GRACE", 0.2)

@@ -74,6 +74,7 @@ def test_an_empty_tensor_stands_for_a_gradient_that_is_not_there(backend: str, f
 def test_gradients_may_begin_anywhere_in_memory(backend: str, dtype: torch.dtype) -> None:
     rows, classes = 11, 13
     kept = ready(backend, rows, classes, dtype=dtype, flags=(True, True, True))
+    kept[0][:, -1] = 1  # the first row counts, too: what is before it must not be taken for its own
     by = torch.tensor(-2.5, dtype=kept[0].dtype, device=kept[0].device)
     for first in range(9):
         wide = [torch.cat([x.new_full((first,), 7.0), x.flatten(), x.new_full((5,), 7.0)]) for x in kept[1:]]
