@@ -57,7 +57,7 @@ def run(options: argparse.Namespace, chosen: Sequence[Provider]) -> list[dict[st
             print(f"skipped: {case}: too small to leave caches of {cache_bytes / 1e6:.0f} MB\n", flush=True)
             continue
         try:
-            rows = measure(case, chosen, options.device, options.loss, options.rounds, copy)
+            rows = measure(case, chosen, options.device, options.loss, options.rounds, copy, options.kernels)
         except torch.OutOfMemoryError:
             print(f"no memory for {case}\n", flush=True)
             continue
@@ -83,7 +83,7 @@ def command(options: argparse.Namespace) -> str:
     parts += ["--shapes", shapes, "--dtypes", ",".join(options.dtypes), "--passes", ",".join(options.passes)]
     parts += ["--caches", ",".join(options.caches)]
     parts += ["--temperature", str(options.temperature), "--providers", ",".join(options.providers)]
-    return shlex.join([*parts, "--rounds", str(options.rounds)])
+    return shlex.join([*parts, "--rounds", str(options.rounds), *["--kernels"] * options.kernels])
 
 
 def write(path: Path, text: str) -> None:
@@ -139,6 +139,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--temperature", type=float, default=4.0)
     add("--providers", type=listed(one_of("provider", list(providers.FACTORIES))), default=providers.DEFAULT)
     add("--rounds", type=count, default=20, help="samples of each provider in each case")
+    kernels = "on a GPU, the kernels' own times as well, by a profiler that may slow what is timed after it"
+    add("--kernels", action="store_true", help=kernels)
     add("--limit", type=float, default=float("inf"), metavar="SECONDS", help="after which no case is started")
     add("--json", type=Path, metavar="FILE", help="all rows, with what is needed to place and to repeat them")
     add("--plot", type=Path, metavar="DIR", help="for speedup.png and bandwidth.png; of many shapes, curves")

@@ -24,7 +24,13 @@ class Disagreement(Exception):
 
 
 def measure(
-    case: Case, chosen: Sequence[Provider], device: str, options: dict[str, Any], rounds: int, copy: float
+    case: Case,
+    chosen: Sequence[Provider],
+    device: str,
+    options: dict[str, Any],
+    rounds: int,
+    copy: float,
+    with_kernels: bool = False,
 ) -> list[dict[str, Any]]:
     """A row for each provider that can run the case; `copy` is the bandwidth of a copy in GB/s.
 
@@ -47,7 +53,7 @@ def measure(
             peaks[provider.name] = None if provider.graphs else memory.peak(work, device)
             works[provider.name] = work
     times = timing.interleaved(works, rounds, device)
-    kernels = {name: busy.microseconds(work, device) for name, work in works.items()}
+    kernels = {name: busy.microseconds(work, device) if with_kernels else None for name, work in works.items()}
     baseline = times.get("eager")
     return [
         row(case, name, times[name], baseline, copy)

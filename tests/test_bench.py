@@ -308,6 +308,19 @@ def test_kernels_are_timed_on_a_gpu_alone() -> None:
     assert busy.microseconds(lambda times: None, "cpu") is None
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_kernels_are_timed_if_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, asked: bool
+) -> None:
+    monkeypatch.setattr(busy, "microseconds", lambda work, device: 12.5)
+    file = tmp_path / "rows.json"
+    assert run(f"{TINY} --passes forward --providers udskd --json {file}{' --kernels' * asked}") == 0
+    (row,) = json.loads(file.read_text())
+    assert row["kernels_us"] == (12.5 if asked else None)
+    assert ("--kernels" in row["command"]) == asked
+    assert ("12.5 µs" in capsys.readouterr().out) == asked
+
+
 # --- our own must run ------------------------------------------------------------------------------------------------
 
 
