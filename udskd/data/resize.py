@@ -77,6 +77,7 @@ def crop_resize_batch(
 
     Raises:
         NotImplementedError: this build has no kernel for the device.
+        ValueError: an argument is not as above, or a CUDA graph is being captured.
     """
     if not has_kernel(pixels.device.type):
         _batch_with_pillow(pixels, offsets, shapes, views, out)

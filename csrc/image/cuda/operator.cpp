@@ -62,7 +62,7 @@ void refuse_capture(const OnDevice& on) {
   const cudaError_t error = cudaStreamIsCapturing(on.stream(), &status);
   STD_TORCH_CHECK(error == cudaSuccess, "crop_resize: ", cudaGetErrorString(error));
   STD_TORCH_CHECK(status == cudaStreamCaptureStatusNone,
-                  "crop_resize cannot be part of a CUDA graph: the views are read by the host");
+                  "crop_resize: it cannot be part of a CUDA graph, because the host reads the views");
 }
 // Page-locked, from PyTorch's cache of such memory, which gives it to nobody else before the copy is done.
 Tensor host_memory(const Tensor&, int64_t words) {
