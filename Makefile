@@ -28,7 +28,7 @@ test: build  ## the test-suite (tests that need a GPU skip themselves without on
 
 # With the machine's own Python, PyTorch and nvcc: such machines often have no network.
 gpu:  ## on a machine with an NVIDIA GPU: build for it, tests, sanitizers, benchmarks, all within 8 minutes [OUT=dir ONLY=parts]
-	@$(PYTHON) -m bench.gpu --out $(OUT)$(if $(ONLY), --only $(ONLY))
+	@$(PYTHON) -m bench.gpu --out $(OUT)$(if $(ONLY), --only '$(ONLY)')
 
 bench: build  ## the loss beside eager and compiled PyTorch, one thread of this CPU; also to build/bench
 	@$(BIN)/python -m bench.loss --device cpu --threads 1 --json build/bench/loss.json --markdown build/bench/loss.md --plot build/bench
@@ -127,7 +127,7 @@ sanitize: $(VENV)/installed  ## the operator's tests under AddressSanitizer and 
 	@cd build/sanitize && levels=$$(UDSKD_SIMD= $(UNDER_ASAN) ../../$(BIN)/python -c '$(LEVELS)') || exit; \
 	UDSKD_EMULATED_SANITIZE=1 $(UNDER_ASAN) ../../$(BIN)/python -c '$(PYTEST)' $(SANITIZED) \
 	  -m emulated tests/ops/test_emulated.py tests/ops/test_extremes.py tests/ops/test_scaling.py tests/data/test_resize_emulated.py \
-	  >emulated.log 2>&1 & emulated=$$!; \
+	  >emulated.log 2>&1 & emulated=$$!; trap 'kill $$emulated 2>/dev/null; exit 130' INT TERM; \
 	for level in $$levels; do \
 	  printf '\033[1mudskd:\033[0m %s\n' "$$level"; \
 	  UDSKD_SIMD=$$level $(UNDER_ASAN) ../../$(BIN)/python -c '$(PYTEST)' $(SANITIZED) \

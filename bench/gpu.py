@@ -191,7 +191,7 @@ def loss(out: Path, name: str, limit: float, providers: Sequence[str], more: Seq
         return [*PYTHON, *fixed, "--limit", str(max(1, int(seconds - a_case)))]
 
     judge = partial(judge_loss, rows, l2_bytes)
-    return Step(name, command, limit, out / f"{name}.log", judge, writes=(rows,), keeps=True)
+    return Step(name, command, limit, out / f"{name}.log", judge, writes=(rows, rows.with_suffix(".md")), keeps=True)
 
 
 def call(out: Path) -> Step:
@@ -209,7 +209,8 @@ def step(out: Path) -> Step:
     def command(seconds: float) -> list[str]:
         return [*PYTHON, *fixed, "--limit", str(max(1, int(seconds - 60)))]
 
-    return Step("step", command, 210, out / "step.log", partial(judge_step, rows), writes=(rows,), keeps=True)
+    judge = partial(judge_step, rows)
+    return Step("step", command, 210, out / "step.log", judge, writes=(rows, rows.with_suffix(".md")), keeps=True)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -234,16 +235,17 @@ def prepare(out: Path, only: Sequence[str]) -> tuple[dict[str, Any], list[list[S
 
 
 def names(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
+    found = [part.strip() for part in text.split(",") if part.strip()]
+    if not found:
+        raise argparse.ArgumentTypeError("it names no part")
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("build/gpu"), metavar="DIR", help="for logs and results")
     parser.add_argument("--seconds", type=float, default=480, help="for all of it")
-    parser.add_argument(
-        "--only", type=lambda text: text.split(","), default=[], metavar="PART,...", help="of the table's"
-    )
+    parser.add_argument("--only", type=names, default=[], metavar="PART,...", help="of the table's")
     options = parser.parse_args(argv)
     start, out = time.monotonic(), options.out.resolve()
     try:

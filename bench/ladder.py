@@ -63,7 +63,7 @@ class Deadline:
         return time.monotonic() >= self.end
 
     def now(self, *_: object) -> None:
-        """As a handler of SIGTERM: the runs are then stopped as at the end of the time."""
+        """As a handler of signals: the runs are then stopped as at the end of the time."""
         self.end = 0.0
 
 
@@ -111,7 +111,10 @@ class Ladder:
         self.output.mkdir(parents=True, exist_ok=True)
         with open(f"{folder}.log", "a", encoding="utf-8") as log:
             environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            # in a session of its own: a signal to all of us would be its first, ours its second, which ends it at once
+            process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            )
             code = wait(process, self.deadline)
         if code:
             raise SystemExit(f"{shlex.join(command)} ended with {code}; see {log.name}")
@@ -199,16 +202,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, rest = parser.parse_known_args(argv)
     threads, deadline = max(1, (os.cpu_count() or 1) // options.jobs), Deadline(time.monotonic() + options.limit)
     ladder = Ladder(options.recipe, options.output, rest, threads, options.cache, deadline)
-    before = signal.signal(signal.SIGTERM, deadline.now)
+    before = {number: signal.signal(number, deadline.now) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         runs = run_all(ladder, options.rungs, options.seeds, options.jobs)
     except OutOfTime:
         wanted = [options.output / f"{name}-seed{s}" for name in options.rungs for s in range(options.seeds)]
         done = sum((folder / "summary.json").is_file() for folder in wanted)
-        print(f"no time left: {done} of {len(wanted)} runs are complete; the same command goes on with the others")
+        print(f"stopped: {done} of {len(wanted)} runs are complete; the same command goes on with the others")
         return 1
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     kept = json.dumps(record(runs, again(options, rest)), indent=1) + "\n"
     (options.output / "ladder.json").write_text(kept, encoding="utf-8")
     return report.compare(runs, options.output / "compare")

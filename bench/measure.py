@@ -48,10 +48,13 @@ def measure(
         if provider.name not in errors:
             continue
         with leaving_out(provider, case):
-            work = repeated(provider, own(provider, problems), case.gradients)
-            work(number)
-            peaks[provider.name] = None if provider.graphs else memory.peak(work, device)
-            works[provider.name] = work
+            works[provider.name] = work = repeated(provider, own(provider, problems), case.gradients)
+            try:
+                work(number)
+                peaks[provider.name] = None if provider.graphs else memory.peak(work, device)
+            except Exception:
+                del works[provider.name], work  # and with it, its memory
+                raise
     times = timing.interleaved(works, rounds, device)
     kernels = {name: busy.microseconds(work, device) if with_kernels else None for name, work in works.items()}
     baseline = times.get("eager")

@@ -70,8 +70,6 @@ def run(step: Step, seconds: float) -> Outcome:
         return Outcome(step.name, "skipped", 0.0, "no time left")
     start = time.monotonic()
     step.log.parent.mkdir(parents=True, exist_ok=True)
-    for path in step.writes:
-        path.unlink(missing_ok=True)
     try:
         code = execute(step, allowed)
     except OSError as error:
@@ -115,6 +113,8 @@ def run_all(
 ) -> list[Outcome]:
     """Runs groups in turn, a group's steps side by side; `done` hears all outcomes so far after each group."""
     end, outcomes, broken = time.monotonic() + seconds, list[Outcome](), ""
+    for path in (path for group in groups for step in group for path in step.writes):
+        path.unlink(missing_ok=True)
     for group in groups:
         if broken:
             outcomes += [Outcome(step.name, "skipped", 0.0, broken) for step in group]

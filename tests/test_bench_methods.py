@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -90,13 +92,16 @@ def test_a_ladder_without_time_begins_nothing(tmp_path: Path, capsys: pytest.Cap
     assert not (tmp_path / "out").exists()
 
 
-def test_a_ladder_that_is_stopped_goes_on_in_the_middle_of_its_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_ladder_that_is_stopped_goes_on_in_the_middle_of_its_run(tmp_path: Path, number: signal.Signals) -> None:
     command, log = small_ladder(tmp_path, 60), tmp_path / "out" / "kd-seed0" / "log.jsonl"
-    process = subprocess.Popen([sys.executable, "-m", "bench.ladder", *command], cwd=ROOT, stdout=subprocess.DEVNULL)
+    words = [sys.executable, "-m", "bench.ladder", *command]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
     while process.poll() is None and not (log.exists() and '"epoch"' in log.read_text()):
         time.sleep(0.02)
-    process.terminate()
-    assert process.wait(60) == 1
+    os.killpg(process.pid, number)  # as a terminal, a batch system or `timeout` does it
+    assert "stopped: 0 of 1 runs are complete" in process.communicate(timeout=60)[0]
+    assert process.returncode == 1
     assert not (log.parent / "summary.json").exists()
     assert ladder.main(command) == 0
     epochs = [event["epoch"] for event in map(json.loads, log.read_text().splitlines()) if event["event"] == "epoch"]

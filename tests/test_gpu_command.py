@@ -102,6 +102,14 @@ def test_results_of_an_earlier_time_do_not_pass_for_new_ones(step: Any, tmp_path
     assert statuses(run_all([[step("measures", "print()", judge=judge, writes=(old,), keeps=True)]], 60)) == ["failed"]
 
 
+def test_results_of_an_earlier_time_do_not_lie_beside_a_step_that_was_not_reached(step: Any, tmp_path: Path) -> None:
+    old = tmp_path / "rows.json"
+    old.write_text("from last week")
+    groups = [[step("build", "raise SystemExit(2)", vital=True)], [step("measures", "print()", writes=(old,))]]
+    assert statuses(run_all(groups, 60)) == ["failed", "skipped"]
+    assert not old.exists()
+
+
 def test_what_no_longer_fits_is_said(monkeypatch: pytest.MonkeyPatch, step: Any) -> None:
     monkeypatch.setattr(steps, "LEAST", 0.5)
     monkeypatch.setattr(steps, "GRACE", 0.2)
@@ -223,13 +231,16 @@ def test_only_what_is_asked_for_is_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], step: Any, tmp_path: Path
 ) -> None:
     pretend(monkeypatch, [[step("a", "print(1)")], [step("b", "print(2)"), step("c", "print(3)")]])
-    assert gpu.main(["--out", str(tmp_path / "out"), "--only", "a,c"]) == 0
+    assert gpu.main(["--out", str(tmp_path / "out"), "--only", "a, c,"]) == 0
     found = json.loads((tmp_path / "out" / "summary.json").read_text())["steps"]
     assert [x["step"] for x in found] == ["a", "c"]
     capsys.readouterr()
     assert gpu.main(["--out", str(tmp_path / "new"), "--only", "a,d"]) == 1
     assert capsys.readouterr().out == "udskd: argument --only: there is no part 'd'; there are a, b, c\n"
     assert not (tmp_path / "new").exists()
+    with pytest.raises(SystemExit):
+        gpu.main(["--only", ","])
+    assert "argument --only: it names no part" in capsys.readouterr().err
 
 
 def test_initcheck_watches_all_kernels_and_the_others_ours(tmp_path: Path) -> None:
@@ -288,10 +299,10 @@ def test_the_table_comes_last_and_into_the_folder(
     assert json.loads((out / "machine.json").read_text()) == summary["machine"] | {"nvcc": "13.0"}
 
 
-@pytest.mark.parametrize("given", [(), ("OUT=elsewhere", "PYTHON=some-python")])
+@pytest.mark.parametrize("given", [(), ("OUT=elsewhere", "PYTHON=some-python", "ONLY=build, tests")])
 def test_make_runs_it_with_the_python_of_the_machine(given: tuple[str, ...]) -> None:
     environment = {k: v for k, v in os.environ.items() if k not in ("OUT", "PYTHON", "MAKEFLAGS", "MAKELEVEL")}
     run = partial(subprocess.run, cwd=toolkit.ROOT, env=environment, capture_output=True, text=True)
     said = run(["make", "-n", "gpu", *given]).stdout
-    python, out = ("some-python", "elsewhere") if given else ("python3", "build/gpu")
+    python, out = ("some-python", "elsewhere --only 'build, tests'") if given else ("python3", "build/gpu")
     assert said == f"{python} -m bench.gpu --out {out}\n"
