@@ -111,10 +111,11 @@ LEVELS = from udskd import _C, build_info; had = build_info(); levels = had["sim
 # What tests start in turn, such as torch.compile's g++, runs without the runtime: it could hang there.
 PYTEST = import os, sys, pytest; del os.environ["LD_PRELOAD"]; sys.exit(pytest.main())
 
+# capture=sys: otherwise a finding is written to a file that pytest no longer gets to show.
 SANITIZED = -q -x -rfE -p no:cacheprovider --capture=sys
 
-# Not test_simd.py, which starts the tests again for other levels; nor the reference backend, which runs no C++. capture=sys:
-# otherwise a finding is written to a file that pytest no longer gets to show.
+# Not test_simd.py, which starts the tests again for other levels; nor the reference backend, which runs no C++. The CUDA kernels'
+# tests run beside those of the levels, and are shown after them.
 sanitize: $(VENV)/installed  ## the operator's tests under AddressSanitizer and UndefinedBehaviorSanitizer: every SIMD level, and CUDA's
 	$(SAY) "compiling the CPU kernels with sanitizers into build/sanitize"
 	@mkdir -p build/sanitize && cd build/sanitize && rm -rf csrc tests udskd

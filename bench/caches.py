@@ -9,7 +9,7 @@ import torch
 from bench.problem import Case
 
 TIMES = 3  # the caches' size that a cold case's logits take: more than a cache keeps by any rule of replacement
-MOST = 4096  # batches: of a case so small that more were needed, nobody could tell
+MOST = 4096  # batches; cases so small that they need more are skipped
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 SYSTEM = Path("/sys/devices/system/cpu/cpu0/cache")
 UNKNOWN = 64 << 20

@@ -15,15 +15,13 @@ from udskd.plots import INK, STYLE
 COLUMNS = 3
 
 
-def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Writes PASS-DTYPE.png for each, and says where."""
+def draw(rows: Sequence[Row], folder: Path) -> None:
+    """Writes PASS-DTYPE.png for each, PASS-cold-DTYPE.png where the caches were."""
     folder.mkdir(parents=True, exist_ok=True)
-    out = []
     with plt.rc_context(STYLE):
         for kind in dict.fromkeys(chart.kind_of(row) for row in rows):
-            out.append(folder / f"{'-'.join(kind).replace(', ', '-')}.png")
-            figure_of([row for row in rows if chart.kind_of(row) == kind], out[-1])
-    return out
+            path = folder / f"{'-'.join(kind).replace(', ', '-')}.png"
+            figure_of([row for row in rows if chart.kind_of(row) == kind], path)
 
 
 def figure_of(rows: Sequence[Row], path: Path) -> None:
@@ -46,7 +44,8 @@ def figure_of(rows: Sequence[Row], path: Path) -> None:
 
 
 def panel(axis: Axes, rows: Sequence[Row]) -> None:
-    """Both axes logarithmic; below the dashed line nothing can be: the unavoidable bytes, as fast as a plain copy."""
+    """Both axes logarithmic. The dashed line is the unavoidable bytes at the speed of a plain copy, below which only
+    what the caches hold can come."""
     axis.set_xscale("log")
     axis.set_yscale("log")
     for name in chart.providers(rows):

@@ -162,7 +162,7 @@ def build(out: Path, home: str, capability: str) -> Step:
 
 def tests(out: Path) -> Step:
     workers = ["-n", str(min(8, os.cpu_count() or 1))] if find_spec("xdist") else []
-    # A kernel that hangs is to be known by its test; no other signal than the last reaches a thread that waits for one.
+    # A kernel that hangs is to be known by its test; while Python waits for the GPU, it would not hear a signal.
     hangs = ["--timeout", "100", "--timeout-method", "thread"] if find_spec("pytest_timeout") else []
     command = [*PYTHON, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *workers, *hangs, "tests"]
     return Step("tests", lambda _: command, 150, out / "tests.log", judge_tests)
@@ -234,7 +234,7 @@ def prepare(out: Path, only: Sequence[str]) -> tuple[dict[str, Any], list[list[S
     return found, groups
 
 
-def names(text: str) -> list[str]:
+def part_names(text: str) -> list[str]:
     found = [part.strip() for part in text.split(",") if part.strip()]
     if not found:
         raise argparse.ArgumentTypeError("it names no part")
@@ -245,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("build/gpu"), metavar="DIR", help="for logs and results")
     parser.add_argument("--seconds", type=float, default=480, help="for all of it")
-    parser.add_argument("--only", type=names, default=[], metavar="PART,...", help="of the table's")
+    parser.add_argument("--only", type=part_names, default=[], metavar="PART,...", help="of the table's")
     options = parser.parse_args(argv)
     start, out = time.monotonic(), options.out.resolve()
     try:

@@ -39,7 +39,7 @@ class Provider:
     overwrites: bool = False  # the students' logits are not the same after a call
     graphs: bool = False  # its memory is a CUDA graph's own, which the allocator's statistics do not show
     caches: Sequence[str] = CACHES
-    replay: Callable[[], Callable[[], None]] | None = None  # of what was last called, without the host's part
+    captured: graph.Replayed | None = None  # of which only the replay is timed, without the host's part
 
     def runs(self, case: Case) -> bool:
         return case.kind in self.passes and case.cache in self.caches
@@ -51,11 +51,11 @@ class Provider:
             value = self.loss(*problem)
             return torch.autograd.grad(value, problem.students) if gradients else value
 
-        if self.replay is None:
+        if self.captured is None:
             return call
         with torch.set_grad_enabled(gradients):
             call()
-        return self.replay()
+        return self.captured.replay()
 
 
 def available(names: Sequence[str], device: str, options: Options) -> tuple[list[Provider], dict[str, str]]:
@@ -73,8 +73,8 @@ def forget(chosen: Sequence[Provider]) -> None:
     """Every case starts afresh: torch.compile gives up on a function that it has compiled for too many shapes, and a
     graph keeps the memory of its inputs."""
     for provider in chosen:
-        if isinstance(provider.loss, graph.Replayed):
-            provider.loss.forget()
+        if provider.captured is not None:
+            provider.captured.forget()
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
     if torch.cuda.is_initialized():
@@ -100,7 +100,7 @@ def _udskd_graph(name: str, device: str, options: Options) -> Provider:
     """The same as a captured training step has it: without the host's part, and always on the same memory."""
     _only_cuda(device)
     loss = graph.Replayed(_udskd("udskd", device, options).loss)
-    return Provider(name, loss, graphs=True, caches=["warm"], replay=loss.replay)
+    return Provider(name, loss, graphs=True, caches=["warm"], captured=loss)
 
 
 # --- plain PyTorch, as written and compiled --------------------------------------------------------------------------

@@ -77,7 +77,7 @@ def test_new_values_in_the_same_tensors_are_seen(captures: list[Captured]) -> No
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_what_is_timed_is_the_replay_alone(captures: list[Captured], case: Case) -> None:
     loss = Replayed(right)
-    provider = providers.Provider("udskd-graph", loss, replay=loss.replay)
+    provider = providers.Provider("udskd-graph", loss, captured=loss)
     call = provider.ready(make(case, "cpu"), case.gradients)
     assert call == captures[0].graph.replay
     assert len(captures) == 1
@@ -86,7 +86,7 @@ def test_what_is_timed_is_the_replay_alone(captures: list[Captured], case: Case)
 def test_what_is_forgotten_is_captured_anew(captures: list[Captured]) -> None:
     loss, problem = Replayed(right), make(CASES[1], "cpu")
     loss(*problem)
-    providers.forget([providers.Provider("udskd-graph", loss)])
+    providers.forget([providers.Provider("udskd-graph", loss, captured=loss)])
     assert (loss.key, loss.captured) == ((), None)
     loss(*problem)
     assert len(captures) == 2

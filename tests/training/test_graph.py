@@ -12,17 +12,33 @@ import torch
 
 from udskd.training import graph
 from udskd.training.step import Step
+from udskd.training.task import Inputs
 
 
 def test_a_step_ends_with_its_last_user(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its graph's memory is then free for the next phase of the run."""
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: object())
-    task: Any = SimpleNamespace(networks=[], trained=[])
+    monkeypatch.setattr(graph.StepGraph, "_on_the_side", lambda self, inputs, step: step(inputs))
+    loss = torch.ones((), requires_grad=True)
+    task: Any = SimpleNamespace(networks=[], trained=[], losses=lambda inputs: {"loss": 2 * loss})
     runtime: Any = SimpleNamespace(device=torch.device("cpu"), precision="fp32")
     with graph.nothing_collected():
         step = Step(task, runtime, 1, 4, cuda_graph=True)
+        step.run(Inputs(torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64)), 0, 0)
+        assert loss.grad == 2
         gone = weakref.ref(step)
         del step
+        assert gone() is None
+
+
+def test_garbage_is_collected_before_a_capture() -> None:
+    class Node:
+        """Refers to itself."""
+
+    node: Any = Node()
+    node.me, gone = node, weakref.ref(node)
+    del node
+    with graph.nothing_collected():
         assert gone() is None
 
 
