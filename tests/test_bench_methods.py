@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -125,6 +126,16 @@ def test_a_command_that_runs_out_of_time_is_asked_to_stop_and_waited_for(tmp_pat
     with pytest.raises(ladder.OutOfTime):
         ladder.wait(process, ladder.Deadline(time.monotonic() + 0.1))
     assert noted.read_text() == "saved"
+
+
+def test_a_run_hears_no_signal_but_the_ladders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is sent to all of a terminal's or batch job's processes would be its first, and the ladder's its second."""
+    python, run = tmp_path / "python", tmp_path / "out" / "run"
+    python.write_text(f"#!{sys.executable}\nimport os\nprint(os.getsid(0))\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(ladder, "sys", SimpleNamespace(executable=str(python)))
+    ladder.Ladder("recipe.toml", run.parent, [], 1, False)._udskd([], run)
+    assert int(Path(f"{run}.log").read_text()) != os.getsid(0)
 
 
 def test_a_run_that_fails_while_it_stops_has_failed() -> None:
