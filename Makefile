@@ -127,7 +127,8 @@ sanitize: $(VENV)/installed  ## the operator's tests under AddressSanitizer and 
 	done
 	@cd build/sanitize && levels=$$(UDSKD_SIMD= $(UNDER_ASAN) ../../$(BIN)/python -c '$(LEVELS)') || exit; \
 	UDSKD_EMULATED_SANITIZE=1 $(UNDER_ASAN) ../../$(BIN)/python -c '$(PYTEST)' $(SANITIZED) \
-	  -m emulated tests/ops/test_emulated.py tests/ops/test_extremes.py tests/ops/test_scaling.py tests/data/test_resize_emulated.py \
+	  -m emulated tests/ops/test_emulated.py tests/ops/test_extremes.py tests/ops/test_raw_operators.py tests/ops/test_scaling.py \
+	  tests/data/test_resize_emulated.py \
 	  >emulated.log 2>&1 & emulated=$$!; trap 'kill $$emulated 2>/dev/null; exit 130' INT TERM; \
 	for level in $$levels; do \
 	  printf '\033[1mudskd:\033[0m %s\n' "$$level"; \

@@ -63,6 +63,9 @@ pybind11::dict plan(int64_t rows, int64_t classes, const std::string& dtype, boo
   const std::vector<std::string> formats = {"float32", "bfloat16", "float16"};
   const auto format = std::find(formats.begin(), formats.end(), dtype);
   if (format == formats.end()) throw pybind11::value_error("dtype: float32, bfloat16 or float16, not " + dtype);
+  if (rows < 0 || classes < 2 || classes > kMostClasses || sms < 1 || shared < 0 || l2 < 0)
+    throw pybind11::value_error("plan: rows, shared and l2 must not be negative, sms not 0, classes from 2 to " +
+                                std::to_string(kMostClasses));
   const Device device{sms, capability, shared, l2};
   const auto which = Format(format - formats.begin());
   const Plan best = udskd::cuda::plan(rows, classes, which, usual, device, force.empty() ? nullptr : force.c_str());

@@ -70,7 +70,7 @@ def test_a_whole_number_stands_for_a_float(tmp_path: Path) -> None:
         ("[data]\nmean = [0.5, 'a', 0.5]", ["data.mean", "a number", '"a"']),
         ("data = 3", ["[data]", "section"]),
         ("seed = x", ["not valid TOML", "line 1"]),
-        ("[loss]\ntemperature = 0", ["loss.temperature", "above 0", "0.0"]),
+        ("[loss]\ntemperature = 0", ["loss.temperature", "from 1e-06 to 1e+06", "0.0"]),
         ("[loss]\nkd_weight = nan", ["loss.kd_weight", "finite"]),
         ("[loss]\nlabel_smoothing = 1.0", ["loss.label_smoothing", "below 1"]),
         ("[teacher]\nlabel_smoothing = -0.1", ["teacher.label_smoothing"]),

@@ -53,7 +53,7 @@ def _rows(x: Tensor) -> Tensor:
 def _reference(
     teacher: Tensor | None, a: Tensor, b: Tensor | None, target: Tensor | None, **options: Any
 ) -> reference.Terms:
-    if target is not None and target.device.type == "cpu" and not torch.compiler.is_compiling():
+    if target is not None and checks.readable(target):
         checks.labels(target, a.shape[-1], options["ignore_index"])
     return reference.dual_student_loss(teacher, a, b, target, **options)
 
@@ -95,19 +95,13 @@ def _coefficient(x: float | Tensor, dtype: torch.dtype) -> tuple[float, Tensor |
 
 
 def _call(operators: ops.Operators, form: str, places: tuple[int, ...], arguments: list[Any]) -> reference.Terms:
-    """The operator; its complaint about a label, which crosses PyTorch's boundary as a RuntimeError, as IndexError."""
+    """(loss, components, weight, entropy) of the operator in the form that was chosen."""
     if form == "traced":
         loss, components, weight, entropy, _ = operators.namespace.dual_student_loss.default(*arguments)
         return loss, components, weight, entropy
-    try:
-        if form == "loss":
-            loss, components, weight, entropy, *_ = autograd.call(operators, arguments, (False, False, False))
-            return loss, components, weight, entropy
-        loss = autograd.apply((operators, form == "fused", places), arguments, *[arguments[k] for k in places])
-    except RuntimeError as error:
-        position = str(error).find("target: row ")
-        if position < 0:
-            raise
-        raise IndexError(str(error)[position:].splitlines()[0]) from None
+    if form == "loss":
+        loss, components, weight, entropy, *_ = autograd.call(operators, arguments, (False, False, False))
+        return loss, components, weight, entropy
+    loss = autograd.apply((operators, form == "fused", places), arguments, *[arguments[k] for k in places])
     components, weight, entropy = arguments  # where the Function left them
     return loss, components, weight, entropy

@@ -4,21 +4,26 @@ TypeError, IndexError)."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from udskd.ops import REDUCTIONS, UNCERTAINTIES
 
 FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+TEMPERATURES = (1e-6, 1e6)
+"""Beyond these, exponentials and the factor T^2 leave the range of float32."""
+COEFFICIENTS = ("ce_weight", "kd_weight", "peer_weight")
 
 
 def logits(name: str, x: object, like: Tensor | None = None) -> None:
     """Logits [..., C] with C >= 2; the shape and device of student_a where that is given."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a tensor of logits, got {type(x).__name__}")
+        raise TypeError(f"{name} must be a tensor of logits, got {_described(x)}")
+    _dense(name, x)
     if x.dtype not in FLOATING:
         raise TypeError(f"{name} must be float64, float32, float16 or bfloat16 logits, got {x.dtype}")
     if x.dim() < 2 or x.shape[-1] < 2:
@@ -32,6 +37,30 @@ def logits(name: str, x: object, like: Tensor | None = None) -> None:
     same_device(name, x, like)
 
 
+def _described(x: object) -> str:
+    """The type of what is no tensor, and where its logits are if it is the output of a network."""
+    kind = type(x).__name__
+    if isinstance(getattr(x, "logits", None), Tensor):
+        return f"{kind}: give its .logits"
+    if isinstance(x, Mapping):
+        return f'{kind}: give the tensor in it, such as output["logits"]'
+    if isinstance(x, (tuple, list)) and x and isinstance(x[0], Tensor):
+        return f"{kind}: give the tensor in it, such as output[0]"
+    if type(x).__module__ == "numpy":
+        return f"{kind} of NumPy: convert it by torch.from_numpy"
+    return kind
+
+
+def _dense(name: str, x: Tensor) -> None:
+    if x.is_nested:
+        raise TypeError(
+            f"{name} must be a dense tensor, got a nested one: pad it (torch.nested.to_padded_tensor) and give the "
+            "padding the label ignore_index"
+        )
+    if x.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got layout {x.layout}: convert it by .to_dense()")
+
+
 def same_device(name: str, x: Tensor, like: Tensor) -> None:
     if x.device != like.device:
         raise ValueError(f"{name} and student_a must be on one device, got {x.device} and {like.device}")
@@ -40,23 +69,43 @@ def same_device(name: str, x: Tensor, like: Tensor) -> None:
 def target(x: object, like: Tensor) -> None:
     """int64 labels [...] or floating class probabilities [..., C]."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"target must be a tensor, got {type(x).__name__}")
+        raise TypeError(f"target must be a tensor, got {_described(x)}")
+    _dense("target", x)
+    one_hot = " (one-hot labels are probabilities: convert them by .float())"
     if x.dtype in FLOATING:
         expected: Sequence[int] = like.shape
     elif x.dtype == torch.int64:
         expected = like.shape[:-1]
     else:
-        raise TypeError(f"target must be int64 labels or floating class probabilities, got {x.dtype}")
+        hint = one_hot if x.shape == like.shape else ""
+        raise TypeError(f"target must be int64 labels or floating class probabilities, got {x.dtype}{hint}")
     if x.shape != torch.Size(expected):
         kind = "labels" if x.dtype == torch.int64 else "probabilities"
+        hint = one_hot if x.dtype == torch.int64 and x.shape == like.shape else ""
         raise ValueError(
             f"target as {kind} must have shape {list(expected)} for logits {list(like.shape)}, got {list(x.shape)}"
+            f"{hint}"
         )
     same_device("target", x, like)
 
 
+def classes_last(student_a: Tensor, target: object) -> None:
+    """ValueError for logits [B, C, ...], as F.cross_entropy takes them, where labels [B, ...] prove that they are."""
+    shape = student_a.shape
+    if not isinstance(target, Tensor) or target.is_floating_point() or student_a.dim() < 3:
+        return
+    if target.shape == shape[:-1] or target.shape != shape[:1] + shape[2:]:
+        return
+    order = ", ".join(str(d) for d in (0, *range(2, student_a.dim()), 1))
+    raise ValueError(
+        f"student_a must have its classes last, but labels {list(target.shape)} say that they are dimension 1 of "
+        f"logits {list(shape)}: permute({order}) the logits of every network"
+    )
+
+
 def per_row(name: str, x: Tensor, like: Tensor, *, scalar: bool) -> None:
     """A floating tensor with one number for each row, or (where allowed) one for all."""
+    _dense(name, x)
     if x.dtype not in FLOATING:
         raise TypeError(f"{name} must be a floating tensor, got {x.dtype}")
     rows = math.prod(like.shape[:-1])
@@ -66,24 +115,71 @@ def per_row(name: str, x: Tensor, like: Tensor, *, scalar: bool) -> None:
     same_device(name, x, like)
 
 
-def coefficient(name: str, x: object) -> None:
+def readable(x: Tensor) -> bool:
+    """Whether values can be looked at here and now: not on a GPU, which that would wait for, nor while a tensor stands
+    for others (torch.compile, fake tensors, torch.func)."""
+    return (
+        not torch.compiler.is_compiling()
+        and x.device.type == "cpu"
+        and type(x) in (Tensor, nn.Parameter)
+        and not in_transform()
+    )
+
+
+def in_transform() -> bool:
+    """Whether a transform of torch.func is at work."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def is_valid_weight(x: Tensor) -> Tensor:
+    """Where a weight is finite, and not negative unless it is learned (requires a gradient); of the shape of x."""
+    return (x > -math.inf if x.requires_grad else x >= 0) & (x < math.inf)
+
+
+def weight_values(name: str, x: Tensor) -> None:
+    """ValueError naming the first value that no weight can have. Looks at the values."""
+    valid = is_valid_weight(x)
+    if valid.all():
+        return
+    first = int((~valid).flatten().nonzero()[0])
+    where = f" in row {first}" if x.dim() else ""
+    allowed = "finite" if x.requires_grad else "finite and not negative"
+    raise ValueError(f"{name} must be {allowed}, got {x.detach().flatten()[first].item()}{where}")
+
+
+def number(name: str, x: object, expected: str = "a number") -> None:
     if isinstance(x, bool) or not isinstance(x, (int, float)):
-        raise TypeError(f"{name} must be a number or a tensor, got {type(x).__name__}")
-    if not 0 <= x < math.inf:  # also refuses NaN; torch.compile cannot trace math.isfinite
+        raise TypeError(f"{name} must be {expected}, got {type(x).__name__}")
+
+
+def coefficient(name: str, x: object) -> None:
+    number(name, x, "a number or a tensor")
+    if not 0 <= x <= sys.float_info.max:  # type: ignore[operator]  # also refuses NaN
         raise ValueError(f"{name} must be finite and not negative, got {x}")
 
 
 def temperature(name: str, x: object) -> None:
-    if isinstance(x, bool) or not isinstance(x, (int, float)):
-        raise TypeError(f"{name} must be a number, got {type(x).__name__}")
-    if not 0 < x < math.inf:
-        raise ValueError(f"{name} must be finite and greater than 0, got {x}")
+    number(name, x)
+    lowest, highest = TEMPERATURES
+    if not lowest <= x <= highest:  # type: ignore[operator]  # also refuses NaN
+        raise ValueError(f"{name} must be from {lowest:g} to {highest:g}, got {x}")
+
+
+def flag(name: str, x: object) -> None:
+    if not isinstance(x, bool):
+        raise TypeError(f"{name} must be True or False, got {type(x).__name__}")
+
+
+def label(name: str, x: object) -> None:
+    if isinstance(x, bool) or not isinstance(x, int):
+        raise TypeError(f"{name} must be an integer, got {type(x).__name__}")
+    if not -(2**63) <= x < 2**63:
+        raise ValueError(f"{name} must fit into int64, got {x}")
 
 
 def smoothing(x: object) -> None:
-    if isinstance(x, bool) or not isinstance(x, (int, float)):
-        raise TypeError(f"label_smoothing must be a number, got {type(x).__name__}")
-    if not 0 <= x < 1:
+    number("label_smoothing", x)
+    if not 0 <= x < 1:  # type: ignore[operator]
         raise ValueError(f"label_smoothing must be in [0, 1), got {x}")
 
 
@@ -107,6 +203,7 @@ def inputs(teacher: object, student_a: object, student_b: object, target_: objec
     """The four tensors of the loss."""
     logits("student_a", student_a)
     assert isinstance(student_a, Tensor)
+    classes_last(student_a, target_)
     if student_b is not None:
         logits("student_b", student_b, student_a)
         assert isinstance(student_b, Tensor)
@@ -122,7 +219,7 @@ def options(like: Tensor, given: dict[str, Any]) -> None:
     """The options of the loss, by name, for logits such as student_a."""
     for name in ("temperature", "peer_temperature", "uncertainty_temperature"):
         temperature(name, given[name])
-    for name in ("ce_weight", "kd_weight", "peer_weight"):
+    for name in COEFFICIENTS:
         if isinstance(given[name], Tensor):
             per_row(name, given[name], like, scalar=True)
         else:
@@ -133,4 +230,7 @@ def options(like: Tensor, given: dict[str, Any]) -> None:
         choice("uncertainty", given["uncertainty"], UNCERTAINTIES)
     choice("trust", given["trust"], ("confident", "uncertain"))
     smoothing(given["label_smoothing"])
+    flag("normalize_weights", given["normalize_weights"])
+    flag("detach_peer", given["detach_peer"])
+    label("ignore_index", given["ignore_index"])
     choice("reduction", given["reduction"], REDUCTIONS)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from udskd import checks
 from udskd.ops import Operators
 
 Form = Literal["auto", "fused", "recompute"]
@@ -30,6 +31,11 @@ def choose(operators: Operators, arguments: list[Any], reduction: str, normalize
     student = arguments[1]
     if torch.compiler.is_compiling() or type(student) not in (Tensor, nn.Parameter):
         return "traced", ()
+    if checks.in_transform():
+        raise NotImplementedError(
+            "udskd.dual_student_loss cannot be transformed by torch.func (grad, vmap, jvp and others); use "
+            "backend='reference'"
+        )
     _refuse_forward_mode(arguments)
     if not torch.is_grad_enabled():
         return "loss", ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from udskd import backends, checks
@@ -69,39 +70,46 @@ def dual_student_loss(
         teacher: logits [..., C] of any floating dtype, or None for no teacher (weight 1, entropy 0).
         student_a: logits [..., C], float64, float32, float16 or bfloat16, any strides; leading dimensions are B rows.
         student_b: logits of the same shape and dtype, or None (distillation of a single student).
-        target: int64 labels [...], class probabilities [..., C], or None (no cross-entropy).
-        temperature: T of the teacher's term.
+        target: int64 labels [...], class probabilities [..., C] of any floating dtype (they get no gradient), or None
+            (no cross-entropy).
+        temperature: T of the teacher's term, from 1e-6 to 1e6, as every temperature.
         peer_temperature: tau of the students' term; T by default.
-        ce_weight: a number, or a tensor ([] or [B]) that receives its gradient; likewise the next two.
+        ce_weight: a number, or a tensor ([], [B] or [...]) that receives its gradient; likewise the next two. Finite;
+            and not negative, unless it is a tensor that requires a gradient.
         kd_weight: weight of the teacher's term.
         peer_weight: weight of the students' term.
         uncertainty: what w is made from: "entropy", "max_prob" (the largest probability), "margin" (the largest less
-            the second), "none" (w = 1), or w itself as a tensor [B]. w carries no gradient.
+            the second), "none" (w = 1), or w itself as a tensor [B] or [...], finite and not negative. w carries no
+            gradient.
         trust: "confident" weights by certainty, "uncertain" by 1 - certainty; "none" and a tensor are left as they are.
         normalize_weights: divide w by its batch mean, so that it leaves the average weight of distillation alone.
         uncertainty_temperature: temperature of the softmax that w and `entropy` are taken of.
         detach_peer: a peer's term leaves the peer alone; if False, it flows into both students.
         label_smoothing: as in F.cross_entropy, in [0, 1).
         ignore_index: rows with this label add nothing to any term, whatever their logits hold.
-        reduction: "mean" over rows that are not ignored, "sum", or "none" ([B]).
+        reduction: "mean" over rows that are not ignored (NaN if all are, as in F.cross_entropy; the gradients are 0
+            then), "sum", or "none" ([...]).
         backend: "auto" takes the compiled kernels of the tensors' device, or "reference" (plain PyTorch) without them.
 
     Returns:
-        DualStudentLossOutput(loss, ce_a, ce_b, kd_a, kd_b, peer_a, peer_b, weight [B], entropy [B] in nats), float32
-        (float64 if any logits are); gradients come in each input's dtype. weight and entropy are 0 in ignored rows.
+        DualStudentLossOutput(loss, ce_a, ce_b, kd_a, kd_b, peer_a, peer_b, weight [...], entropy [...] in nats),
+        float32 (float64 if any logits are); [...] are the leading dimensions of the logits. Gradients come in each
+        input's dtype. weight and entropy are 0 in ignored rows.
 
     Raises:
-        TypeError, ValueError: an argument is wrong; the message names it.
-        IndexError: a label is neither a class nor ignore_index. (On a GPU that row's loss and gradient are NaN instead,
-            since looking would have to wait for it.)
-        NotImplementedError: a second derivative, except with backend="reference".
+        TypeError, ValueError: an argument is wrong; the message names it. (The values of a weight that is a tensor are
+            looked at on the CPU only, and not under torch.compile: elsewhere its rows' loss and gradients are NaN.)
+        IndexError: a label is neither a class nor ignore_index. (On a GPU, and with backend="reference" under
+            torch.compile, that row's loss and gradient are NaN instead, since looking would have to wait for it.)
+        NotImplementedError: a second derivative, forward-mode derivatives, or the transforms of torch.func, except with
+            backend="reference".
 
     A class whose logit is -inf is excluded and contributes nothing; a divergence is +inf only where its first argument
     has mass on such a class. NaN, +inf or only -inf in a row make that row NaN and no other.
     """
     options = {
         "temperature": temperature,
-        "peer_temperature": temperature if peer_temperature is None else peer_temperature,
+        "peer_temperature": peer_temperature,
         "ce_weight": ce_weight,
         "kd_weight": kd_weight,
         "peer_weight": peer_weight,
@@ -113,25 +121,89 @@ def dual_student_loss(
         "label_smoothing": label_smoothing,
         "ignore_index": ignore_index,
         "reduction": reduction,
+        "backend": backend,
     }
+    return _checked(teacher, student_a, student_b, target, options, refuse=True)
+
+
+OPTIONS: dict[str, Any] = {
+    p.name: p.default for p in inspect.signature(dual_student_loss).parameters.values() if p.kind is p.KEYWORD_ONLY
+}
+"""The options of the loss, with their defaults."""
+
+
+def training_loss(
+    teacher: Tensor | None,
+    student_a: Tensor,
+    student_b: Tensor | None = None,
+    target: Tensor | None = None,
+    **options: Any,
+) -> DualStudentLossOutput:
+    """udskd.dual_student_loss for the training loop: on every device, as on a GPU, a weight without a valid value makes
+    its rows NaN. Such weights come from networks that have diverged, for which the loop has a message of its own."""
+    return _checked(teacher, student_a, student_b, target, {**OPTIONS, **options}, refuse=False)
+
+
+def _checked(
+    teacher: Tensor | None,
+    student_a: Tensor,
+    student_b: Tensor | None,
+    target: Tensor | None,
+    options: dict[str, Any],
+    *,
+    refuse: bool,
+) -> DualStudentLossOutput:
+    """The loss of arguments that are not yet checked; refuse: the values of weights, too, where they can be seen."""
+    if options["peer_temperature"] is None:
+        options["peer_temperature"] = options["temperature"]
+    backend = options.pop("backend")
     checks.inputs(teacher, student_a, student_b, target)
     checks.options(student_a, options)
     chosen = backends.choose(backend, student_a.device)
+    if isinstance(options["uncertainty"], Tensor):
+        options["uncertainty"] = options["uncertainty"].detach()
+    for name in (*checks.COEFFICIENTS, "uncertainty"):
+        if isinstance(options[name], Tensor):
+            options[name] = _with_valid_values(name, options[name], refuse)
     loss, components, weight, entropy = backends.run(chosen, teacher, student_a, student_b, target, **options)
+    if student_a.dim() != 2:
+        leading = student_a.shape[:-1]
+        weight, entropy = weight.view(leading), entropy.view(leading)
+        if options["reduction"] == "none":
+            loss, components = loss.view(leading), components.view(6, *leading)
     ce_a, ce_b, kd_a, kd_b, peer_a, peer_b = components.unbind(0)
     return DualStudentLossOutput(loss, ce_a, ce_b, kd_a, kd_b, peer_a, peer_b, weight, entropy)
 
 
+def _with_valid_values(name: str, weight: Tensor, refuse: bool) -> Tensor:
+    """The weight, if its values are valid. Where they may be looked at, ValueError if not; elsewhere NaN in their
+    place."""
+    if refuse and checks.readable(weight):
+        checks.weight_values(name, weight)
+        return weight
+    return torch.where(checks.is_valid_weight(weight), weight, torch.nan)
+
+
 class DualStudentLoss(nn.Module):
-    """udskd.dual_student_loss as a module: the same options; forward(teacher, student_a, student_b, target)."""
+    """udskd.dual_student_loss as a module: the same options; forward(teacher, student_a, student_b, target).
+
+    ce_weight, kd_weight, peer_weight and uncertainty may be tensors. An nn.Parameter among them is a parameter of the
+    module, to be given to the optimiser and learned; any other tensor is one of its buffers. Either is in the module's
+    state and moves with it.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
-        known = [p.name for p in inspect.signature(dual_student_loss).parameters.values() if p.kind is p.KEYWORD_ONLY]
         for name in options:
-            if name not in known:
-                raise TypeError(f"DualStudentLoss has no option {name!r}; it has {', '.join(known)}")
-        self.options = dict(options)
+            if name not in OPTIONS:
+                raise TypeError(f"DualStudentLoss has no option {name!r}; it has {', '.join(OPTIONS)}")
+        self.options = {name: value for name, value in options.items() if not isinstance(value, Tensor)}
+        self._tensors = [name for name in options if name not in self.options]
+        for name in self._tensors:
+            if isinstance(options[name], nn.Parameter):
+                self.register_parameter(name, options[name])
+            else:
+                self.register_buffer(name, options[name])
 
     def forward(
         self,
@@ -141,7 +213,10 @@ class DualStudentLoss(nn.Module):
         target: Tensor | None = None,
     ) -> DualStudentLossOutput:
         """The loss of one batch; see udskd.dual_student_loss."""
-        return dual_student_loss(teacher, student_a, student_b, target, **self.options)
+        tensors = {name: getattr(self, name) for name in self._tensors}
+        return dual_student_loss(teacher, student_a, student_b, target, **self.options, **tensors)
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        given = [f"{name}={value!r}" for name, value in self.options.items()]
+        given += [f"{name}={type(x).__name__} {list(x.shape)}" for name in self._tensors for x in [getattr(self, name)]]
+        return ", ".join(given)

@@ -130,7 +130,7 @@ _RULES: dict[str, tuple[Any, str]] = {
     r"data\.eval_crop": (_finite(0, 1, open_low=True), "above 0 and at most 1"),
     r"data\.std": (lambda std: all(math.isfinite(s) and s > 0 for s in std), "three numbers above 0"),
     r"data\.mean": (lambda mean: all(math.isfinite(m) for m in mean), "three finite numbers"),
-    r"loss\.(\w+_)?temperature": (_finite(0, open_low=True), "a finite number above 0"),
+    r"loss\.(\w+_)?temperature": (_finite(1e-6, 1e6), "from 1e-06 to 1e+06"),
     r"(\w+)\.label_smoothing": (_finite(0, 1, open_high=True), "at least 0 and below 1"),
     r"loss\.\w+_weight|data\.mixup|(\w+)\.weight_decay": (_finite(0), "a finite number, 0 or more"),
     r"training\.(warmup_epochs|clip_grad_norm|save_every)": (_finite(0), "a finite number, 0 or more"),

@@ -10,11 +10,10 @@
 #include <optional>
 #include <tuple>
 
+#include "checks.h"
 #include "problem.h"
 
 namespace udskd {
-
-using torch::stable::Tensor;
 
 // What both operators take, in the order of their schemas.
 struct Arguments {
@@ -25,56 +24,63 @@ struct Arguments {
 
 inline bool is_wide(const std::optional<Tensor>& x) { return x && x->scalar_type() == ScalarType::Double; }
 
-// The tensor with its classes adjacent in memory; a copy only if they are not.
-inline void make_rows(std::optional<Tensor>& x) {
-  if (x && x->size(1) > 1 && x->stride(1) != 1) x = torch::stable::contiguous(*x);
+// The tensor as the kernels read it: elements aligned to their size, classes adjacent in memory. A copy only if it is
+// not so already.
+inline void make_readable(std::optional<Tensor>& x) {
+  if (!x) return;
+  if (!is_aligned(*x, x->element_size())) x = torch::stable::clone(*x);
+  const int64_t last = x->dim() - 1;
+  if (last >= 0 && x->size(last) > 1 && x->stride(last) != 1) x = torch::stable::contiguous(*x);
 }
 
-// Makes the layout readable, in place, so that the tensors stay alive while the problem points into them.
-inline void make_readable(Arguments& args) {
+// As the kernels read what was saved of each row: packets of 16 bytes.
+inline Tensor packed(const Tensor& rows) {
+  return rows.is_contiguous() && is_aligned(rows, 16) ? rows : torch::stable::clone(torch::stable::contiguous(rows));
+}
+
+inline ScalarType arithmetic(bool wide) { return wide ? ScalarType::Double : ScalarType::Float; }
+
+// Checks the tensors, and makes them readable in place, so that they stay alive while the problem points into them.
+inline void check_and_make_readable(Arguments& args) {
+  check_student_a(args.a);
+  check_matrix("teacher", args.teacher, args.a), check_matrix("student_b", args.b, args.a);
+  STD_TORCH_CHECK(!args.b || args.b->scalar_type() == args.a.scalar_type(), "student_b must have student_a's dtype, ",
+                  torch::headeronly::toString(args.a.scalar_type()), ", got ", described(*args.b));
+  check_target(args.target, args.a);
+  const ScalarType dtype = arithmetic(is_wide(args.a) || is_wide(args.teacher));
+  check_per_row("ce_weights", args.ce, args.a, dtype, true), check_per_row("kd_weights", args.kd, args.a, dtype, true);
+  check_per_row("peer_weights", args.peer, args.a, dtype, true);
+  check_per_row("certainty", args.certainty, args.a, dtype, false);
   std::optional<Tensor> a = args.a;
-  make_rows(a);
+  for (std::optional<Tensor>* x :
+       {&a, &args.teacher, &args.b, &args.target, &args.ce, &args.kd, &args.peer, &args.certainty})
+    make_readable(*x);
   args.a = *a;
-  make_rows(args.teacher);
-  make_rows(args.b);
-  if (args.target && args.target->dim() == 2) make_rows(args.target);
-  if (args.target && args.target->dim() == 1) args.target = torch::stable::contiguous(*args.target);
 }
 
-inline Matrix matrix(const std::optional<Tensor>& x, const Problem& p, const char* name) {
+inline Matrix matrix(const std::optional<Tensor>& x) {
   if (!x) return {};
-  STD_TORCH_CHECK(x->dim() == 2 && x->size(0) == p.rows && x->size(1) == p.classes, name, " must be [", p.rows, ", ",
-                  p.classes, "]");
   return {x->const_data_ptr(), x->stride(0), x->scalar_type()};
 }
 
-inline Coefficient coefficient(double value, const std::optional<Tensor>& x, const Problem& p, const char* name) {
+inline Coefficient coefficient(double value, const std::optional<Tensor>& x) {
   if (!x) return {value, nullptr, 0};
-  STD_TORCH_CHECK(x->dim() == 0 || (x->dim() == 1 && x->size(0) == p.rows), name, " must be one number or [", p.rows,
-                  "]");
-  STD_TORCH_CHECK(x->scalar_type() == (p.wide ? ScalarType::Double : ScalarType::Float), name,
-                  " must have the arithmetic's dtype");
   return {value, x->const_data_ptr(), x->dim() == 0 ? 0 : x->stride(0)};
 }
 
-// The tensors' part of the problem; the numbers are filled in by the operators. Call make_readable first.
+// The tensors' part of the problem; the numbers are filled in by the operators. Call check_and_make_readable first.
 inline Problem read(const Arguments& args, double ce, double kd, double peer) {
-  STD_TORCH_CHECK(args.a.dim() == 2, "student_a must be [rows, classes]");
   Problem p;
   p.rows = args.a.size(0), p.classes = args.a.size(1);
-  p.wide = is_wide(args.a) || is_wide(args.teacher) || is_wide(args.b);
-  p.teacher = matrix(args.teacher, p, "teacher"), p.a = matrix(args.a, p, "student_a"),
-  p.b = matrix(args.b, p, "student_b");
+  p.wide = is_wide(args.a) || is_wide(args.teacher);
+  p.teacher = matrix(args.teacher), p.a = matrix(args.a), p.b = matrix(args.b);
   if (args.target && args.target->dim() == 2) {
-    p.target = matrix(args.target, p, "target");
+    p.target = matrix(args.target);
   } else if (args.target) {
-    STD_TORCH_CHECK(args.target->size(0) == p.rows && args.target->scalar_type() == ScalarType::Long,
-                    "labels must be int64 [", p.rows, "]");
     p.labels = args.target->const_data_ptr<int64_t>();
   }
-  p.ce = coefficient(ce, args.ce, p, "ce_weight"), p.kd = coefficient(kd, args.kd, p, "kd_weight");
-  p.peer = coefficient(peer, args.peer, p, "peer_weight"),
-  p.certainty = coefficient(1, args.certainty, p, "uncertainty");
+  p.ce = coefficient(ce, args.ce), p.kd = coefficient(kd, args.kd), p.peer = coefficient(peer, args.peer);
+  p.certainty = coefficient(1, args.certainty);
   return p;
 }
 
@@ -82,7 +88,7 @@ struct Outputs {
   Tensor loss, components, weight, entropy, rows;
 };
 
-inline ScalarType arithmetic(const Problem& p) { return p.wide ? ScalarType::Double : ScalarType::Float; }
+inline ScalarType arithmetic(const Problem& p) { return arithmetic(p.wide); }
 
 // Contiguous. Not torch::stable::new_empty, which goes through the dispatcher and is several times slower: for small
 // batches these allocations are most of a call.

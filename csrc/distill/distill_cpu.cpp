@@ -16,6 +16,11 @@
 #define HD
 
 namespace udskd {
+
+void refuse_dtype(ScalarType dtype) {
+  STD_TORCH_CHECK(false, "the kernels do not read ", torch::headeronly::toString(dtype));
+}
+
 namespace {
 
 #define LEVEL "../distill/level_cpu.h"
@@ -75,10 +80,18 @@ int64_t check_labels(const Problem& p) {
   for (int64_t row = 0; row < p.rows; ++row) {
     const int64_t label = p.labels[row];
     live += label != p.ignore_index;
-    STD_TORCH_CHECK(label == p.ignore_index || (label >= 0 && label < p.classes), "target: row ", row, " has label ",
-                    label, ", expected 0 to ", p.classes - 1, " or ignore_index ", p.ignore_index);
+    if (label != p.ignore_index && (label < 0 || label >= p.classes)) refuse_label(p, row, true);
   }
   return live;
+}
+
+// The labels once more, which need not be those of the forward pass. Rows that were ignored there stay so.
+template <class Acc>
+void check_labels_again(const Problem& p, const Acc* saved) {
+  for (int64_t row = 0; p.labels && row < p.rows; ++row) {
+    const bool live = saved[row * kSavedColumns + kSavedShare] != 0;
+    if (live && (p.labels[row] < 0 || p.labels[row] >= p.classes)) refuse_label(p, row, false);
+  }
 }
 
 // The weights of all rows divided by their mean. What is not a number does not count.
@@ -143,6 +156,7 @@ Outputs forward_only(const Problem& p, const Tensor& like) { return forward_cpu(
 Outputs with_gradients(const Problem& p, const Tensor& like, Gradients& to) { return forward_cpu(p, like, &to); }
 
 void backward_cpu(Problem p, const Tensor& grad_loss, const Tensor& saved, Gradients& to) {
+  p.wide ? check_labels_again(p, saved.const_data_ptr<double>()) : check_labels_again(p, saved.const_data_ptr<float>());
   p.uncertainty = kGiven, p.certainty = {1, saved.const_data_ptr(), kSavedColumns};
   Job job{p};
   job.saved = const_cast<void*>(saved.const_data_ptr());
@@ -158,5 +172,5 @@ void exponential_of_level(const float* x, int64_t n, float* to) { level().expone
 
 }  // namespace udskd
 
-UDSKD_REGISTER(CPU, udskd::forward_only, udskd::backward_cpu)
+UDSKD_REGISTER(CPU, udskd::forward_only, udskd::backward_cpu, udskd::kSavedColumns)
 UDSKD_REGISTER_FUSED(CPU, udskd::with_gradients)

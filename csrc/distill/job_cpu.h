@@ -25,6 +25,9 @@ struct Job {
   bool gradients() const { return teacher || a || b; }
 };
 
+// For a dtype that operator.h should have refused. Compiled for every processor, so that the SIMD levels can call it.
+[[noreturn]] void refuse_dtype(ScalarType dtype);
+
 // One SIMD level. Scratch is aligned to 64 bytes; a wide row is one that all threads share.
 struct Level {
   size_t (*scratch_bytes)(const Job&);

@@ -17,7 +17,8 @@ inline Problem read_forward(Arguments& args, double ce_weight, double kd_weight,
                             double peer_temperature, double uncertainty_temperature, double label_smoothing,
                             int64_t uncertainty, bool trust_uncertain, bool normalize_weights, bool detach_peer,
                             int64_t ignore_index, int64_t reduction) {
-  make_readable(args);
+  check_and_make_readable(args);
+  STD_TORCH_CHECK(uncertainty < kGiven, "uncertainty must be from 0 to ", int(kNone), ", got ", uncertainty);
   Problem p = read(args, ce_weight, kd_weight, peer_weight);
   p.temperature = temperature, p.peer_temperature = peer_temperature,
   p.uncertainty_temperature = uncertainty_temperature;
@@ -25,6 +26,7 @@ inline Problem read_forward(Arguments& args, double ce_weight, double kd_weight,
   p.trust_uncertain = trust_uncertain;
   p.normalize_weights = normalize_weights, p.detach_peer = detach_peer, p.ignore_index = ignore_index,
   p.reduction = reduction;
+  check_numbers(p);
   return p;
 }
 
@@ -61,23 +63,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> fused
   return {out.loss, out.components, out.weight, out.entropy, out.rows, to.teacher, to.a, to.b};
 }
 
-template <auto Backward>
+// kSaved: the columns that this backend's forward operator saves of each row.
+template <auto Backward, int64_t kSaved>
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward_operator(
     Tensor grad_loss, Tensor rows, Optional teacher, Tensor student_a, Optional student_b, Optional target,
     Optional ce_weights, Optional kd_weights, Optional peer_weights, double ce_weight, double kd_weight,
     double peer_weight, double temperature, double peer_temperature, double label_smoothing, bool detach_peer,
     bool grad_teacher, bool grad_a, bool grad_b, bool grad_weights) {
   Arguments args{teacher, student_a, student_b, target, ce_weights, kd_weights, peer_weights, std::nullopt};
-  make_readable(args);
+  check_and_make_readable(args);
   Problem p = read(args, ce_weight, kd_weight, peer_weight);
   p.temperature = temperature, p.peer_temperature = peer_temperature, p.label_smoothing = label_smoothing,
   p.detach_peer = detach_peer;
-  STD_TORCH_CHECK(rows.dim() == 2 && rows.size(0) == p.rows, "rows must be what the forward pass returned");
-  STD_TORCH_CHECK(grad_loss.scalar_type() == arithmetic(p), "grad_loss must have the loss's dtype");
-  STD_TORCH_CHECK(grad_loss.dim() == 0 || (grad_loss.dim() == 1 && grad_loss.size(0) == p.rows),
-                  "grad_loss must have the loss's shape");
+  check_numbers(p);
+  check_saved(rows, args.a, arithmetic(p), kSaved);
+  check_per_row("grad_loss", grad_loss, args.a, arithmetic(p), true);
   Gradients to = allocate_gradients(p, args, grad_teacher, grad_a, grad_b, grad_weights);
-  Backward(p, grad_loss, rows, to);
+  std::optional<Tensor> grad = grad_loss;
+  make_readable(grad);
+  Backward(p, *grad, packed(rows), to);
   return {to.teacher, to.a, to.b, to.coefficients};
 }
 
@@ -93,10 +97,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_operator(
 #endif
 #define UDSKD_IMPLEMENTATIONS(...) STABLE_TORCH_LIBRARY_IMPL(__VA_ARGS__)
 
-#define UDSKD_REGISTER(key, forward, backward)                                            \
-  UDSKD_IMPLEMENTATIONS(UDSKD_OPERATORS, UDSKD_KEY(key), m) {                             \
-    m.impl("dual_student_loss", TORCH_BOX(&udskd::forward_operator<forward>));            \
-    m.impl("dual_student_loss_backward", TORCH_BOX(&udskd::backward_operator<backward>)); \
+#define UDSKD_REGISTER(key, forward, backward, saved)                                              \
+  UDSKD_IMPLEMENTATIONS(UDSKD_OPERATORS, UDSKD_KEY(key), m) {                                      \
+    m.impl("dual_student_loss", TORCH_BOX(&udskd::forward_operator<forward>));                     \
+    m.impl("dual_student_loss_backward", TORCH_BOX((&udskd::backward_operator<backward, saved>))); \
   }
 
 #define UDSKD_REGISTER_FUSED(key, fused)                                         \

@@ -64,8 +64,9 @@ STEP void Worker<Acc, Each>::weigh() {
 STEP void Worker<Acc, Each>::load_target() {
   const Acc keep = Acc(1 - p_.label_smoothing), floor = Acc(p_.label_smoothing / double(p_.classes));
   if (p_.target) {
-    typed<Acc>(p_.target, row_,
-               [&](auto* y) { every(plan_.classes, [&](Span span) { copy_target<Acc>(y, keep, floor, span, y_); }); });
+    typed_target<Acc>(p_.target, row_, [&](auto* y) {
+      every(plan_.classes, [&](Span span) { copy_target<Acc>(y, keep, floor, span, y_); });
+    });
   } else {
     std::fill(y_, y_ + plan_.classes, floor);
     y_[p_.labels[row_]] += keep;

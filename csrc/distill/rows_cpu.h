@@ -61,7 +61,7 @@ struct AtOnce {
   }
 };
 
-// f of a row of a matrix, as a pointer of its dtype.
+// f of a row of logits, as a pointer of its dtype. Logits in double have arithmetic in double.
 template <class Acc, class F>
 INLINE auto typed(const Matrix& m, int64_t row, F f) {
   const int64_t at = row * m.stride;
@@ -69,7 +69,15 @@ INLINE auto typed(const Matrix& m, int64_t row, F f) {
   if (m.dtype == ScalarType::Half) return f(static_cast<const Half*>(m.data) + at);
   if constexpr (std::is_same_v<Acc, double>)
     if (m.dtype == ScalarType::Double) return f(static_cast<const double*>(m.data) + at);
+  if (m.dtype != ScalarType::Float) refuse_dtype(m.dtype);
   return f(static_cast<const float*>(m.data) + at);
+}
+
+// The same of class probabilities, which may be in double beside any logits.
+template <class Acc, class F>
+INLINE auto typed_target(const Matrix& m, int64_t row, F f) {
+  if (m.dtype == ScalarType::Double) return f(static_cast<const double*>(m.data) + row * m.stride);
+  return typed<Acc>(m, row, f);
 }
 
 // A network's row in scratch.

@@ -96,8 +96,10 @@ class Rows {
 };
 
 void check(const Tensor& x, ScalarType dtype, int64_t size, const char* what) {
+  check_given("normalize_views: an argument", x);
   STD_TORCH_CHECK(x.is_cpu() && x.scalar_type() == dtype && x.dim() == 1 && x.size(0) == size && x.is_contiguous(),
                   "normalize_views: ", what, " [", size, "]");
+  check_storage("normalize_views: an argument", x);
 }
 
 // Dimensions of one element have no stride that counts.
@@ -108,6 +110,7 @@ bool has_strides(const Tensor& x, const int64_t (&strides)[4]) {
 }
 
 void check_images(const Tensor& pixels, const Tensor& out, bool mixed) {
+  check_given("normalize_views: pixels", pixels), check_given("normalize_views: out", out);
   STD_TORCH_CHECK(pixels.is_cpu() && pixels.scalar_type() == ScalarType::Byte && pixels.dim() == 4 &&
                       pixels.size(3) == 3 && pixels.is_contiguous(),
                   "normalize_views: pixels must be contiguous uint8 [rows, height, width, 3] on the CPU");
@@ -119,6 +122,7 @@ void check_images(const Tensor& pixels, const Tensor& out, bool mixed) {
   STD_TORCH_CHECK(pixels.size(0) == rows || (images == 0 && pixels.size(0) == 0), "normalize_views: ", images,
                   mixed ? " mixed" : "", " images are made of ", rows, " rows of pixels, but there are ",
                   pixels.size(0));
+  check_storage("normalize_views: pixels", pixels), check_storage("normalize_views: out", out);
 }
 
 void normalize_views(Tensor pixels, Optional flips, Optional mix, Tensor factor, Tensor offset, Tensor out) {

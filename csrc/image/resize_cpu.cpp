@@ -143,10 +143,11 @@ void crop_resize(Tensor pixels, Tensor offsets, Tensor shapes, Tensor views, Ten
 
 void crop_resize_one(Tensor pixels, int64_t left, int64_t top, int64_t right, int64_t bottom, int64_t width,
                      int64_t height, int64_t x, int64_t y, Tensor out) {
-  check_out(out, 3, "[size, size, 3]");
+  check_given("crop_resize: pixels", pixels), check_out(out, 3, "[size, size, 3]");
   STD_TORCH_CHECK(
       pixels.scalar_type() == ScalarType::Byte && pixels.dim() == 3 && pixels.size(2) == 3 && pixels.is_contiguous(),
       "crop_resize: pixels must be contiguous uint8 [height, width, 3]");
+  check_storage("crop_resize: pixels", pixels);
   const Shape shape{pixels.size(0), pixels.size(1)};
   const View view{left, top, right, bottom, width, height, x, y};
   check_view(view, shape, out.size(0), 0);

@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "../backend/storage.h"
+
 namespace udskd {
 
 using torch::headeronly::ScalarType;
@@ -43,15 +45,19 @@ inline void check_view(const View& v, const Shape& shape, int64_t size, int64_t 
 }
 
 inline void check_out(const Tensor& out, int64_t dim, const char* shape) {
+  check_given("crop_resize: out", out);
   STD_TORCH_CHECK(out.dim() == dim && out.size(dim - 1) == 3 && out.size(dim - 2) == out.size(dim - 3) &&
                       out.scalar_type() == ScalarType::Byte && out.is_contiguous(),
                   "crop_resize: out must be contiguous uint8 ", shape);
+  check_storage("crop_resize: out", out);
 }
 
 inline void check_int64(const Tensor& x, const char* name, int64_t rows, int64_t columns) {
+  check_given(name, x);
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Long && x.is_contiguous() && x.dim() == (columns ? 2 : 1) &&
                       x.size(0) == rows && (!columns || x.size(1) == columns),
                   "crop_resize: ", name, " must be contiguous int64 for ", rows, " images");
+  check_storage(name, x);
 }
 
 // Images one after the other in `pixels`; `offsets` is on their device, the shapes and the views are on the CPU.
@@ -67,10 +73,12 @@ struct Batch {
 
 inline Batch read_batch(const Tensor& pixels, const Tensor& offsets, const Tensor& shapes, const Tensor& views,
                         Tensor& out) {
+  check_given("crop_resize: pixels", pixels);
   check_out(out, 4, "[images, size, size, 3]");
   const int64_t images = out.size(0);
   STD_TORCH_CHECK(pixels.scalar_type() == ScalarType::Byte && pixels.dim() == 1 && pixels.is_contiguous(),
                   "crop_resize: pixels must be contiguous uint8 [bytes]");
+  check_storage("crop_resize: pixels", pixels);
   check_int64(offsets, "offsets", images, 0), check_int64(shapes, "shapes", images, 2);
   check_int64(views, "views", images, kViewColumns);
   STD_TORCH_CHECK(shapes.is_cpu() && views.is_cpu(), "crop_resize: shapes and views must be on the CPU");

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,10 @@ from tests.ops.problems import backends, device_of, make
 T, A, B = (torch.randn(4, 6) for _ in range(3))
 Y = torch.tensor([0, 1, 2, 3])
 GOOD: dict[str, Any] = {"teacher": T, "student_a": A, "student_b": B, "target": Y}
+
+
+def nested(x: torch.Tensor, *, jagged: bool = False) -> torch.Tensor:
+    return torch.nested.nested_tensor(list(x.split(2)), layout=torch.jagged if jagged else torch.strided)
 
 
 def call(**changes: Any) -> udskd.DualStudentLossOutput:
@@ -45,6 +50,9 @@ def test_the_good_arguments_are_good() -> None:
         ({"temperature": 0}, ["temperature", "0"]),
         ({"temperature": -1.0}, ["temperature", "-1.0"]),
         ({"temperature": math.nan}, ["temperature", "nan"]),
+        ({"target": torch.nn.functional.one_hot(Y, 6)}, ["target", "[4, 6]", "one-hot", ".float()"]),
+        ({"ignore_index": 2**63}, ["ignore_index", "int64"]),
+        ({"ce_weight": 10**400}, ["ce_weight", "finite"]),
         ({"peer_temperature": math.inf}, ["peer_temperature", "inf"]),
         ({"uncertainty_temperature": 0.0}, ["uncertainty_temperature", "0.0"]),
         ({"ce_weight": -0.1}, ["ce_weight", "-0.1"]),
@@ -80,6 +88,23 @@ def test_wrong_values(changes: dict[str, Any], words: list[str]) -> None:
         ({"student_b": B.double()}, ["student_b", "float32", "float64"]),
         ({"student_a": [[1.0, 2.0]]}, ["student_a", "list"]),
         ({"student_a": None}, ["student_a", "NoneType"]),
+        ({"teacher": SimpleNamespace(logits=T)}, ["teacher", "SimpleNamespace", ".logits"]),
+        ({"student_a": {"logits": A}}, ["student_a", "dict", '["logits"]']),
+        ({"student_b": (B,)}, ["student_b", "tuple", "[0]"]),
+        ({"teacher": T.numpy()}, ["teacher", "ndarray", "torch.from_numpy"]),
+        ({"teacher": T.to_sparse()}, ["teacher", "sparse_coo", "to_dense"]),
+        ({"student_a": A.to_mkldnn()}, ["student_a", "_mkldnn", "to_dense"]),
+        ({"target": torch.rand(4, 6).to_sparse()}, ["target", "sparse_coo", "to_dense"]),
+        ({"kd_weight": torch.rand(4).to_sparse()}, ["kd_weight", "sparse_coo", "to_dense"]),
+        ({"student_a": nested(A)}, ["student_a", "nested", "ignore_index"]),
+        ({"student_a": nested(A, jagged=True)}, ["student_a", "nested", "ignore_index"]),
+        ({"target": torch.nn.functional.one_hot(Y, 6).bool()}, ["target", "bool", "one-hot", ".float()"]),
+        ({"ignore_index": 255.0}, ["ignore_index", "integer", "float"]),
+        ({"ignore_index": True}, ["ignore_index", "integer", "bool"]),
+        ({"ignore_index": None}, ["ignore_index", "integer", "NoneType"]),
+        ({"normalize_weights": "yes"}, ["normalize_weights", "True or False", "str"]),
+        ({"detach_peer": 1}, ["detach_peer", "True or False", "int"]),
+        ({"temperature": True}, ["temperature", "bool"]),
         ({"target": Y.int()}, ["target", "int64", "int32"]),
         ({"target": Y.bool()}, ["target", "bool"]),
         ({"target": [0, 1, 2, 3]}, ["target", "list"]),
@@ -96,6 +121,48 @@ def test_wrong_types(changes: dict[str, Any], words: list[str]) -> None:
         call(**changes)
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("shape", "order"), [((2, 5, 3), "0, 2, 1"), ((2, 5, 4, 3), "0, 2, 3, 1"), ((2, 5, 2, 4, 3), "0, 2, 3, 4, 1")]
+)
+def test_logits_whose_labels_prove_that_classes_come_second(shape: tuple[int, ...], order: str) -> None:
+    labels = torch.zeros(shape[:1] + shape[2:], dtype=torch.long)
+    with pytest.raises(ValueError, match=rf"^student_a must have its classes last.* permute\({order}\)"):
+        udskd.dual_student_loss(None, torch.randn(shape), None, labels)
+
+
+@pytest.mark.parametrize("backend", backends("cpu"))
+def test_a_label_that_is_no_class_is_named_under_torch_compile(backend: str) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(udskd.dual_student_loss, fullgraph=True, backend="aot_eager")
+    for student in (A, A.clone().requires_grad_()):
+        with pytest.raises(IndexError, match=r"^target: row 2 has label 6, expected 0 to 5 or ignore_index -100$"):
+            compiled(T, student, B, torch.tensor([0, 1, 6, 3]), backend=backend)
+
+
+TRANSFORMS: dict[str, Any] = {
+    "grad": lambda f, x: torch.func.grad(f)(x),
+    "vjp": lambda f, x: torch.func.vjp(f, x)[1](torch.ones(())),
+    "jvp": lambda f, x: torch.func.jvp(f, (x,), (x,)),
+    "vmap": lambda f, x: torch.func.vmap(f)(torch.stack([x, x])),
+    "jacrev": lambda f, x: torch.func.jacrev(f)(x),
+    "jacfwd": lambda f, x: torch.func.jacfwd(f)(x),
+    "hessian": lambda f, x: torch.func.hessian(f)(x),
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+@pytest.mark.parametrize("backend", backends("cpu", "emulated"))
+def test_transforms_of_torch_func_are_refused_with_the_way_out(backend: str, transform: Any) -> None:
+    with pytest.raises(NotImplementedError, match="backend='reference'"):
+        transform(lambda a: call(student_a=a, backend=backend).loss, A)
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+def test_the_way_out_of_transforms_is_one(transform: Any) -> None:
+    each = torch.rand(4)
+    transform(lambda a: call(student_a=a, backend="reference", kd_weight=each).loss, A)
 
 
 @pytest.mark.parametrize("label", [6, -1, 10**12, -101])

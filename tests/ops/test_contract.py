@@ -23,9 +23,30 @@ def test_leading_dimensions_are_rows(backend: str) -> None:
     expected = udskd.dual_student_loss(*flat.inputs, reduction="none", backend=backend)
     deep = [x.detach().reshape(3, 4, 10).requires_grad_() for x in flat.logits]
     out = udskd.dual_student_loss(*deep, flat.target.reshape(3, 4), reduction="none", backend=backend)
-    assert all(torch.equal(x, y) for x, y in zip(out, expected, strict=True))
+    assert [x.shape for x in out] == [(3, 4)] * len(out)
+    assert all(torch.equal(x.flatten(), y) for x, y in zip(out, expected, strict=True))
     gradient = torch.autograd.grad(out.loss.sum(), deep[1])[0]
     assert torch.equal(gradient.reshape(12, 10), torch.autograd.grad(expected.loss.sum(), flat.student_a)[0])
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_weight_and_entropy_keep_the_leading_dimensions(backend: str, reduction: Any) -> None:
+    deep = [x.detach().reshape(2, 3, 2, 10) for x in make(12, 10).like(device=device_of(backend)).logits]
+    out = udskd.dual_student_loss(*deep, reduction=reduction, backend=backend)
+    assert [x.shape for x in out] == [()] * 7 + [(2, 3, 2)] * 2
+
+
+@pytest.mark.parametrize("shape", [(12,), (3, 4)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_weights_of_rows_come_flat_or_with_the_leading_dimensions(backend: str, shape: tuple[int, ...]) -> None:
+    flat = make(12, 10).like(device=device_of(backend))
+    each = torch.rand(12, dtype=torch.float64, device=flat.student_a.device)
+    expected = udskd.dual_student_loss(*flat.inputs[:3], kd_weight=each, uncertainty=each, backend=backend)
+    deep = [x.reshape(3, 4, 10) for x in flat.logits]
+    weights = each.reshape(shape)
+    out = udskd.dual_student_loss(*deep, kd_weight=weights, uncertainty=weights, backend=backend)
+    assert torch.equal(out.loss, expected.loss)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])

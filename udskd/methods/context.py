@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from udskd.config import Config
-from udskd.losses import dual_student_loss
+from udskd.losses import training_loss
 from udskd.methods.base import Answers, Setting, Shape, Shaped
 
 EXCLUDED = -10.0
@@ -45,7 +45,7 @@ class Context(Shape):
         assert self._weights is not None, "modules() comes first"
         logits = logits.detach()
         shaped = logits + self._weights(logits, answers.student(role).detach())
-        own = dual_student_loss(
+        own = training_loss(
             logits,
             shaped,
             None,

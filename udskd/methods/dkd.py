@@ -11,7 +11,7 @@ from torch import Tensor
 
 from udskd.config import Config
 from udskd.errors import ConfigError
-from udskd.losses import DualStudentLossOutput, dual_student_loss
+from udskd.losses import DualStudentLossOutput, training_loss
 from udskd.methods.base import STUDENTS, Answers, Ramp, Shape
 from udskd.methods.operator import OperatorMethod, Terms, side_by_side, terms_of
 
@@ -88,7 +88,7 @@ class DecoupledDistillation(OperatorMethod):
     ) -> DualStudentLossOutput:
         teacher, student_a, *rest = logits
         student_b = rest[0] if rest else None
-        return dual_student_loss(teacher, student_a, student_b, target, **{**self.arguments, **options})
+        return training_loss(teacher, student_a, student_b, target, **{**self.arguments, **options})
 
     def _ramped(self, weight: float, like: Tensor) -> float | Tensor:
         """A part whose weight is 0 is not computed at all, so that it may be infinite."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from udskd.config import Config
-from udskd.losses import DualStudentLossOutput, dual_student_loss
+from udskd.losses import DualStudentLossOutput, training_loss
 from udskd.methods.base import COMPONENTS, STUDENTS, Answers, Method, Shape
 
 Terms = dict[str, Tensor]
@@ -68,7 +68,7 @@ class OperatorMethod(Method):
 
     def together(self, teacher: Tensor | None, answers: Answers) -> Terms:
         """Both students in one pass over the logits."""
-        out = dual_student_loss(teacher, answers.student_a, answers.student_b, answers.target, **self.arguments)
+        out = training_loss(teacher, answers.student_a, answers.student_b, answers.target, **self.arguments)
         return terms_of(out) if teacher is not None else without_teacher(terms_of(out))
 
     def apart(
@@ -78,11 +78,11 @@ class OperatorMethod(Method):
         outs = {}
         for role in STUDENTS:
             options = {**self.arguments, "peer_weight": 0.0, **changes.get(role, {})}
-            outs[role] = dual_student_loss(teachers[role], answers.student(role), None, answers.target, **options)
+            outs[role] = training_loss(teachers[role], answers.student(role), None, answers.target, **options)
         peers = None
         if self.arguments["peer_weight"]:
             options = {**self.arguments, "uncertainty": "none", "ce_weight": 0.0, "kd_weight": 0.0}
-            peers = dual_student_loss(None, answers.student_a, answers.student_b, None, **options)
+            peers = training_loss(None, answers.student_a, answers.student_b, None, **options)
         return side_by_side(outs["student_a"], outs["student_b"], peers)
 
 
@@ -122,7 +122,7 @@ def plus(terms: Terms, own: Mapping[str, Tensor]) -> Terms:
 def cross_entropies(target: Tensor, *logits: Tensor, backend: str = "auto") -> list[Tensor]:
     """The cross-entropy [B] of each logits [B, C] with the target, without a gradient."""
     options: dict[str, Any] = {"peer_weight": 0.0, "reduction": "none", "backend": backend}
-    return [dual_student_loss(None, x.detach(), None, target, **options).ce_a for x in logits]
+    return [training_loss(None, x.detach(), None, target, **options).ce_a for x in logits]
 
 
 def soft_label_weights(answers: Answers, backend: str = "auto") -> dict[str, Tensor]:
@@ -134,4 +134,5 @@ def soft_label_weights(answers: Answers, backend: str = "auto") -> dict[str, Ten
     teacher, a, b = cross_entropies(answers.target, answers.teacher, *students, backend=backend)
     # where both know the label for certain there is nothing to weigh, and 0/0 must not be NaN
     harder = {"student_a": a, "student_b": b}
-    return {role: -torch.expm1(-ce / (teacher + 1e-7)) for role, ce in harder.items()}
+    # rounding can take a cross-entropy, and with it the weight, below 0
+    return {role: -torch.expm1(-ce / (teacher + 1e-7)).clamp(max=0) for role, ce in harder.items()}

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from udskd.config import Config
 from udskd.errors import ConfigError
-from udskd.losses import dual_student_loss
+from udskd.losses import training_loss
 from udskd.methods.base import STUDENTS, Answers, Features, Needs, Ramp, Setting, Shape
 from udskd.methods.operator import OperatorMethod, Terms, plus, side_by_side
 from udskd.stages import Layer, choose_layers
@@ -154,7 +154,7 @@ class StudentDriven(OperatorMethod):
         for role in STUDENTS:
             student, (proxy, fused) = answers.student(role), self._ask_proxy(role, answers)
             options = {**self.arguments, "peer_weight": peer_weight, **changes.get(role, {})}
-            outs[role] = dual_student_loss(targets[role], student, proxy, answers.target, **options)
+            outs[role] = training_loss(targets[role], student, proxy, answers.target, **options)
             distances[role] = feature_distance(answers.features[role], fused)
         (a, b), (feature_a, feature_b) = outs.values(), distances.values()
         terms = side_by_side(a, b, None)

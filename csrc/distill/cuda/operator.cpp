@@ -56,7 +56,9 @@ class TensorCall : public Call {
 std::optional<Format> format_of(const Problem& p) {
   if (p.wide || (p.teacher && p.teacher.dtype != p.a.dtype)) return std::nullopt;
   if (p.a.dtype == ScalarType::Float) return kFloat;
-  return p.a.dtype == ScalarType::BFloat16 ? kBrain : kHalf;
+  if (p.a.dtype == ScalarType::BFloat16) return kBrain;
+  STD_TORCH_CHECK(p.a.dtype == ScalarType::Half, "the kernels do not read ", torch::headeronly::toString(p.a.dtype));
+  return kHalf;
 }
 
 int squarings(int power) {
@@ -131,27 +133,40 @@ Outputs with_gradients(const Problem& p, const Tensor& like, Gradients& to) {
 }
 
 void scale_operator(Tensor grad_loss, Tensor rows, Tensor teacher, Tensor a, Tensor b) {
-  ScaleJob job{rows.const_data_ptr(), grad_loss.const_data_ptr(), {}, {}, rows.size(0), 0};
-  STD_TORCH_CHECK(grad_loss.dim() == 0 && grad_loss.scalar_type() == rows.scalar_type(),
-                  "grad_loss must be one number of the loss's dtype");
+  check_given("rows", rows), check_given("teacher", teacher), check_given("student_a", a), check_given("student_b", b);
+  const bool wide = rows.scalar_type() == ScalarType::Double;
+  check_saved(rows, rows, arithmetic(wide), kColumns);
+  check_per_row("grad_loss", grad_loss, rows, arithmetic(wide), true);
+  STD_TORCH_CHECK(grad_loss.dim() == 0, "grad_loss must be one number, got ", described(grad_loss));
+  rows = packed(rows);
+  std::optional<Tensor> grad = grad_loss;
+  make_readable(grad);
+  ScaleJob job{rows.const_data_ptr(), grad->const_data_ptr(), {}, {}, rows.size(0), 0};
   Problem p;
-  Tensor* const gradients[] = {&teacher, &a, &b};
+  const std::pair<const char*, Tensor*> gradients[] = {{"teacher", &teacher}, {"student_a", &a}, {"student_b", &b}};
   for (int k = 0; k < 3; ++k) {
-    if (gradients[k]->dim() != 2) continue;
-    STD_TORCH_CHECK(gradients[k]->is_contiguous() && gradients[k]->size(0) == job.rows,
-                    "gradients must be contiguous [", job.rows, ", classes]");
-    job.gradients[k] = gradients[k]->mutable_data_ptr(), job.dtypes[k] = gradients[k]->scalar_type();
-    p.classes = job.classes = gradients[k]->size(1);
+    auto& [name, gradient] = gradients[k];
+    if (gradient->numel() == 0) continue;
+    STD_TORCH_CHECK(gradient->dim() == 2 && gradient->size(0) == job.rows && gradient->is_contiguous() &&
+                        (job.classes == 0 || gradient->size(1) == job.classes),
+                    "the gradient of ", name, " must be contiguous [", job.rows, ", classes], got ",
+                    described(*gradient));
+    STD_TORCH_CHECK(is_floating(gradient->scalar_type()) && (wide || gradient->scalar_type() != ScalarType::Double) &&
+                        is_aligned(*gradient, gradient->element_size()),
+                    "the gradient of ", name, " cannot be scaled in place: ", described(*gradient));
+    check_memory(name, *gradient, rows);
+    job.gradients[k] = gradient->mutable_data_ptr(), job.dtypes[k] = gradient->scalar_type();
+    p.classes = job.classes = gradient->size(1);
   }
   if (job.rows == 0 || job.classes == 0) return;
   p.rows = job.rows;
   TensorCall call(rows, p);
-  launch_scale(job, rows.scalar_type() == ScalarType::Double, call);
+  launch_scale(job, wide, call);
 }
 
 }  // namespace
 }  // namespace udskd::cuda
 
-UDSKD_REGISTER(CUDA, udskd::cuda::forward_only, udskd::cuda::backward_of_tensors)
+UDSKD_REGISTER(CUDA, udskd::cuda::forward_only, udskd::cuda::backward_of_tensors, udskd::kColumns)
 UDSKD_REGISTER_FUSED(CUDA, udskd::cuda::with_gradients)
 UDSKD_REGISTER_SCALE(CUDA, udskd::cuda::scale_operator)

@@ -55,10 +55,19 @@ __device__ __noinline__ void targets(const Job& job, int64_t row, int label, int
     const int64_t at = row * y.stride + c + v;
     const bool inside = unsigned(c + v) < unsigned(job.p.classes);
     float mass = c + v == label;
-    if (inside && y && y.dtype == ScalarType::Float) mass = static_cast<const float*>(y.data)[at];
-    if (inside && y && y.dtype == ScalarType::BFloat16) mass = widened(static_cast<const Brain*>(y.data)[at]);
-    if (inside && y && y.dtype == ScalarType::Half) mass = widened(static_cast<const Half*>(y.data)[at]);
-    if (inside && y && y.dtype == ScalarType::Double) mass = float(static_cast<const double*>(y.data)[at]);
+    if (inside && y) {
+      if (y.dtype == ScalarType::Float) {
+        mass = static_cast<const float*>(y.data)[at];
+      } else if (y.dtype == ScalarType::BFloat16) {
+        mass = widened(static_cast<const Brain*>(y.data)[at]);
+      } else if (y.dtype == ScalarType::Half) {
+        mass = widened(static_cast<const Half*>(y.data)[at]);
+      } else if (y.dtype == ScalarType::Double) {
+        mass = float(static_cast<const double*>(y.data)[at]);
+      } else {
+        __trap();  // operator.h has refused it
+      }
+    }
     to[v] = inside ? fmaf(mass, job.scales.keep, job.scales.floor) : 0.f;
   }
 }

@@ -1,0 +1,103 @@
+"""Coefficients and certainties that are tensors: which values they may have, and what becomes of others where nobody
+may look at them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import udskd
+from tests.ops.problems import backends, device_of, make
+from udskd.losses import training_loss
+
+NAMES = ("ce_weight", "kd_weight", "peer_weight", "uncertainty")
+BAD = (math.nan, math.inf, -math.inf, -0.5)
+ROWS = 5
+
+
+def weights(value: float, row: int = 3) -> Tensor:
+    x = torch.rand(ROWS)
+    x[row] = value
+    return x
+
+
+def call(loss: Any, name: str, x: Tensor, **options: Any) -> udskd.DualStudentLossOutput:
+    made = make(ROWS, 10, dtype=torch.float32).like(device=x.device.type, learning=(1, 2))
+    out: udskd.DualStudentLossOutput = loss(*made.inputs, **{name: x}, **options)
+    return out
+
+
+@pytest.mark.parametrize("value", BAD)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("backend", backends("reference", "cpu"))
+def test_a_value_that_no_weight_can_have_is_named_with_its_row(backend: str, name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"^{name} must be finite and not negative, got {value} in row 3$"):
+        call(udskd.dual_student_loss, name, weights(value), backend=backend)
+
+
+@pytest.mark.parametrize("value", BAD)
+@pytest.mark.parametrize("name", NAMES[:3])
+def test_one_number_for_all_rows_is_named_without_a_row(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"^{name} must be finite and not negative, got {value}$"):
+        call(udskd.dual_student_loss, name, torch.tensor(value))
+
+
+@pytest.mark.parametrize("name", NAMES[:3])
+@pytest.mark.parametrize("backend", backends())
+def test_a_learned_coefficient_may_be_negative(backend: str, name: str) -> None:
+    x = torch.tensor(-0.5, device=device_of(backend), requires_grad=True)
+    out = call(udskd.dual_student_loss, name, x, backend=backend)
+    terms = {"ce_weight": out.ce_a + out.ce_b, "kd_weight": out.kd_a + out.kd_b, "peer_weight": out.peer_a + out.peer_b}
+    (gradient,) = torch.autograd.grad(out.loss, x)
+    torch.testing.assert_close(gradient, terms[name])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", NAMES[:3])
+def test_a_learned_coefficient_must_be_finite(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"^{name} must be finite, got {value}$"):
+        call(udskd.dual_student_loss, name, torch.tensor(value, requires_grad=True))
+
+
+def test_a_certainty_may_not_be_negative_even_if_it_requires_a_gradient() -> None:
+    with pytest.raises(ValueError, match=r"^uncertainty must be finite and not negative, got -0\.5 in row 3$"):
+        call(udskd.dual_student_loss, "uncertainty", weights(-0.5).requires_grad_())
+
+
+def assert_nan_in_row_3(loss: Any, name: str, x: Tensor, **options: Any) -> None:
+    out = call(loss, name, x, reduction="none", **options)
+    assert out.loss.isnan().tolist() == [False, False, False, True, False]
+
+
+@pytest.mark.parametrize("value", BAD)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("backend", backends("reference", "cpu", "cuda"))
+def test_under_torch_compile_a_bad_weight_makes_its_row_nan(backend: str, name: str, value: float) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(udskd.dual_student_loss, fullgraph=True, backend="aot_eager")
+    assert_nan_in_row_3(compiled, name, weights(value).to(device_of(backend)), backend=backend)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("value", BAD)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("backend", backends("cuda"))
+def test_on_a_gpu_a_bad_weight_makes_its_row_nan(backend: str, name: str, value: float) -> None:
+    assert_nan_in_row_3(udskd.dual_student_loss, name, weights(value).to("cuda"), backend=backend)
+
+
+@pytest.mark.parametrize("value", BAD)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("backend", backends("reference", "cpu", "emulated"))
+def test_in_the_training_loop_a_bad_weight_makes_its_row_nan(backend: str, name: str, value: float) -> None:
+    assert_nan_in_row_3(training_loss, name, weights(value), backend=backend)
+
+
+def test_the_training_loop_has_the_defaults_of_the_loss() -> None:
+    made = make(ROWS, 10, dtype=torch.float32)
+    found, expected = training_loss(*made.inputs), udskd.dual_student_loss(*made.inputs)
+    assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
