@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from udskd.ops import REDUCTIONS, UNCERTAINTIES
 
@@ -118,12 +118,12 @@ def per_row(name: str, x: Tensor, like: Tensor, *, scalar: bool) -> None:
 def readable(x: Tensor) -> bool:
     """Whether values can be looked at here and now: not on a GPU, which that would wait for, nor while a tensor stands
     for others (torch.compile, fake tensors, torch.func)."""
-    return (
-        not torch.compiler.is_compiling()
-        and x.device.type == "cpu"
-        and type(x) in (Tensor, nn.Parameter)
-        and not in_transform()
-    )
+    return not torch.compiler.is_compiling() and x.device.type == "cpu" and not in_transform() and not _is_fake(x)
+
+
+def _is_fake(x: Tensor) -> bool:
+    module = sys.modules.get("torch._subclasses.fake_tensor")  # without it there are none
+    return module is not None and isinstance(x, module.FakeTensor)
 
 
 def in_transform() -> bool:

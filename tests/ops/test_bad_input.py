@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torchvision import tv_tensors
 
 import udskd
 from tests.ops.problems import backends, device_of, make
@@ -170,6 +171,13 @@ def test_the_way_out_of_transforms_is_one(transform: Any) -> None:
 def test_a_label_that_is_no_class_is_named_on_the_cpu(backend: str, label: int) -> None:
     with pytest.raises(IndexError, match=rf"^target: row 2 has label {label}, expected 0 to 5 or ignore_index -100$"):
         call(target=torch.tensor([0, 1, label, label]), backend=backend)
+
+
+@pytest.mark.parametrize("backend", backends("reference", "cpu"))
+def test_a_label_in_a_subclass_of_tensor_is_named_too(backend: str) -> None:
+    mask = tv_tensors.Mask(torch.tensor([0, 1, 6, 3]))
+    with pytest.raises(IndexError, match="row 2 has label 6"):
+        call(target=mask, backend=backend)
 
 
 @pytest.mark.parametrize("backend", backends("reference", "cpu", "emulated"))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import udskd
 from tests.ops.problems import backends, device_of, make
@@ -95,6 +96,15 @@ def test_on_a_gpu_a_bad_weight_makes_its_row_nan(backend: str, name: str, value:
 @pytest.mark.parametrize("backend", backends("reference", "cpu", "emulated"))
 def test_in_the_training_loop_a_bad_weight_makes_its_row_nan(backend: str, name: str, value: float) -> None:
     assert_nan_in_row_3(training_loss, name, weights(value), backend=backend)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_values_of_fake_tensors_are_not_looked_at(name: str) -> None:
+    with FakeTensorMode():
+        t, a, b, x = torch.randn(ROWS, 10), torch.randn(ROWS, 10), torch.randn(ROWS, 10), torch.rand(ROWS)
+        labels = torch.zeros(ROWS, dtype=torch.long)
+        options: Any = {name: x}
+        assert udskd.dual_student_loss(t, a, b, labels, **options).loss.shape == ()
 
 
 def test_the_training_loop_has_the_defaults_of_the_loss() -> None:
