@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torchvision.models import get_model
 
 from tests.training.conftest import tiny_config, write_tree
 from udskd import doctor, recipe
 from udskd.config import Config, DataConfig
-from udskd.data import FolderSet, resident
+from udskd.data import EmbeddedSet, FolderSet, resident
 from udskd.data.pack import pack
 from udskd.doctor import trial
 from udskd.doctor.costs import pack_one, pieces, reading
@@ -232,6 +233,18 @@ def test_other_sets(
 def test_other_recipes(config: Config, capsys: pytest.CaptureFixture[str], options: dict[str, object]) -> None:
     assert doctor.data(recipe.with_values(config, options)) == 0
     assert "training step" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stem", ["auto", "small"])
+def test_the_teachers_stem_is_that_of_its_weights(config: Config, tmp_path: Path, stem: str) -> None:
+    torch.save(get_model("shufflenet_v2_x0_5", weights=None, num_classes=10).state_dict(), tmp_path / "t.pth")
+    values = {"teacher.checkpoint": str(tmp_path / "t.pth"), "teacher.model": "shufflenet_v2_x0_5"}
+    at_work = trial.Trial(
+        recipe.with_values(config, {**values, "teacher.stem": stem, "data.image_size": 32}), EmbeddedSet("train", 48)
+    )
+    assert at_work.taught is not None
+    assert at_work.taught.model.stem == ("imagenet" if stem == "auto" else "small")
+    at_work.close()
 
 
 def test_an_image_that_cannot_be_read_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,16 +7,29 @@ import runpy
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from udskd import cli, recipe
+from udskd import cli, models, recipe
+from udskd.config import DataConfig
+from udskd.training.checkpoint import WeightsInfo, save_weights
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 
 
+def leave_a_run(folder: Path) -> None:
+    """What the examples find where they run: a student of runs/udskd, and a photograph."""
+    (folder / "runs" / "udskd").mkdir(parents=True)
+    module, data = models.build("mobilenet_v2", 3, 64).module, DataConfig()
+    info = WeightsInfo("mobilenet_v2", "small", ("cat", "dog", "owl"), 64, data.mean, data.std, data.eval_crop)
+    save_weights(folder / "runs" / "udskd" / "student_b.safetensors", module.state_dict(), info)
+    Image.new("RGB", (90, 60)).save(folder / "photo.jpg")
+
+
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
 def test_example_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_a_run(tmp_path)
     (tmp_path / "example.py").write_text(EXAMPLES[number], encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     runpy.run_path("example.py", run_name="__main__")
@@ -24,6 +37,10 @@ def test_example_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_there_is_an_example_of_the_loss_alone() -> None:
     assert any("udskd.dual_student_loss" in example or "udskd.DualStudentLoss" in example for example in EXAMPLES)
+
+
+def test_there_is_an_example_of_a_trained_student() -> None:
+    assert any("udskd.load(" in example for example in EXAMPLES)
 
 
 def test_every_file_that_it_links_to_exists() -> None:

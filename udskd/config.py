@@ -44,7 +44,8 @@ class TeacherConfig:
     model: str = "resnet50"
     """A torchvision classification model, or one of udskd's tiny networks."""
     stem: Stem = "auto"
-    """First layers: "imagenet" (stride 4), "half" (stride 2), "small" (stride 1); "auto" is small below 96 px."""
+    """First layers: "imagenet" (stride 4), "half" (stride 2), "small" (stride 1); "auto" is the stem of the checkpoint
+    (imagenet where it names none), and without one small below 96 px."""
     checkpoint: str | None = None
     """Weights of a trained teacher (teacher.safetensors of another run, or a torchvision state dict); else it is
     trained."""
@@ -69,7 +70,7 @@ class StudentConfig:
     model: str = "resnet18"
     """A torchvision classification model, or one of udskd's tiny networks."""
     stem: Stem = "auto"
-    """First layers, as for the teacher."""
+    """First layers, as for the teacher; "auto" is small below 96 px."""
     lr: float | None = None
     """Peak learning rate of this student's optimiser group; training.lr by default."""
     weight_decay: float | None = None

@@ -28,10 +28,14 @@ class Model:
     num_classes: int
     image_size: int
     module: nn.Module
+    trained_at: int | None = None
+    """Side of the images that its weights were trained on, in pixels, where their file records it."""
 
     def describe(self) -> str:
-        """One line for the log: name, parameters, stem."""
-        return f"{self.name}, {parameter_count(self.module) / 1e6:.3g} M parameters, stem {self.stem}"
+        """One line for the log: name, parameters, stem, and the size of its training images if it is another one."""
+        text = f"{self.name}, {parameter_count(self.module) / 1e6:.3g} M parameters, stem {self.stem}"
+        other = self.trained_at not in (None, self.image_size)
+        return f"{text}, trained on images of {self.trained_at} px" if other else text
 
 
 def parameter_count(module: nn.Module) -> int:

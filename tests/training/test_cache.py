@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.models import get_model
 
 from tests.training.conftest import tiny_config, write_tree
 from tests.training.test_run import on_call
@@ -378,3 +379,13 @@ def test_the_description_can_be_read_by_a_person(config: Config, tmp_path: Path)
         content["made_of"] | {"seed": 0, "teacher.model": "tiny_plain_4", "data.images": IMAGES} == content["made_of"]
     )
     assert list(content["epochs"]) == ["epoch-0000.npy", "epoch-0001.npy", "epoch-0002.npy"]
+
+
+def test_the_stem_of_a_teacher_of_torchvisions_is_shown(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(get_model("shufflenet_v2_x0_5", weights=None, num_classes=3).state_dict(), tmp_path / "t.pth")
+    values = {"teacher__checkpoint": str(tmp_path / "t.pth"), "teacher__model": "shufflenet_v2_x0_5"}
+    cached(changed(config, data__image_size=32, training__epochs=1, **values), tmp_path / "cache")
+    assert "teacher: shufflenet_v2_x0_5, 0.345 M parameters, stem imagenet\n" in capsys.readouterr().out
+    assert cache.CacheFolder.open(tmp_path / "cache").made_of["teacher.stem"] == "imagenet"  # type: ignore[union-attr]

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torchvision.models import get_model
 
 from udskd import models
-from udskd.config import DataConfig, TeacherConfig
+from udskd.config import DataConfig, Stem, TeacherConfig
 from udskd.errors import CheckpointError
 from udskd.training import checkpoint
 from udskd.training.checkpoint import (
@@ -22,7 +28,7 @@ from udskd.training.checkpoint import (
     save_weights,
     write_atomic,
 )
-from udskd.training.weights import load_network
+from udskd.training.weights import load_network, stem_of
 
 CLASSES = ("cat", "dog", "owl")
 DATA = DataConfig(image_size=8)
@@ -55,8 +61,6 @@ def test_a_loaded_network_computes_what_the_saved_one_did(saved: tuple[Path, dic
 
 
 def test_any_reader_of_safetensors_can_open_them(saved: tuple[Path, dict[str, torch.Tensor]]) -> None:
-    from safetensors import safe_open
-
     with safe_open(saved[0], framework="pt") as file:
         metadata = file.metadata()
     assert metadata["model"] == "tiny_plain_2"
@@ -190,11 +194,17 @@ def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
         load_network(tmp_path / "none.safetensors", TEACHER, CLASSES, DATA)
 
 
-def test_safetensors_of_somebody_else_are_refused(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
+def test_safetensors_of_somebody_else_do_not_say_which_model_they_hold(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match="does not say which model it holds"):
+        load_network(tmp_path / "x.safetensors", None, CLASSES, DATA)
     with pytest.raises(CheckpointError, match="not written by udskd"):
+        load_weights(tmp_path / "x.safetensors")
+
+
+def test_safetensors_of_somebody_else_that_do_not_fit_name_what_is_missing(tmp_path: Path) -> None:
+    save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match=r"x\.safetensors does not fit the network: it lacks classifier\.bias"):
         load_network(tmp_path / "x.safetensors", TEACHER, CLASSES, DATA)
 
 
@@ -206,12 +216,227 @@ def test_a_plain_state_dict_is_a_teacher_too(tmp_path: Path, wrap: object) -> No
     assert all(torch.equal(loaded[k], state[k]) for k in state)
 
 
-def test_a_plain_resnet_gets_torchvisions_stem_at_any_size(tmp_path: Path) -> None:
-    from torchvision.models import resnet18
+def save_plain(tensors: dict[str, torch.Tensor], path: Path) -> Path:
+    """As a state dict that says nothing about itself."""
+    torch.save(tensors, path) if path.suffix == ".pth" else save_file(tensors, path)
+    return path
 
-    torch.save(resnet18(num_classes=3).state_dict(), tmp_path / "r.pth")
-    model = load_network(tmp_path / "r.pth", TeacherConfig(model="resnet18"), CLASSES, DataConfig(image_size=32))
+
+@pytest.mark.parametrize("file", ["t.pth", "t.safetensors"])
+@pytest.mark.parametrize("name", ["resnet18", "shufflenet_v2_x0_5", "mobilenet_v2"])
+@pytest.mark.parametrize("size", [32, 95, 96])
+def test_plain_weights_get_torchvisions_stem_at_any_size(tmp_path: Path, file: str, name: str, size: int) -> None:
+    own = get_model(name, weights=None, num_classes=3)
+    path = save_plain(own.state_dict(), tmp_path / file)
+    model = load_network(path, TeacherConfig(model=name), CLASSES, DataConfig(image_size=size))
+    x = torch.randn(2, 3, size, size)
     assert model.stem == "imagenet"
+    assert torch.equal(model.module.eval()(x), own.eval()(x))
+
+
+@pytest.mark.parametrize("file", ["t.pth", "t.safetensors"])
+def test_an_explicit_stem_of_plain_weights_is_taken_at_its_word(tmp_path: Path, file: str) -> None:
+    path = save_plain(models.build("mobilenet_v2", 3, 32, "small").module.state_dict(), tmp_path / file)
+    options = TeacherConfig(model="mobilenet_v2", stem="small")
+    assert load_network(path, options, CLASSES, DataConfig(image_size=32)).stem == "small"
+
+
+# networks whose weights have the names and shapes of torchvision's under another stem, and some whose have not
+RELAXED: list[tuple[str, Stem]] = [
+    ("mobilenet_v2", "small"),
+    ("shufflenet_v2_x0_5", "small"),
+    ("shufflenet_v2_x0_5", "half"),
+    ("efficientnet_b0", "small"),
+    ("regnet_x_400mf", "small"),
+    ("resnet18", "small"),
+    ("resnet18", "half"),
+]
+
+
+def save_relaxed(name: str, stem: Stem, folder: Path) -> tuple[Path, models.Model]:
+    model = models.build(name, 3, 32, stem)
+    path = folder / "student_b.safetensors"
+    save_weights(path, model.module.state_dict(), WeightsInfo(name, stem, CLASSES, 32, DATA.mean, DATA.std, 1.0))
+    return path, model
+
+
+@pytest.mark.parametrize(("name", "stem"), RELAXED)
+def test_torchvisions_network_refuses_weights_of_another_stem_and_says_why(
+    tmp_path: Path, name: str, stem: Stem
+) -> None:
+    path, _ = save_relaxed(name, stem, tmp_path)
+    own = get_model(name, weights=None, num_classes=3)
+    with pytest.raises(RuntimeError, match=f"stem '{stem}' is not torchvision's, so load this file with udskd.load"):
+        own.load_state_dict(load_file(path))
+
+
+@pytest.mark.parametrize(("name", "stem"), RELAXED)
+def test_weights_of_another_stem_come_back_without_their_mark(tmp_path: Path, name: str, stem: Stem) -> None:
+    path, model = save_relaxed(name, stem, tmp_path)
+    tensors = load_weights(path)[0]
+    assert checkpoint.fingerprint(tensors) == checkpoint.fingerprint(model.module.state_dict())
+    loaded = load_network(path, TeacherConfig(model=name), CLASSES, DataConfig(image_size=32))
+    assert loaded.stem == stem
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(loaded.module.eval()(x), model.module.eval()(x))
+
+
+@pytest.mark.parametrize("stem", ["imagenet", "small"])
+def test_a_network_that_asks_for_its_version_comes_back(tmp_path: Path, stem: Stem) -> None:
+    path, model = save_relaxed("mnasnet0_5", stem, tmp_path)
+    loaded = load_network(path, None, CLASSES, DataConfig(image_size=32)).module.state_dict()
+    assert checkpoint.fingerprint(loaded) == checkpoint.fingerprint(model.module.state_dict())
+
+
+@pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "resnet18"])
+def test_torchvisions_network_takes_weights_of_its_own_stem(tmp_path: Path, name: str) -> None:
+    path, model = save_relaxed(name, "imagenet", tmp_path)
+    own = get_model(name, weights=None, num_classes=3)
+    own.load_state_dict(load_file(path))
+    x = torch.randn(2, 3, 64, 64)
+    assert torch.equal(own.eval()(x), model.module.eval()(x))
+
+
+@pytest.mark.parametrize("file", ["t.pth", "t.safetensors"])
+@pytest.mark.parametrize("size", [32, 128])
+def test_a_mark_that_was_copied_into_plain_weights_names_their_stem(tmp_path: Path, file: str, size: int) -> None:
+    path, _ = save_relaxed("mobilenet_v2", "small", tmp_path)
+    copy, options = save_plain(load_file(path), tmp_path / file), TeacherConfig(model="mobilenet_v2")
+    assert load_network(copy, options, CLASSES, DataConfig(image_size=size)).stem == "small"
+    assert stem_of(copy, options) == "small"
+    with pytest.raises(CheckpointError, match=r'has stem "small", but the recipe asks for "imagenet"'):
+        load_network(copy, replace(options, stem="imagenet"), CLASSES, DataConfig(image_size=size))
+
+
+@pytest.mark.parametrize("size", [32, 128])
+def test_auto_is_the_stem_of_the_file_at_any_size(tmp_path: Path, size: int) -> None:
+    options, data = TeacherConfig(model="mobilenet_v2"), DataConfig(image_size=size)
+    for stem in get_args(models.BuiltStem):
+        path, _ = save_relaxed("mobilenet_v2", stem, tmp_path)
+        assert load_network(path, options, CLASSES, data).stem == stem_of(path, options) == stem
+
+
+def older(path: Path) -> None:
+    """Rewrite a file as the version before wrote it: no mark, no eval_crop."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    metadata["format"] = "udskd-weights-2"
+    del metadata["eval_crop"]
+    save_file(load_weights(path)[0], path, metadata)
+
+
+def test_a_file_of_an_older_version_still_loads(tmp_path: Path) -> None:
+    path, model = save_relaxed("mobilenet_v2", "small", tmp_path)
+    older(path)
+    loaded = load_network(path, None, CLASSES, DataConfig(image_size=32))
+    assert loaded.stem == "small"
+    assert load_weights(path)[1].eval_crop is None
+    assert checkpoint.fingerprint(loaded.module.state_dict()) == checkpoint.fingerprint(model.module.state_dict())
+
+
+def test_a_file_of_a_newer_version_is_refused(saved: tuple[Path, dict[str, torch.Tensor]]) -> None:
+    save_file({"x": torch.zeros(1)}, saved[0], {"format": "udskd-weights-99"})
+    with pytest.raises(CheckpointError, match=r"format udskd-weights-99, which this version of udskd does not know"):
+        load_weights(saved[0])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("stem", "large"),
+        ("stem", None),
+        ("classes", "[1, 2]"),
+        ("classes", "{"),
+        ("classes", "3"),
+        ("image_size", "big"),
+        ("image_size", "0"),
+        ("mean", "[0.5]"),
+        ("mean", "null"),
+        ("std", "[0, 1, 1]"),
+        ("std", '["a", 1, 1]'),
+        ("eval_crop", "2.0"),
+    ],
+)
+def test_damaged_metadata_is_one_sentence(tmp_path: Path, key: str, value: str | None) -> None:
+    path, _ = save_relaxed("mobilenet_v2", "small", tmp_path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    metadata = {k: v for k, v in metadata.items() if k != key} | ({} if value is None else {key: value})
+    save_file(load_file(path), path, metadata)
+    with pytest.raises(CheckpointError, match=rf"is damaged: its metadata cannot be understood \(.*{key}") as error:
+        load_weights(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["sha256", "class_hash"])
+def test_a_missing_hash_is_damage(tmp_path: Path, key: str) -> None:
+    path, _ = save_relaxed("mobilenet_v2", "small", tmp_path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    del metadata[key]
+    save_file(load_file(path), path, metadata)
+    with pytest.raises(CheckpointError, match="is damaged: its contents do not match their SHA-256"):
+        load_weights(path)
+
+
+def test_a_stem_that_its_mark_contradicts_is_damage(tmp_path: Path) -> None:
+    path, _ = save_relaxed("mobilenet_v2", "small", tmp_path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    save_file(load_file(path), path, {**metadata, "stem": "imagenet"})
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load_weights(path)
+
+
+def test_weights_of_other_sizes_of_images_say_so_in_the_description(tmp_path: Path) -> None:
+    path, _ = save_relaxed("mobilenet_v2", "small", tmp_path)
+    same, other = (load_network(path, None, CLASSES, DataConfig(image_size=size)).describe() for size in (32, 64))
+    assert other == f"{same}, trained on images of 32 px"
+
+
+def spoil(value: float, name: str) -> dict[str, torch.Tensor]:
+    tensors = models.build("tiny_plain_2", 3, 8).module.state_dict()
+    tensors[name].view(-1)[0] = value
+    return tensors
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["features.0.0.weight", "features.1.1.running_mean", "classifier.bias"])
+@pytest.mark.parametrize("file", ["t.pth", "t.safetensors", "own.safetensors"])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, value: float, name: str, file: str) -> None:
+    path, tensors = tmp_path / file, spoil(value, name)
+    save_weights(path, tensors, INFO) if file.startswith("own") else save_plain(tensors, path)
+    message = rf"{re.escape(str(path))} holds no usable network: {re.escape(name)} has 1 of \d+ values that are NaN"
+    with pytest.raises(CheckpointError, match=message):
+        load_network(path, TEACHER, CLASSES, DATA)
+
+
+def test_the_first_tensor_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    tensors = spoil(float("nan"), "classifier.bias")
+    tensors["features.2.0.weight"].fill_(float("inf"))
+    save_weights(tmp_path / "t.safetensors", tensors, INFO)
+    with pytest.raises(CheckpointError, match=r"features\.2\.0\.weight has (\d+) of \1 values"):
+        load_network(tmp_path / "t.safetensors", None, CLASSES, DATA)
+
+
+def test_a_weight_that_is_finite_in_the_file_but_not_in_the_network_is_refused(tmp_path: Path) -> None:
+    tensors = {k: v.double() for k, v in spoil(0.0, "classifier.bias").items()}
+    tensors["classifier.bias"][0] = 1e300
+    with pytest.raises(CheckpointError, match=r"classifier\.bias has 1 of 3"):
+        load_network(save_plain(tensors, tmp_path / "t.pth"), TEACHER, CLASSES, DATA)
+
+
+def test_a_negative_variance_is_refused(tmp_path: Path) -> None:
+    save_weights(tmp_path / "t.safetensors", spoil(-1.0, "features.0.1.running_var"), INFO)
+    with pytest.raises(CheckpointError, match=r"features\.0\.1\.running_var has a negative variance, -1"):
+        load_network(tmp_path / "t.safetensors", TEACHER, CLASSES, DATA)
+
+
+@pytest.mark.parametrize("content", [{0: torch.zeros(1)}, {"x": 1}, {}, [torch.zeros(1)]])
+def test_a_file_without_named_tensors_is_one_sentence(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "t.pth")
+    with pytest.raises(CheckpointError, match=r"t\.pth is not a (state dict|checkpoint)"):
+        load_network(tmp_path / "t.pth", TEACHER, CLASSES, DATA)
 
 
 def test_a_state_dict_with_another_head_names_the_layer_and_both_shapes(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torchvision.models import get_model
 
 from tests.training.conftest import tiny_config, write_tree
 from udskd import recipe
@@ -455,3 +456,81 @@ def test_a_process_that_is_killed_while_decoding_is_one_sentence(
     on_call(monkeypatch, StudentsTask, "losses", 1, killed)
     with pytest.raises(DataError, match=r"a process that decodes images died \(DataLoader worker \(pid 7\) is killed"):
         train(replace(config, method="ce"))
+
+
+def of_torchvision(config: Config, folder: Path, size: int = 32) -> Config:
+    """With a teacher of torchvision's own weights, in a file that says nothing about itself."""
+    torch.save(get_model("shufflenet_v2_x0_5", weights=None, num_classes=3).state_dict(), folder / "t.pth")
+    values = {"teacher.model": "shufflenet_v2_x0_5", "teacher.checkpoint": str(folder / "t.pth")}
+    return recipe.with_values(config, {**values, "data.image_size": size, "training.epochs": 1, "method": "kd"})
+
+
+def test_the_run_says_which_stem_a_teacher_of_torchvisions_has(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = of_torchvision(config, tmp_path)
+    train(config)
+    described = [line for line in capsys.readouterr().out.splitlines() if line.startswith("teacher: shufflenet")]
+    assert [line.rpartition(", ")[2] for line in described] == ["stem imagenet"]
+    assert described[0] in events(Path(config.output or ""), "start")[0]["lines"]
+
+
+def test_a_run_with_torchvisions_teacher_continues_with_the_same_stem(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = of_torchvision(config, tmp_path)
+    with monkeypatch.context() as patch:
+        on_call(patch, StudentsTask, "losses", 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Interrupted):
+            train(config)
+    assert train(config, resume=Path(config.output or ""))["status"] == "complete"
+
+
+def test_a_teacher_of_another_image_size_is_described_so(
+    config: Config, teacher_weights: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {"teacher.checkpoint": teacher_weights, "data.image_size": 10, "training.epochs": 1}
+    train(recipe.with_values(config, values))
+    assert "stem small, trained on images of 8 px\n" in capsys.readouterr().out
+
+
+def spoil(path: Path, folder: Path) -> Path:
+    """A copy of a run's weights in which one is NaN."""
+    tensors, info = load_weights(path)
+    tensors["features.3.1.running_var"][1] = float("nan")
+    checkpoint.save_weights(folder / path.name, tensors, info)
+    return folder / path.name
+
+
+def test_a_teacher_that_is_not_finite_is_refused_before_anything_is_written(
+    config: Config, teacher_weights: str, tmp_path: Path
+) -> None:
+    file = spoil(Path(teacher_weights), tmp_path)
+    with pytest.raises(
+        CheckpointError, match=rf"{file} .*: features\.3\.1\.running_var has 1 of 8 values that are NaN"
+    ):
+        train(recipe.with_values(config, {"teacher.checkpoint": str(file)}))
+    assert not Path(config.output or "").exists()
+
+
+def test_a_teacher_of_this_run_that_is_not_finite_is_refused_on_resume(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(config.output or "")
+    with monkeypatch.context() as patch:
+        on_call(patch, StudentsTask, "losses", 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Interrupted):
+            train(config)
+    spoil(run / "teacher.safetensors", run)
+    with pytest.raises(CheckpointError, match=r"run/teacher\.safetensors .*: features\.3\.1\.running_var has 1 of 8"):
+        train(config, resume=run)
+
+
+def test_weights_that_are_not_finite_are_not_evaluated(config: Config) -> None:
+    run = Path(config.output or "")
+    train(recipe.with_values(config, {"training.epochs": 1, "method": "ce"}))
+    tensors, info = load_weights(run / "student_b.safetensors")
+    tensors["classifier.bias"][0] = float("inf")
+    checkpoint.save_weights(run / "student_b.safetensors", tensors, info)
+    with pytest.raises(CheckpointError, match=r"student_b\.safetensors .*: classifier\.bias has 1 of 3 values"):
+        evaluate_run(run)

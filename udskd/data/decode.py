@@ -67,9 +67,14 @@ def decode(data: bytes, name: str) -> Pixels:
         with open_image(data) as image:
             if _is_plain(image) and (pixels := _decode_jpeg(data)) is not None:
                 return pixels
-            image.load()
-            turn, rgb = _turn(image), _to_rgb(image)
-            return np.asarray(rgb if turn is None else rgb.transpose(turn))
+            return pixels_of(image)
+
+
+def pixels_of(image: Image.Image) -> Pixels:
+    """The pixels of an image that PIL has opened, see `decode`. Raises whatever PIL does for a damaged one."""
+    image.load()
+    turn, rgb = _turn(image), _to_rgb(image)
+    return np.asarray(rgb if turn is None else rgb.transpose(turn))
 
 
 def read_area(path: str) -> int:

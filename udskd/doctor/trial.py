@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from udskd import methods, recipe
-from udskd.config import Config, StudentConfig, TeacherConfig
+from udskd.config import Config, Stem, StudentConfig, TeacherConfig
 from udskd.data import Batch, EvalLoader, ImageSet, Share, TrainLoader, to_device
 from udskd.methods import STUDENTS
 from udskd.models import Model
@@ -28,6 +28,7 @@ from udskd.training.step import Step
 from udskd.training.students import Plan, StudentsTask
 from udskd.training.task import Inputs
 from udskd.training.teacher import Taught
+from udskd.training.weights import stem_of
 from udskd.training.world import Vote, World
 
 WITHOUT = {"teacher.checkpoint": None, "training.save_every": 0.0}
@@ -39,7 +40,7 @@ class Trial:
 
     def __init__(self, config: Config, images: ImageSet) -> None:
         """Raises ConfigError for what the device cannot do, and DataError for too few images."""
-        self.config = config = recipe.with_values(config, WITHOUT)
+        self.config = config = recipe.with_values(config, {"teacher.stem": _stem(config), **WITHOUT})
         world, training = World(), config.training
         self.runtime = Runtime.of(training, world)
         self.runtime.loss_backend(config.loss)
@@ -109,6 +110,12 @@ class Trial:
         """End the loaders' threads or processes."""
         self.session.train.close()
         self.session.val.close()
+
+
+def _stem(config: Config) -> Stem:
+    """The stem that the run's teacher has: that of its weights, where they are there already."""
+    file = Path(config.teacher.checkpoint or "")
+    return stem_of(file, config.teacher) if config.teacher.checkpoint and file.exists() else config.teacher.stem
 
 
 def build(session: Session, role: str) -> Model:

@@ -73,6 +73,7 @@ class _Writer:
         self._data, self._wanted, self._stop, self._display = config.data, wanted, stop, Display()
         self._runtime, (self._images, _) = Runtime.of(training), open_sets(config.data)
         model = load_network(Path(config.teacher.checkpoint or ""), config.teacher, self._images.classes, config.data)
+        self._display.line(f"teacher: {model.describe()}")
         dtype = self._runtime.dtype_of(config.teacher.precision)
         self._logits = Frozen(model.module, self._runtime, dtype, training.compile)
         self.loader = TrainLoader(

@@ -41,5 +41,5 @@ class Session:
         if not self.world.main:
             return
         data = self.config.data
-        info = WeightsInfo(model.name, model.stem, self.classes, data.image_size, data.mean, data.std)
+        info = WeightsInfo(model.name, model.stem, self.classes, data.image_size, data.mean, data.std, data.eval_crop)
         save_weights(path, result.state_dict(), info)

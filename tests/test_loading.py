@@ -1,0 +1,224 @@
+"""udskd.load: a network out of a run's file, with the run's preprocessing and classes, or one sentence."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import udskd
+from tests.training.conftest import CLASSES, tiny_config, write_tree
+from udskd import models, recipe
+from udskd.data import EvalLoader, open_sets, to_device
+from udskd.errors import CheckpointError, DataError
+from udskd.training import train
+from udskd.training.checkpoint import WeightsInfo, save_weights
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two networks of torchvision's with stem "small" on images that have to be resized."""
+    folder = tmp_path_factory.mktemp("loading")
+    tree = write_tree(folder / "tree", size=41, train=8, val=5)
+    for number, file in enumerate(sorted(tree.glob("val/*/*.png"))):  # of several sizes and kinds
+        image = Image.open(file).resize((37 + 5 * number, 60))
+        image.convert("L").save(file) if number == 3 else image.save(file)
+    values = {
+        "method": "cud",  # leaves teacher_shaped.safetensors too
+        "cud.stage_epochs": 1,
+        "data.root": str(tree),
+        "data.image_size": 32,
+        "data.eval_crop": 0.7,
+        "data.mean": MEAN,
+        "data.std": STD,
+        "student_a.model": "mobilenet_v2",
+        "student_b.model": "shufflenet_v2_x0_5",
+        "training.epochs": 1,
+    }
+    train(recipe.with_values(tiny_config(tree, folder / "run"), values))
+    return folder / "run"
+
+
+FILES = ["teacher", "teacher_shaped", "student_a", "student_b", "checkpoints/student_a_best"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_loaded_model_says_what_it_is(run: Path, name: str) -> None:
+    model = udskd.load(run / f"{name}.safetensors")
+    assert model.classes == CLASSES
+    assert (model.image_size, model.mean, model.std, model.eval_crop, model.stem) == (32, MEAN, STD, 0.7, "small")
+    assert model.name in ("tiny_plain_4", "mobilenet_v2", "shufflenet_v2_x0_5")
+    assert not model.module.training
+    assert all(p.requires_grad and p.device.type == "cpu" for p in model.module.parameters())
+
+
+@pytest.mark.parametrize("name", ["teacher_shaped", "student_a", "student_b"])
+def test_a_loaded_model_predicts_what_the_run_measured(run: Path, name: str) -> None:
+    model, config = udskd.load(str(run / f"{name}.safetensors")), recipe.load(run / "config.toml")
+    _, val = open_sets(config.data)
+    p = model.predict([Image.open(val.name(index)) for index in range(len(val))])
+    summary = json.loads((run / "summary.json").read_text())
+    right = (p.argmax(-1).numpy() == val.labels).mean()
+    assert 100 * right == pytest.approx(summary["teacher" if "teacher" in name else name]["top1"], abs=1e-9)
+    if name.startswith("student"):
+        saved = load_file(run / "predictions.safetensors")[name]
+        torch.testing.assert_close(p, saved.float(), rtol=0, atol=1e-3)
+
+
+def test_preprocessing_has_the_bits_of_the_runs_evaluation(run: Path) -> None:
+    model, config = udskd.load(run / "student_b.safetensors"), recipe.load(run / "config.toml")
+    _, val = open_sets(config.data)
+    batches = [to_device(b, config.data, "cpu", 3)[0] for b in EvalLoader(val, config.data, batch_size=4)]
+    paths = [val.name(index) for index in range(len(val))]
+    assert torch.equal(model.preprocess([Image.open(path) for path in paths]), torch.cat(batches))
+    assert torch.equal(model.preprocess([val.pixels(index) for index in range(len(val))]), torch.cat(batches))
+
+
+def test_one_image_and_several_in_every_form_give_the_same(run: Path) -> None:
+    model = udskd.load(run / "student_a.safetensors")
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 50, 40, 3)).astype(np.uint8)
+    expected = model.preprocess([Image.fromarray(p) for p in pixels])
+    assert expected.shape == (2, 3, 32, 32)
+    assert expected.dtype == torch.float32
+    for form in (pixels, torch.from_numpy(pixels), list(pixels), tuple(torch.from_numpy(pixels))):
+        assert torch.equal(model.preprocess(form), expected)
+    for form in (pixels[1], torch.from_numpy(pixels[1]), Image.fromarray(pixels[1])):
+        assert torch.equal(model.preprocess(form), expected[1:])
+    assert torch.equal(model.preprocess(pixels[:, ::-1]), model.preprocess(pixels[:, ::-1].copy()))
+    assert model.preprocess([]).shape == (0, 3, 32, 32)
+
+
+def test_a_photograph_is_turned_upright_as_in_training(run: Path) -> None:
+    model = udskd.load(run / "student_a.safetensors")
+    upright = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 40, 3)).astype(np.uint8))
+    turned = upright.transpose(Image.Transpose.ROTATE_90)
+    turned.getexif()[0x0112] = 6
+    assert torch.equal(model.preprocess(turned), model.preprocess(upright))
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (
+            torch.zeros(3, 40, 50, dtype=torch.uint8),
+            r"image 0 is uint8 \[3, 40, 50\], expected a PIL image, or an array",
+        ),
+        (torch.zeros(40, 50, 3), r"image 0 is float32 \[40, 50, 3\]"),
+        (np.zeros((40, 50), np.uint8), r"image 0 is uint8 \[40, 50\]"),
+        (np.zeros((0, 50, 3), np.uint8), r"image 0 is uint8 \[0, 50, 3\]"),
+        ([Image.new("RGB", (9, 9)), "cat.jpg"], "image 1 is a str"),
+        ("cat.jpg", "image 0 is a str"),
+        (None, "image 0 is a NoneType"),
+    ],
+)
+def test_what_is_no_image_is_refused(run: Path, images: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        udskd.load(run / "student_a.safetensors").preprocess(images)
+
+
+def test_an_image_that_cannot_be_decoded_is_named(run: Path, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 40, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    (tmp_path / "x.png").write_bytes((tmp_path / "x.png").read_bytes()[:2000])
+    images = [Image.new("RGB", (9, 9)), Image.open(tmp_path / "x.png")]
+    with pytest.raises(DataError, match="image 1 cannot be decoded: "):
+        udskd.load(run / "student_a.safetensors").preprocess(images)
+
+
+def test_the_network_can_be_trained_on(run: Path) -> None:
+    model = udskd.load(run / "student_b.safetensors")
+    logits = model.module.train()(model.preprocess([Image.new("RGB", (9, 9))] * 2))
+    nn.functional.cross_entropy(logits, torch.tensor([0, 1])).backward()
+    assert all(p.grad is not None for p in model.module.parameters())
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"there is no checkpoint at .*none\.safetensors"):
+        udskd.load(tmp_path / "none.safetensors")
+
+
+def test_of_a_run_folder_its_files_are_named(run: Path) -> None:
+    files = "student_a.safetensors, student_b.safetensors, teacher.safetensors, teacher_shaped.safetensors"
+    with pytest.raises(CheckpointError, match=f"is a folder: load one of its files, {files}$"):
+        udskd.load(run)
+
+
+def test_a_folder_without_weights_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"is a folder without weights: give a \.safetensors file$"):
+        udskd.load(tmp_path)
+
+
+def test_a_pickle_is_never_read(tmp_path: Path) -> None:
+    torch.save(models.build("tiny_plain_2", 3, 8).module.state_dict(), tmp_path / "t.pth")
+    with pytest.raises(CheckpointError, match=r"t\.pth is not a \.safetensors file"):
+        udskd.load(tmp_path / "t.pth")
+    (tmp_path / "t.pth").rename(tmp_path / "t.safetensors")
+    with pytest.raises(CheckpointError, match=r"t\.safetensors is truncated or not a safetensors file"):
+        udskd.load(tmp_path / "t.safetensors")
+
+
+@pytest.mark.parametrize("name", ["predictions", "foreign"])
+def test_safetensors_without_our_metadata_are_one_sentence(run: Path, tmp_path: Path, name: str) -> None:
+    save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    folder = run if name == "predictions" else tmp_path
+    with pytest.raises(CheckpointError, match=rf"{name}\.safetensors holds no udskd metadata .*not written by udskd$"):
+        udskd.load(folder / f"{name}.safetensors")
+
+
+def saved(folder: Path, info: WeightsInfo, tensors: dict[str, torch.Tensor] | None = None) -> Path:
+    path = folder / "student_a.safetensors"
+    save_weights(path, tensors or models.build("tiny_plain_2", 3, 8).module.state_dict(), info)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("info", "words"),
+    [
+        (WeightsInfo("tiny_plain_4", "small", CLASSES, 8, MEAN, STD, 1.0), "does not fit the network"),
+        (WeightsInfo("resnet19", "small", CLASSES, 8, MEAN, STD, 1.0), 'unknown model "resnet19"'),
+        (WeightsInfo("tiny_plain_2", "small", CLASSES[:2], 8, MEAN, STD, 1.0), "does not fit the network"),
+        (WeightsInfo("tiny_plain_2", "small", CLASSES, 8, MEAN, STD, 7.0), "metadata cannot be understood"),
+    ],
+)
+def test_metadata_that_do_not_fit_are_one_sentence(tmp_path: Path, info: WeightsInfo, words: str) -> None:
+    path = saved(tmp_path, info)
+    with pytest.raises(CheckpointError, match=words) as error:
+        udskd.load(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    tensors = models.build("tiny_plain_2", 3, 8).module.state_dict()
+    tensors["classifier.weight"][0, 0] = float("nan")
+    path = saved(tmp_path, WeightsInfo("tiny_plain_2", "small", CLASSES, 8, MEAN, STD, 1.0), tensors)
+    with pytest.raises(CheckpointError, match=r"classifier\.weight has 1 of 24 values that are NaN or infinite"):
+        udskd.load(path)
+
+
+def test_a_file_that_does_not_record_the_evaluation_crop_says_what_is_assumed(tmp_path: Path) -> None:
+    path = saved(tmp_path, WeightsInfo("tiny_plain_2", "small", CLASSES, 8, MEAN, STD))
+    with pytest.warns(UserWarning, match=r"does not record data\.eval_crop: 0\.875 is assumed"):
+        assert udskd.load(path).eval_crop == 0.875
+
+
+def test_the_name_is_there_before_it_is_imported() -> None:
+    code = "import sys, udskd; print('load' in dir(udskd), 'torchvision' in sys.modules, udskd.load.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "False", "load"], done.stderr
+
+
+def test_an_unknown_name_is_still_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'udskd' has no attribute 'loads'"):
+        udskd.loads  # noqa: B018
