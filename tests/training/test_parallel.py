@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.training.conftest import tiny_config, write_tree
 from tests.training.kills import compare, outcome
 from tests.training.parallel import PATIENCE, Ended, Forge, survivors, torchrun
 from udskd import recipe
 from udskd.data import open_sets, views
+from udskd.training import train
 from udskd.training.checkpoint import load_weights
 
 RUN = Path("run")
@@ -357,3 +359,51 @@ def test_torchrun_starts_a_run_again_of_which_a_process_was_killed(
     assert world.returncode == 0, err
     assert out.count("continuing after 1 of 2 epochs of the students\n") == 1
     assert different(tmp_path / RUN, straight[2][0]) == []
+
+
+# --- a teacher that is none ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def odd_teachers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tree with many validation images, and two teachers of it: classes in another order, and too large weights."""
+    folder = tmp_path_factory.mktemp("odd")
+    tree = write_tree(folder / "tree", val=40)
+    values = {"method": "kd", "training.epochs": 1, "teacher.epochs": 15}
+    train(recipe.with_values(tiny_config(tree, folder / "good"), values))
+    tensors = load_weights(folder / "good" / "teacher.safetensors")[0]
+    head = {name: tensor for name, tensor in tensors.items() if name.startswith("classifier")}
+    torch.save({**tensors, **{name: tensor[[2, 0, 1]] for name, tensor in head.items()}}, folder / "moved.pth")
+    large = (tensors["classifier.weight"] * 1e38).clamp(-3e38, 3e38)
+    torch.save({**tensors, "classifier.weight": large}, folder / "large.pth")
+    return folder
+
+
+def test_any_number_of_processes_warns_of_a_teacher_once_and_alike(
+    forge: Forge, odd_teachers: Path, tmp_path: Path
+) -> None:
+    found = []
+    for ranks in (1, 2, 3):
+        file = str(odd_teachers / "moved.pth")
+        here = place(tmp_path / str(ranks), odd_teachers / "tree", teacher__checkpoint=file, training__epochs=1)
+        ended = forge.world(ranks, "train recipe.toml", here)
+        assert ended.codes == [0] * ranks, ended.err
+        assert ended.out[1:] == [""] * (ranks - 1)
+        lines = [line for line in ended.out[0].splitlines() if "warning about" in line]
+        log = [json.loads(line) for line in (here / RUN / "log.jsonl").read_text().splitlines()]
+        events = [(e["cause"], e["text"]) for e in log if e["event"] == "teacher_warning"]
+        found.append((lines, events))
+    assert found[0] == found[1] == found[2]
+    assert len(found[0][0]) == len(found[0][1]) == 1
+    assert "3 of 3 classes" in found[0][0][0]
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_answers_that_are_not_finite_are_refused_once(
+    forge: Forge, odd_teachers: Path, tmp_path: Path, ranks: int
+) -> None:
+    here = place(tmp_path, odd_teachers / "tree", teacher__checkpoint=str(odd_teachers / "large.pth"))
+    ended = forge.world(ranks, "train recipe.toml", here)
+    assert all(ended.codes), ended.codes
+    (said,) = sentences(ended)
+    assert "large.pth gives answers that are NaN or infinite" in said

@@ -23,6 +23,7 @@ from udskd.errors import CheckpointError, ConfigError, DataError, Interrupted
 from udskd.training import checkpoint, evaluate_run, predictions, start, teacher, train
 from udskd.training.checkpoint import load_state, load_weights
 from udskd.training.metrics import Metrics
+from udskd.training.network import Network
 from udskd.training.students import StudentsTask
 from udskd.training.task import Inputs
 from udskd.training.teacher import TeacherTask
@@ -534,3 +535,21 @@ def test_weights_that_are_not_finite_are_not_evaluated(config: Config) -> None:
     checkpoint.save_weights(run / "student_b.safetensors", tensors, info)
     with pytest.raises(CheckpointError, match=r"student_b\.safetensors .*: classifier\.bias has 1 of 3 values"):
         evaluate_run(run)
+
+
+@pytest.mark.parametrize(("role", "values"), [("teacher", {}), ("student_b", {}), ("student_b", {"method": "ce"})])
+def test_a_network_that_the_last_update_of_an_epoch_ruins_is_refused(
+    config: Config, monkeypatch: pytest.MonkeyPatch, role: str, values: dict[str, Any]
+) -> None:
+    update, calls = Network.update, [0]
+
+    def ruinous(self: Network, *args: Any) -> None:
+        update(self, *args)
+        calls[0] += self.role == role
+        if self.role == role and calls[0] == 3:  # of three steps in an epoch
+            next(self.result.parameters()).data.fill_(float("nan"))
+
+    monkeypatch.setattr(Network, "update", ruinous)
+    with pytest.raises(ConfigError, match=rf"the answers of {role} are not finite after \w+ epoch 1: lower"):
+        train(recipe.with_values(config, values))
+    assert not (Path(config.output or "") / f"{role}.safetensors").exists()

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from udskd.config import DataConfig
 from udskd.data import EvalLoader, to_device
 from udskd.progress import Display
-from udskd.training.metrics import Metrics, summarise
+from udskd.training.metrics import COLUMNS, Metrics, summarise
 from udskd.training.runtime import Runtime
 
 Floats = npt.NDArray[np.float64]
+Numbers = npt.NDArray[np.int64]
 EVALUATED = 256
 """Most images in a batch of evaluation: all of a step's may be too many for one process, and too few for all."""
 
@@ -38,13 +39,27 @@ def evaluate(
 
     Raises DataError for an unreadable image, and what poll() raises.
     """
+    results = evaluate_answers(networks, loader, data, runtime, display, poll)
+    return {name: metrics for name, (metrics, _) in results.items()}
+
+
+@torch.inference_mode()
+def evaluate_answers(
+    networks: Mapping[str, nn.Module],
+    loader: EvalLoader,
+    data: DataConfig,
+    runtime: Runtime,
+    display: Display,
+    poll: Callable[[], Any],
+) -> dict[str, tuple[dict[str, float], Numbers]]:
+    """As evaluate(), and with each network's metrics its most probable class of every image, int64 [N]."""
     posterior = getattr(loader.images, "posterior", None)
     keep = _log_p if posterior is not None else None
     tables, log_p = _answers(networks, loader, data, runtime, display, poll, keep)
     results = {name: summarise(table) for name, table in tables.items()}
     for name, rows in log_p.items():
         results[name] |= against_posterior(rows, np.asarray(posterior, dtype=np.float64))
-    return results
+    return {name: (results[name], table[:, COLUMNS.index("answer")].astype(np.int64)) for name, table in tables.items()}
 
 
 @torch.inference_mode()

@@ -55,6 +55,7 @@ def _epoch(session: Session, task: Task, step: Step, position: Position, board: 
     if epoch % session.config.training.eval_every == 0 or epoch == epochs:
         position.metrics = evaluate_networks(session, task.networks)
         values |= position.metrics
+        _refuse_not_finite(task, epoch, position.metrics)
     session.display.line(_line(task, epoch, epochs, values))
     session.folder.log(task.event, epoch=epoch, **values)
     if board is not None:
@@ -65,6 +66,16 @@ def _epoch(session: Session, task: Task, step: Step, position: Position, board: 
             session.save_weights(file, network.model, network.result)
     position.next_epoch()
     position.save()
+
+
+def _refuse_not_finite(task: Task, epoch: int, metrics: dict[str, dict[str, float]]) -> None:
+    """ConfigError for a network whose weights the last update, or whose statistics or average an earlier one ruined."""
+    for role, values in metrics.items():
+        if not math.isfinite(values["nll"]):
+            raise ConfigError(
+                f"the answers of {role} are not finite after {task.title} epoch {epoch}: lower training.lr, "
+                "lengthen training.warmup_epochs or set training.clip_grad_norm"
+            )
 
 
 def train_epoch(session: Session, task: Task, step: Step, position: Position) -> None:

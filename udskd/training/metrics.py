@@ -13,7 +13,7 @@ from torch import Tensor
 
 Floats = npt.NDArray[np.float64]
 BINS = 15
-COLUMNS = ("top1", "top5", "nll", "brier", "confidence", "entropy")
+COLUMNS = ("top1", "top5", "nll", "brier", "confidence", "entropy", "answer")
 
 
 class Metrics:
@@ -26,14 +26,16 @@ class Metrics:
         """Add logits [B, C] with labels int64 [B]."""
         log_p = torch.log_softmax(logits.double(), -1)
         p, own = log_p.exp(), labels.unsqueeze(-1)
-        hits = log_p.topk(min(5, log_p.shape[-1]), -1).indices == own
+        best = log_p.topk(min(5, log_p.shape[-1]), -1).indices
+        hits = best == own
         brier = p.square().sum(-1) - 2 * p.gather(-1, own).squeeze(-1) + 1
         nll, entropy = -log_p.gather(-1, own).squeeze(-1), torch.special.entr(p).sum(-1)
         columns = [hits[:, 0].double(), hits.any(-1).double(), nll, brier, p.amax(-1), entropy]
+        columns.append(best[:, 0].double())
         self._parts.append(torch.stack(columns, -1))
 
     def table(self) -> Floats:
-        """COLUMNS of every image so far, [N, 6]."""
+        """COLUMNS of every image so far, [N, 7]; "answer" is the number of the most probable class."""
         table: Floats = torch.cat(self._parts).cpu().numpy() if self._parts else np.empty((0, len(COLUMNS)))
         return table
 
@@ -50,7 +52,7 @@ def summarise(table: Floats) -> dict[str, float]:
     n = len(table)
     if n == 0:
         return dict.fromkeys(("top1", "top5", "nll", "ece", "brier", "entropy"), float("nan"))
-    top1, top5, nll, brier, confidence, entropy = np.ascontiguousarray(table.T)
+    top1, top5, nll, brier, confidence, entropy, _ = np.ascontiguousarray(table.T)
     means = {"top1": 100 * top1.mean(), "top5": 100 * top5.mean(), "nll": nll.mean()}
     gaps = np.bincount(bin_of(confidence), top1 - confidence, BINS)
     rest = {"ece": np.abs(gaps).sum() / n, "brier": brier.mean(), "entropy": entropy.mean()}

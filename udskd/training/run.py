@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from udskd import methods, recipe
 from udskd.config import METHOD_SECTIONS, Config
+from udskd.data import to_device
 from udskd.data.workers import a_worker_died
 from udskd.errors import CheckpointError, Interrupted
 from udskd.models import Model
 from udskd.progress import Display
 from udskd.training import predictions, teacher
-from udskd.training.evaluate import brief, evaluate
+from udskd.training.evaluate import brief, evaluate_answers
 from udskd.training.fit import fit
 from udskd.training.folder import RunFolder
 from udskd.training.network import Network
@@ -23,6 +28,7 @@ from udskd.training.session import Session
 from udskd.training.signals import Stopped, StopRequest
 from udskd.training.start import dataset, introduce, prepare, run_folder, to_continue
 from udskd.training.students import Plan, StudentsTask
+from udskd.training.teacher_check import Doubt, doubt
 from udskd.training.world import Vote, World
 
 
@@ -111,13 +117,60 @@ def _measured(session: Session, taught: teacher.Taught) -> dict[str, Any]:
         )
     networks = {"teacher": taught.model.module}
     poll = session.vote.poll
-    results = evaluate(networks, session.val, session.config.data, session.runtime, session.display, poll)
+    results = evaluate_answers(networks, session.val, session.config.data, session.runtime, session.display, poll)
+    metrics, answers = results["teacher"]
+    if not math.isfinite(metrics["nll"]):
+        raise CheckpointError(
+            f"{teacher.origin(session)} gives answers that are NaN or infinite to the validation images in "
+            f"{session.runtime.precision} arithmetic: give another teacher, or set training.precision to fp32"
+        )
+    _refuse_overflow(session, taught)
     stage = methods.teacher_stage(session.config)
     taught_further = {} if stage is None else {"stage": stage.name}
-    measured = {"model": taught.model.name, **taught_further, **results["teacher"]}
+    measured = {"model": taught.model.name, **taught_further, **metrics}
     session.display.line(f"teacher: {brief(measured)}")
+    _warn(session, taught.model, doubt(session.val.images.labels, answers, session.classes))
     session.folder.log("teacher", fingerprint=taught.fingerprint, **measured)
     return measured
+
+
+def _refuse_overflow(session: Session, taught: teacher.Taught) -> None:
+    """CheckpointError if the teacher's answers overflow in fp16, in which it was not measured, seen on one batch."""
+    half = session.runtime.dtype_of(session.config.teacher.precision) == torch.float16
+    if not half or taught.cache is not None:
+        return
+    data, runtime, bad = session.config.data, session.runtime, False
+    with closing(runtime.stream(session.val)) as batches:
+        if (batch := next(batches, None)) is not None:
+            images, _ = to_device(batch, data, runtime.device, len(session.classes), runtime.memory_format)
+            logits = taught.says(images).logits
+            bad = logits is not None and not bool(logits.isfinite().all())
+    if any(session.world.gather(bad)):
+        answers = f"{teacher.origin(session)} gives answers that are NaN or infinite in fp16"
+        raise CheckpointError(f"{answers}: set teacher.precision to bf16 or fp32")
+
+
+def _warn(session: Session, model: Model, found: Doubt | None) -> None:
+    """A line and an event if the teacher's answers look wrong, once in a run."""
+    if found is None or session.folder.events("teacher_warning"):
+        return
+    text = f"{found.text}; {_advice(session, model, found)}"
+    session.display.line(f"teacher: warning about {teacher.origin(session)}: {text}")
+    session.folder.log("teacher_warning", cause=found.cause, text=text)
+
+
+def _advice(session: Session, model: Model, found: Doubt) -> str:
+    """What is likely wrong with the teacher and what to do about it."""
+    if found.cause == "class_order" and (session.config.teacher.checkpoint is None or model.trained_at is not None):
+        return "it was trained on classes of these names in this order, so look into the folders of train and val"
+    if found.cause == "class_order":
+        return "its classes are in another order than the image folders', which are sorted: sort its last layer's rows"
+    if session.config.teacher.checkpoint is None:
+        return "it has learnt nothing yet: train it longer (teacher.epochs) or with another teacher.lr"
+    return (
+        "likely it knows images of another normalisation (data.mean, data.std) or size, or has another stem "
+        "(teacher.stem), other classes or another order of them"
+    )
 
 
 def _summary(

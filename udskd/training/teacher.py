@@ -121,6 +121,11 @@ def freeze(session: Session, model: Model) -> Model:
     return replace(model, module=module)
 
 
+def origin(session: Session) -> str:
+    """Where the teacher comes from, in words."""
+    return session.config.teacher.checkpoint or "the teacher of this run"
+
+
 def _file(session: Session) -> Path | None:
     own = _own(session)
     if session.config.teacher.checkpoint is not None:
