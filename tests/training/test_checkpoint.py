@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -9,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -430,6 +432,50 @@ def test_a_negative_variance_is_refused(tmp_path: Path) -> None:
     save_weights(tmp_path / "t.safetensors", spoil(-1.0, "features.0.1.running_var"), INFO)
     with pytest.raises(CheckpointError, match=r"features\.0\.1\.running_var has a negative variance, -1"):
         load_network(tmp_path / "t.safetensors", TEACHER, CLASSES, DATA)
+
+
+def test_the_state_of_a_training_is_no_teacher(tmp_path: Path) -> None:
+    save_state(tmp_path / "students.pt", {"epoch": 1})
+    with pytest.raises(CheckpointError, match=r"students\.pt is the state of a training, for --resume: give a \.safet"):
+        load_network(tmp_path / "students.pt", TEACHER, CLASSES, DATA)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", ["noise", "zip", "legacy"])
+def test_damage_anywhere_in_a_plain_file_is_one_sentence(tmp_path: Path, kind: str) -> None:
+    path, rng = tmp_path / "t.pth", np.random.default_rng(0)
+    torch.save({"a": torch.zeros(3)}, path, _use_new_zipfile_serialization=kind == "zip")
+    good = np.frombuffer(path.read_bytes(), np.uint8)
+    for _ in range(300):
+        data = rng.integers(0, 256, 200).astype(np.uint8) if kind == "noise" else good.copy()
+        data[rng.integers(len(data), size=3)] = rng.integers(256, size=3)
+        path.write_bytes(data[: rng.integers(1, len(data) + 1)].tobytes())
+        with pytest.raises(CheckpointError) as error:
+            load_network(path, TEACHER, CLASSES, DATA)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("key", "value"), [("mean", "[0.5, 0.5, 0.5]"), ("eval_crop", "0.5"), ("image_size", "64")])
+def test_altered_metadata_are_found_even_where_they_make_sense(tmp_path: Path, key: str, value: str) -> None:
+    path, _ = save_relaxed("mobilenet_v2", "small", tmp_path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    save_file(load_file(path), path, {**metadata, key: value})
+    with pytest.raises(CheckpointError, match="is damaged: its contents do not match their SHA-256"):
+        load_weights(path)
+
+
+def test_damage_anywhere_in_the_header_of_a_file_of_ours_is_one_sentence(tmp_path: Path) -> None:
+    path, _ = save_relaxed("shufflenet_v2_x0_5", "small", tmp_path)
+    whole = load_weights(path)[1]
+    good, rng = np.frombuffer(path.read_bytes(), np.uint8), np.random.default_rng(0)
+    header = 8 + int.from_bytes(good[:8].tobytes(), "little")
+    for _ in range(200):
+        data = good.copy()
+        data[rng.integers(header, size=2)] = rng.integers(256, size=2)
+        path.write_bytes(data.tobytes())
+        with contextlib.suppress(CheckpointError):
+            assert load_weights(path)[1] == whole
 
 
 @pytest.mark.parametrize("content", [{0: torch.zeros(1)}, {"x": 1}, {}, [torch.zeros(1)]])

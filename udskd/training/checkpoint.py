@@ -8,8 +8,8 @@ import io
 import json
 import math
 import os
-import pickle
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from udskd.errors import CheckpointError
 from udskd.models import BuiltStem
 
 FORMAT = "udskd-weights-3"
-_OLDER = "udskd-weights-2"  # has neither a stem mark nor eval_crop
+_OLDER = "udskd-weights-2"  # has no stem mark, no eval_crop and no hash of its metadata
 STATE = b"udskd-state-1 "  # begins a file of training state; then the SHA-256 of the rest, and a line's end
 
 
@@ -70,6 +70,7 @@ def save_weights(path: Path, tensors: dict[str, Tensor], info: WeightsInfo) -> N
     }
     if info.eval_crop is not None:
         metadata["eval_crop"] = str(info.eval_crop)
+    metadata["metadata_sha256"] = _metadata_sum(metadata)
     write_atomic(path, save_safetensors(contiguous | stem_mark(info.model, info.stem), metadata=metadata))
 
 
@@ -113,9 +114,15 @@ def _checked(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -
     tensors, mark = take_stem_mark(tensors)
     expected = info.stem if version == FORMAT and stem_mark(info.model, info.stem) else None
     sums = metadata.get("class_hash"), metadata.get("sha256")
-    if (info.class_hash, fingerprint(tensors)) != sums or mark != expected:
+    is_whole = version == _OLDER or _metadata_sum(metadata) == metadata.get("metadata_sha256")
+    if (info.class_hash, fingerprint(tensors)) != sums or mark != expected or not is_whole:
         raise CheckpointError(f"{path} is damaged: its contents do not match their SHA-256")
     return tensors, info
+
+
+def _metadata_sum(metadata: Mapping[str, str]) -> str:
+    entries = sorted((name, value) for name, value in metadata.items() if name != "metadata_sha256")
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 
 
 def _info(metadata: Mapping[str, str]) -> WeightsInfo:
@@ -214,7 +221,10 @@ def load_state(path: Path) -> dict[str, Any]:
 
 def load_state_dict(path: Path) -> dict[str, Tensor]:
     """A plain PyTorch state dict (torchvision's files), also under "model" or "state_dict", or from DataParallel."""
-    loaded = _unpickled(path, memoryview(_read(path)))
+    data = _read(path)
+    if data.startswith(STATE):
+        raise CheckpointError(f"{path} is the state of a training, for --resume: give a .safetensors file of that run")
+    loaded = _unpickled(path, memoryview(data))
     for key in ("model", "state_dict"):
         loaded = loaded[key] if isinstance(loaded.get(key), dict) else loaded
     return _plain(path, loaded)
@@ -270,8 +280,10 @@ def _read(path: Path) -> bytes:
 
 def _unpickled(path: Path, data: memoryview) -> dict[str, Any]:
     try:
-        loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on the pickle protocols that it sees in files which are none
+            loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception:  # of damaged files, PyTorch's reader raises almost anything
         raise CheckpointError(f"{path} is truncated or not a checkpoint of tensors and plain values") from None
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{path} is not a checkpoint: it holds a {type(loaded).__name__} instead of a dict")
