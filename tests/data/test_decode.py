@@ -64,6 +64,95 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pixels(read)[..., 0], ramp // 256)
 
 
+RAMP = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (8, 1))
+
+
+def pgm(maximum: int, plain: bool = False) -> bytes:
+    """RAMP, scaled to a PGM's maximum."""
+    values = np.rint(RAMP / 65535 * maximum).astype(">u2" if maximum > 255 else "u1")
+    body = " ".join(map(str, values.reshape(-1))).encode() if plain else values.tobytes()
+    return b"P%d 64 8 %d\n" % (2 if plain else 5, maximum) + body
+
+
+def tiff(order: str, bits: int = 16, white_is_zero: bool = False) -> bytes:
+    """RAMP as an uncompressed TIFF, of 16 or 12 bits, little-endian ("<") or big-endian (">")."""
+    values = RAMP >> (16 - bits)
+    values = 2**bits - 1 - values if white_is_zero else values
+    data = values.astype(f"{order}u2").tobytes()
+    if bits == 12:  # two pixels are three bytes, the higher bits first
+        pairs = values.reshape(-1, 2).astype(np.uint32)
+        whole = (pairs[:, 0] << 12) | pairs[:, 1]
+        data = np.stack([whole >> 16, whole >> 8 & 255, whole & 255], axis=1).astype(np.uint8).tobytes()
+    tags = {256: 64, 257: 8, 258: bits, 259: 1, 262: int(not white_is_zero), 273: 0, 277: 1, 278: 8, 279: len(data)}
+    tags[273] = 8 + 2 + 12 * len(tags) + 4  # where the pixels begin
+    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(tags))
+    return head + entries + struct.pack(f"{order}I", 0) + data
+
+
+DEEP = {
+    "pgm": pgm(65535),
+    "plain pgm": pgm(65535, plain=True),
+    "12-bit pgm": pgm(4095),
+    "10-bit pgm": pgm(1023),
+    "plain 10-bit pgm": pgm(1023, plain=True),
+    "little-endian tiff": tiff("<"),
+    "big-endian tiff": tiff(">"),
+    "inverted tiff": tiff("<", white_is_zero=True),
+    "12-bit tiff": tiff("<", bits=12),
+}
+
+
+@pytest.mark.parametrize("content", DEEP.values(), ids=DEEP)
+def test_grey_of_more_than_8_bits_is_scaled_in_every_container(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.png").write_bytes(content)
+    read = pixels(read_pixels(str(tmp_path / "x.png")))
+    assert np.abs(read - RAMP[..., None] // 256).max() <= 1  # 10 bits are rounded
+
+
+@pytest.mark.parametrize("suffix", ["tiff", "jp2"])
+def test_16_bit_grey_that_pil_writes_comes_back_as_its_upper_byte(tmp_path: Path, suffix: str) -> None:
+    read = read_pixels(saved(tmp_path / f"x.{suffix}", Image.fromarray(RAMP)))
+    np.testing.assert_array_equal(pixels(read)[..., 0], RAMP // 256)
+
+
+def test_colours_of_16_bits_are_scaled(tmp_path: Path) -> None:
+    (tmp_path / "x.ppm").write_bytes(b"P6 64 8 65535\n" + np.repeat(RAMP[..., None], 3, -1).astype(">u2").tobytes())
+    read = pixels(read_pixels(str(tmp_path / "x.ppm")))
+    assert np.abs(read - RAMP[..., None] // 256).max() <= 1
+
+
+@pytest.mark.parametrize("content", [b"P4 8 2\n\xaa\x55", b"P1 8 2\n1 0 1 0 1 0 1 0 0 1 0 1 0 1 0 1"])
+def test_bitmaps_become_black_and_white(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.pbm").write_bytes(content)
+    expected = np.tile([[0, 255], [255, 0]], (1, 4))
+    np.testing.assert_array_equal(pixels(read_pixels(str(tmp_path / "x.pbm")))[..., 0], expected)
+
+
+def test_signed_and_32_bit_pixels_are_refused_with_what_to_save(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.tiff", Image.fromarray(RAMP.astype(np.int32)))
+    with pytest.raises(UnreadableImage, match=r"save them as whole numbers of 8 or 16 bits without a sign"):
+        read_pixels(path)
+
+
+def test_formats_that_are_not_known_are_refused_whatever_the_file_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An EPS would start Ghostscript."""
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("Ghostscript was started"))
+    for name in ("EPS", "ICO", "TGA", "PCX"):
+        photo().save(tmp_path / "x.jpg", name)
+        with pytest.raises(UnreadableImage, match="not an image of a known format"):
+            read_pixels(str(tmp_path / "x.jpg"))
+
+
+def test_a_file_may_have_the_suffix_of_another_known_format(tmp_path: Path) -> None:
+    photo().save(tmp_path / "x.jpg", "PNG")
+    np.testing.assert_array_equal(pixels(read_pixels(str(tmp_path / "x.jpg"))), pixels(photo()))
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
     # How a viewer turns the stored pixels [H, W] for each value, from the EXIF standard (row 0, column 0 of the scene).
@@ -98,7 +187,7 @@ def test_exif_that_pil_cannot_parse_leaves_the_pixels(tmp_path: Path, monkeypatc
 
 
 def test_reason_is_one_line_whatever_pil_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wordy(_: str) -> Image.Image:
+    def wordy(_: str, **options: object) -> Image.Image:
         raise ValueError("two\nlines")
 
     path = saved(tmp_path / "x.png", photo())

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+from pathlib import Path
 
-from udskd.data.sets import UnreadableImage, class_hash, few
+import pytest
+
+from udskd.data.sets import UnreadableImage, class_hash, common_classes, few
+from udskd.errors import DataError
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
 
 
 def test_class_hash_is_sha256_of_the_lines() -> None:
@@ -24,3 +30,28 @@ def test_unreadable_image_survives_the_way_between_processes() -> None:
 def test_few_says_how_many_are_left() -> None:
     assert few(["a", "b", "c"]) == "a, b, c"
     assert few("abcde") == "a, b, c and 2 more"
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "first", "second"),
+    [
+        (["bar", COMPOSED], ["bar", DECOMPOSED], "train", "val"),
+        ([COMPOSED, DECOMPOSED], [COMPOSED, DECOMPOSED], "train", "train"),
+        ([COMPOSED], [COMPOSED, DECOMPOSED], "train", "val"),
+    ],
+    ids=["one each", "both", "both in val"],
+)
+def test_a_class_in_two_unicode_forms_is_refused_with_both(
+    train: list[str], val: list[str], first: str, second: str
+) -> None:
+    with pytest.raises(DataError) as caught:
+        common_classes(Path("root"), train, val, None)
+    assert str(caught.value) == (
+        f"root has the class \"{COMPOSED}\" in two spellings that look alike: composed (NFC), 'caf\\xe9', in {first}, "
+        f"decomposed (NFD), 'cafe\\u0301', in {second}; rename the folders so that there is one"
+    )
+
+
+@pytest.mark.parametrize("name", [COMPOSED, DECOMPOSED])
+def test_a_class_in_one_unicode_form_is_fine(name: str) -> None:
+    assert common_classes(Path("root"), ["bar", name], ["bar", name], None) == ["bar", name]

@@ -360,6 +360,18 @@ def test_a_run_cannot_continue_with_other_options(
     assert capsys.readouterr().out.startswith("data.workers: 0 before, 1 from here on\n")
 
 
+def test_what_lies_among_the_images_and_is_none_is_shown_and_logged(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_tree(tmp_path / "tree")
+    for name in ("train/red/x.bak", "train/red/y.bak", "train/README", "val/blue/z.txt"):
+        (root / name).write_text("")
+    train(recipe.with_values(config, {"method": "ce", "training.epochs": 1, "data.root": str(root)}))
+    expected = ["train: 3 files ignored: .bak 2, outside the class folders 1", "val: 1 file ignored: .txt 1"]
+    assert [line for line in capsys.readouterr().out.splitlines() if "ignored" in line] == expected
+    assert [line for line in events(tmp_path / "run", "start")[0]["lines"] if "ignored" in line] == expected
+
+
 def test_evaluating_a_run_gives_its_summarys_numbers(config: Config, tmp_path: Path) -> None:
     summary = train(config)
     results = evaluate_run(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Image files of any kind that PIL reads, as RGB; and one error for all the ways in which a file can be bad."""
+"""Image files of the known formats as RGB; and one error for all the ways in which a file can be bad."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import os
 import stat
 import struct
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from udskd.data.formats import JPEG_SUFFIXES, NAMES
 from udskd.data.sets import Pixels, UnreadableImage
 
 try:
@@ -32,6 +34,8 @@ _UPRIGHT = {
 # Segments of a JPEG; those in _SIMPLE (the last three are tables and restarts) leave no question about its pixels.
 _JFIF, _BASELINE, _PROGRESSIVE, _SCAN = 0xFFE0, 0xFFC0, 0xFFC2, 0xFFDA
 _SIMPLE = {_JFIF, _BASELINE, _PROGRESSIVE, 0xFFDB, 0xFFC4, 0xFFDD}
+# Tags of a TIFF.
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 
 
 def read_pixels(path: str) -> Pixels:
@@ -97,7 +101,9 @@ _silence: object = None
 
 
 def open_image(source: str | bytes) -> Image.Image:
-    """PIL's reader of an image (path or bytes), without PIL's remarks on odd but readable files.
+    """PIL's reader of an image (path or bytes) of a known format, without PIL's remarks on odd but readable files.
+
+    Other formats are refused whatever a file is called: for some of them PIL starts other programs.
 
     From workers they would break into the progress, epoch after epoch. warnings.catch_warnings is not for threads, so
     the filter stays: it is for PIL's modules alone.
@@ -106,7 +112,7 @@ def open_image(source: str | bytes) -> Image.Image:
     if warnings.filters[:1] != [_silence]:
         warnings.filterwarnings("ignore", module=r"PIL\.")
         _silence = warnings.filters[0]
-    return Image.open(source if isinstance(source, str) else io.BytesIO(source))
+    return Image.open(source if isinstance(source, str) else io.BytesIO(source), formats=NAMES)
 
 
 @contextmanager
@@ -115,7 +121,9 @@ def complaints(name: str) -> Iterator[None]:
     try:
         yield
     except UnidentifiedImageError as error:
-        raise UnreadableImage(name, "not an image of a known format") from error
+        raise UnreadableImage(
+            name, "not an image of a known format, or of a variant that Pillow cannot decode"
+        ) from error
     except Exception as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise UnreadableImage(name, " ".join(reason.split()) or type(error).__name__) from error
@@ -123,7 +131,7 @@ def complaints(name: str) -> Iterator[None]:
 
 def are_jpegs(names: Iterable[str]) -> bool:
     """Whether most of these files are JPEGs by their names, and are not left to PIL, which is mostly Python."""
-    jpegs = [name.lower().endswith((".jpg", ".jpeg")) for name in names]
+    jpegs = [name.lower().endswith(JPEG_SUFFIXES) for name in names]
     return simplejpeg is not None and 2 * sum(jpegs) > len(jpegs)
 
 
@@ -176,10 +184,24 @@ def _decode_jpeg(data: bytes) -> Pixels | None:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):  # PIL would clip at 255
+        return Image.fromarray(_high_bits(image)).convert("RGB")
+    if image.mode == "I" and image.format == "PPM":  # of PGM, PIL scales all above 8 bits to 16
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise ValueError(f'pixels of mode "{image.mode}" have no known brightness range, save them with 8 or 16 bits')
+        raise ValueError(
+            f'pixels of mode "{image.mode}" have no known brightness range, save them as whole numbers of 8 or 16 bits '
+            "without a sign"
+        )
     return image.convert("RGB")
+
+
+def _high_bits(image: Image.Image) -> Pixels:
+    """The upper 8 bits of grey pixels, [H, W]. In a TIFF they may have 12 bits, and 0 may be white; PIL hands both on
+    as they are stored."""
+    tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
+    (bits,) = tags.get(_BITS_PER_SAMPLE, (16,))
+    pixels: Pixels = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
+    return ~pixels if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else pixels
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

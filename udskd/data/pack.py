@@ -34,6 +34,8 @@ class Packed(NamedTuple):
     """Images whose files went in as they are."""
     source_bytes: int
     bytes: int
+    ignored: str
+    """What the tree holds besides images, in words; "" for nothing."""
 
 
 def pack(
@@ -113,14 +115,14 @@ class _Draft:
         self._kept += file.kept
         self._source_bytes += file.source_bytes
 
-    def finish(self) -> Packed:
+    def finish(self, ignored: str) -> Packed:
         index = self._header.encode() + self._entries.tobytes() + self._names
         lengths = len(self._header), len(self._entries), len(self._names), self._place
         self._file.seek(0)
         self._file.write(PREFIX.pack(MAGIC, VERSION, hashlib.sha256(index).digest(), *lengths) + index)
         self._file.flush()
         os.fsync(self._file.fileno())
-        return Packed(len(self._entries), self._kept, self._source_bytes, self._place)
+        return Packed(len(self._entries), self._kept, self._source_bytes, self._place, ignored)
 
 
 def _write(path: Path, images: FolderSet, header: dict[str, Any], workers: int, progress: Progress) -> Packed:
@@ -142,7 +144,7 @@ def _write(path: Path, images: FolderSet, header: dict[str, Any], workers: int, 
         if unreadable:
             what = f"{len(unreadable)} of the {count} {split} images cannot be read"
             raise DataError(f"{what}, and a pack leaves none out: {few(unreadable)}; mend or remove them")
-        return draft.finish()
+        return draft.finish(images.ignored_line())
 
 
 def _convert(path: str, short_side: int | None, quality: int) -> _File:

@@ -33,6 +33,8 @@ def run(
             progress=progress,
         )
     for split, what in packed.items():
+        if what.ignored:
+            display.line(f"{split}: {what.ignored}")
         display.line(_line(destination / f"{split}.pack", what))
     display.line(f"train from it with --data.root {destination}")
     return 0

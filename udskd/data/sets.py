@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +38,8 @@ class ImageSet(ABC):
     """Label of every image, [N]."""
     frees_lock: bool = True
     """Whether most of decoding is done without Python's lock, so that threads are as fast as processes."""
+    ignored: Mapping[str, int] = MappingProxyType({})
+    """How many files were found among the images and are none, by kind."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -60,6 +64,13 @@ class ImageSet(ABC):
         height, width, _ = self.pixels(index).shape
         return int(height * width)
 
+    def ignored_line(self) -> str:
+        """How many files were ignored, and of which kinds, for a message; "" if there is none."""
+        count = sum(self.ignored.values())
+        kinds = sorted(self.ignored.items(), key=lambda item: (-item[1], item[0]))
+        listed = few((f"{kind} {number}" for kind, number in kinds), limit=8)
+        return f"{count} file{'s' if count > 1 else ''} ignored: {listed}" if count else ""
+
 
 def few(items: Iterable[str], limit: int = 3) -> str:
     """The first items of a list for a message, and how many more there are."""
@@ -72,8 +83,10 @@ def common_classes(root: Path, train: Sequence[str], val: Sequence[str], wanted:
     """The first `wanted` classes (or all) of the two splits of a set.
 
     Raises:
-        DataError: the splits have different classes, or there are fewer than two, or than the wanted number.
+        DataError: the splits have different classes, or two that look alike, or there are fewer than two classes, or
+            than the wanted number.
     """
+    _refuse_twins(root, train, val)
     if train != val:
         only = {"train": sorted({*train} - {*val}), "val": sorted({*val} - {*train})}
         difference = "; ".join(f"{few(names)} only in {split}" for split, names in only.items() if names)
@@ -83,6 +96,29 @@ def common_classes(root: Path, train: Sequence[str], val: Sequence[str], wanted:
     if wanted is not None and not 2 <= wanted <= len(train):
         raise DataError(f"data.classes is {wanted}, but {root} has {len(train)} classes: give 2 to {len(train)}")
     return train[:wanted]
+
+
+def _refuse_twins(root: Path, train: Sequence[str], val: Sequence[str]) -> None:
+    """DataError if two names of classes are the same text in two Unicode forms, which no reader can tell apart."""
+    known: dict[str, tuple[str, str]] = {}
+    for split, names in (("train", train), ("val", val)):
+        for name in names:
+            text = unicodedata.normalize("NFC", name)
+            twin, where = known.setdefault(text, (name, split))
+            if twin != name:
+                raise DataError(
+                    f'{root} has the class "{text}" in two spellings that look alike: {_form(twin)} in {where}, '
+                    f"{_form(name)} in {split}; rename the folders so that there is one"
+                )
+
+
+def _form(name: str) -> str:
+    """The Unicode form of a name and its characters."""
+    if unicodedata.is_normalized("NFC", name):
+        form = "composed (NFC)"
+    else:
+        form = "decomposed (NFD)" if unicodedata.is_normalized("NFD", name) else "partly decomposed"
+    return f"{form}, {name!a},"
 
 
 def class_hash(classes: Iterable[str]) -> str:

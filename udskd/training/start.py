@@ -120,6 +120,7 @@ def introduce(session: Session, networks: dict[str, Model]) -> None:
     lines = [
         f"method {config.method}, seed {config.seed}, run folder {session.folder.path}",
         f"data: {config.data.root}, {sizes} of {len(session.classes)} classes at {size} px",
+        *_ignored(session),
         f"device: {session.runtime.describe()}; loss backend: {session.runtime.loss_backend(config.loss)}",
         *(
             []
@@ -132,6 +133,12 @@ def introduce(session: Session, networks: dict[str, Model]) -> None:
         session.display.line(line)
     if not session.folder.events("start"):
         session.folder.log("start", data=dataset(session), lines=lines)
+
+
+def _ignored(session: Session) -> list[str]:
+    """What the folders of each split hold besides images, in a line each."""
+    splits = {"train": session.train.images, "val": session.val.images}
+    return [f"{split}: {images.ignored_line()}" for split, images in splits.items() if images.ignored]
 
 
 def dataset(session: Session) -> dict[str, Any]:
