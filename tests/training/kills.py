@@ -28,8 +28,10 @@ import torch
 from tests.training.conftest import tiny_config, write_tree
 from tests.training.traps import Child, Trap
 from udskd import recipe
+from udskd.data.manifest import from_bytes
 from udskd.training import predictions
 from udskd.training.checkpoint import load_state, load_weights
+from udskd.training.folder import MANIFEST
 
 KINDS = ("kill", "stop", "full")
 TIMING = {"time", "seconds", "images_per_second"}
@@ -174,7 +176,7 @@ class Trial:
 
 
 def outcome(run: Path) -> dict[str, Any]:
-    """All that a run leaves behind, but the time it took and how often it was continued."""
+    """All that a run leaves behind, but the times it took, those of its images, and how often it was continued."""
     found: dict[str, Any] = {}
     for file in sorted(f for f in run.rglob("*") if f.is_file()):
         name = str(file.relative_to(run))
@@ -182,6 +184,9 @@ def outcome(run: Path) -> dict[str, Any]:
             continue
         if file.suffix == ".safetensors" and name != predictions.FILE:
             found |= flat(name, list(load_weights(file)))
+        elif name == MANIFEST:
+            listed = from_bytes(file.read_bytes())
+            found |= flat(name, {split: {"names": one.names, "digests": one.digests} for split, one in listed.items()})
         elif file.suffix == ".pt":
             found |= flat(name, load_state(file))
         elif file.suffix in (".json", ".jsonl"):

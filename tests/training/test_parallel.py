@@ -243,6 +243,18 @@ def test_a_mistake_that_one_process_finds_is_told_by_it(forge: Forge, tree: Path
     assert not (tmp_path / RUN).exists()
 
 
+def test_other_images_are_refused_by_the_first_process_alone(forge: Forge, tmp_path: Path) -> None:
+    here = place(tmp_path, write_tree(tmp_path / "tree"), method="ce", training__epochs=1)
+    assert forge.world(2, "train recipe.toml", here).codes == [0, 0]
+    (here / RUN / "summary.json").unlink()
+    (tmp_path / "tree" / "val" / "red" / "0.png").unlink()
+    ended = forge.world(2, "train --resume run", here)
+    assert ended.codes == [2, 1]
+    assert len(sentences(ended)) == 1
+    assert "run was started with other images than" in ended.err[0]
+    assert "1 removed (val/red/0.png)" in ended.err[0]
+
+
 def test_a_bug_in_one_process_shows_its_traceback_and_ends_all(forge: Forge, tree: Path, tmp_path: Path) -> None:
     ended = forge.world(2, "train recipe.toml", place(tmp_path, tree), "crash")
     assert ended.codes == [1, 70]

@@ -72,7 +72,14 @@ def test_a_run_leaves_every_file_and_number(config: Config) -> None:
     bests = {f"checkpoints/{r}_best.safetensors" for r in ("teacher", "student_a", "student_b")}
     weights = {f"{r}.safetensors" for r in ("teacher", "student_a", "student_b")}
     states = {"checkpoints/students.pt", "checkpoints/students.previous.pt"}
-    rest = {"config.toml", "environment.json", "log.jsonl", "summary.json", predictions.FILE} | states
+    rest = {
+        "config.toml",
+        "environment.json",
+        "images.manifest",
+        "log.jsonl",
+        "summary.json",
+        predictions.FILE,
+    } | states
     assert files == bests | weights | rest
     assert recipe.load(run / "config.toml") == config
     assert summary == json.loads((run / "summary.json").read_text())

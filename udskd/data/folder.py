@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from udskd.data.decode import are_jpegs, read_area, read_pixels
+from udskd.data.decode import are_jpegs, read_area, read_bytes, read_pixels
 from udskd.data.formats import SUFFIXES
-from udskd.data.sets import ImageSet, Pixels, common_classes, few
+from udskd.data.sets import ImageSet, Pixels, common_classes, content_digest, few
 from udskd.data.tree import Tree, find_files
 from udskd.errors import DataError
+
+_CLOCK_STEP = 2_000_000_000
+"""Nanoseconds that the times of files may be apart at the most, on any file system: two changes of a file within one
+step look like one."""
 
 
 class FolderSet(ImageSet):
@@ -37,6 +43,21 @@ class FolderSet(ImageSet):
 
     def name(self, index: int) -> str:
         return self.paths[index]
+
+    def relative_name(self, index: int) -> str:
+        return self.paths[index].removeprefix(os.path.join(self.root, "")).replace(os.sep, "/")
+
+    def mark(self, index: int) -> tuple[int, ...]:
+        try:
+            status = os.stat(self.paths[index])
+        except OSError:
+            return ()
+        if time.time_ns() - status.st_ctime_ns < _CLOCK_STEP:
+            return ()
+        return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+    def digest(self, index: int, checksum: str) -> str:
+        return content_digest(read_bytes(self.paths[index]), checksum)
 
     def pixels(self, index: int) -> Pixels:
         return read_pixels(self.paths[index])

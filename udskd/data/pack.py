@@ -8,7 +8,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -133,9 +133,9 @@ def _write(path: Path, images: FolderSet, header: dict[str, Any], workers: int, 
             return error
 
     unreadable, count, split = [], len(images), header["split"]
-    with open(path, "wb") as file:
+    with open(path, "wb") as file, closing(in_order(convert, range(count), workers)) as results:
         draft = _Draft(file, images, header)
-        for index, result in enumerate(in_order(convert, range(count), workers)):
+        for index, result in enumerate(results):
             if isinstance(result, UnreadableImage):
                 unreadable.append(str(result))
             elif not unreadable:

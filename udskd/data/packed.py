@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from udskd.data.decode import are_jpegs, decode
-from udskd.data.sets import ImageSet, Pixels, UnreadableImage, common_classes
+from udskd.data.sets import ImageSet, Pixels, UnreadableImage, common_classes, content_digest, crc_digest
 from udskd.errors import DataError
 
 MAGIC, VERSION = b"udskdpck", 1
@@ -41,6 +41,8 @@ class PackedSet(ImageSet):
         DataError: the file cannot be read, is no pack, of another version, incomplete or damaged.
     """
 
+    checksum = "crc32"
+
     def __init__(self, path: str | Path, classes: int | None = None) -> None:
         self.path, self._limit = Path(path), classes
         try:
@@ -59,9 +61,25 @@ class PackedSet(ImageSet):
         return PackedSet, (self.path, self._limit)
 
     def name(self, index: int) -> str:
+        return f"{self.path}: {self._name(index)}"
+
+    def relative_name(self, index: int) -> str:
+        return self._name(index).replace(os.sep, "/")
+
+    def _name(self, index: int) -> str:
         row = int(self._kept[index])
         begin = int(self._entries["name_end"][row - 1]) if row else 0
-        return f"{self.path}: {os.fsdecode(self._names[begin : int(self._entries['name_end'][row])])}"
+        return os.fsdecode(self._names[begin : int(self._entries["name_end"][row])])
+
+    def mark(self, index: int) -> tuple[int, ...]:
+        entry = self._entries[self._kept[index]]
+        return int(entry["size"]), int(entry["crc"])
+
+    def digest(self, index: int, checksum: str) -> str:
+        entry = self._entries[self._kept[index]]
+        if checksum == "crc32":
+            return crc_digest(int(entry["crc"]), int(entry["size"]))
+        return content_digest(self.file(index), checksum)
 
     def pixels(self, index: int) -> Pixels:
         return decode(self.file(index), self.name(index))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -71,9 +72,10 @@ def _each(images: ImageSet, function: Callable[[int], T], threads: int, poll: Po
         except UnreadableImage as error:
             return error
 
-    for result in in_order(attempt, range(len(images)), threads):
-        poll()
-        yield result
+    with closing(in_order(attempt, range(len(images)), threads)) as results:
+        for result in results:
+            poll()
+            yield result
 
 
 def _as_tensor(pixels: Pixels) -> Tensor:

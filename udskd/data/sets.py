@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -40,6 +41,8 @@ class ImageSet(ABC):
     """Whether most of decoding is done without Python's lock, so that threads are as fast as processes."""
     ignored: Mapping[str, int] = MappingProxyType({})
     """How many files were found among the images and are none, by kind."""
+    checksum: str = "sha256"
+    """Which digest of its images this set gives most cheaply, see content_digest()."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -59,6 +62,22 @@ class ImageSet(ABC):
             UnreadableImage: the file is missing, damaged, or not an image.
         """
 
+    def relative_name(self, index: int) -> str:
+        """Which image this is, wherever the set lies: CLASS/FILE, with slashes on every system."""
+        return self.name(index)
+
+    def mark(self, index: int) -> tuple[int, ...]:
+        """Numbers that are known without reading the image, and change whenever its content does; () if none do."""
+        return ()
+
+    def digest(self, index: int, checksum: str) -> str:
+        """A digest of one image's content: of its file, or of its pixels if it has none. Threads may call this at once.
+
+        Raises:
+            UnreadableImage: the file is missing or cannot be read.
+        """
+        return content_digest(self.pixels(index).tobytes(), checksum)
+
     def area(self, index: int) -> int:
         """H x W of one image, without decoding it where that can be avoided. Raises UnreadableImage."""
         height, width, _ = self.pixels(index).shape
@@ -70,6 +89,18 @@ class ImageSet(ABC):
         kinds = sorted(self.ignored.items(), key=lambda item: (-item[1], item[0]))
         listed = few((f"{kind} {number}" for kind, number in kinds), limit=8)
         return f"{count} file{'s' if count > 1 else ''} ignored: {listed}" if count else ""
+
+
+def content_digest(content: bytes, checksum: str) -> str:
+    """The first 128 bits of the SHA-256 ("sha256"), or CRC-32 and size ("crc32", which packs hold of every image)."""
+    if checksum == "crc32":
+        return crc_digest(zlib.crc32(content), len(content))
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
+def crc_digest(crc: int, size: int) -> str:
+    """The "crc32" digest of a content with that CRC-32 and size in bytes."""
+    return f"{crc:08x}-{size}"
 
 
 def few(items: Iterable[str], limit: int = 3) -> str:

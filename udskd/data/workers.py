@@ -6,7 +6,7 @@ import os
 import signal
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from types import FrameType
@@ -88,8 +88,12 @@ def _death(error: Exception) -> DataError:
     )
 
 
-def in_order(function: Callable[[int], T], numbers: Iterable[int], threads: int) -> Iterator[T]:
-    """function(number) of each number in order, by threads (or the caller, of zero) that are a few numbers ahead."""
+def in_order(function: Callable[[int], T], numbers: Iterable[int], threads: int) -> Generator[T, None, None]:
+    """function(number) of each number in order, by threads (or the caller, of zero) that are a few numbers ahead.
+
+    Close it where the caller may leave early: the garbage collector may run in one of the threads, which cannot wait
+    for itself to end.
+    """
     if threads == 0:
         yield from map(function, numbers)
         return

@@ -1,5 +1,5 @@
-"""The run folder: config.toml, environment.json, log.jsonl, checkpoints/, the trained networks, the students'
-predictions, summary.json."""
+"""The run folder: config.toml, environment.json, images.manifest, log.jsonl, checkpoints/, the trained networks, the
+students' predictions, summary.json."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ except ImportError:  # not on this system
 from udskd import recipe
 from udskd._version import __version__
 from udskd.config import Config
+from udskd.data.manifest import Manifest, from_bytes, to_bytes
 from udskd.errors import CheckpointError, ConfigError
 from udskd.training.checkpoint import previous, write_atomic
+
+MANIFEST = "images.manifest"
 
 
 class RunFolder:
@@ -51,8 +54,8 @@ class RunFolder:
         if self.path.exists() and not (self.path.is_dir() and all(map(_unborn, self.path.iterdir()))):
             raise ConfigError(f"{self.path} exists and is not an empty folder: choose another --output")
 
-    def create(self, config: Config) -> None:
-        """Make the folder, with the config and the environment in it."""
+    def create(self, config: Config, images: Manifest | None) -> None:
+        """Make the folder, with the config, the environment and the list of the images in it."""
         if not self.writes:
             return
         try:
@@ -60,6 +63,7 @@ class RunFolder:
         except OSError as error:
             raise CheckpointError(f"cannot make the run folder {self.path}: {error.strerror or error}") from error
         write_atomic(self.path / "environment.json", _json(environment()))
+        self._write_manifest(images)
         write_atomic(self.path / "config.toml", recipe.dump(config).encode())
         self.claim()
 
@@ -87,7 +91,7 @@ class RunFolder:
             raise ConfigError(f"{path} is not a run folder: it has no config.toml")
         return RunFolder(path, writes)
 
-    def resume(self) -> None:
+    def resume(self, images: Manifest | None) -> None:
         """Note that the run continues, and where: in a file of its own, for the log is that of an undisturbed run."""
         if not self.writes:
             return
@@ -95,7 +99,29 @@ class RunFolder:
             self.checkpoints.mkdir(exist_ok=True)
         except OSError as error:
             raise CheckpointError(f"cannot write into {self.path}: {error.strerror or error}") from error
+        self._write_manifest(images)
         self._append("restarts.jsonl", {"time": round(time.time(), 3), **environment()})
+
+    def manifest(self) -> Manifest | None:
+        """The list of the images that the run was begun with; None if an earlier version began it.
+
+        Raises CheckpointError if it is damaged.
+        """
+        path = self.path / MANIFEST
+        try:
+            return from_bytes(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise CheckpointError(
+                f"{path}, the list of the run's images, cannot be read ({reason}): put it back, or delete it to "
+                "continue without knowing whether the images are still the same"
+            ) from None
+
+    def _write_manifest(self, images: Manifest | None) -> None:
+        if images is not None:
+            write_atomic(self.path / MANIFEST, to_bytes(images))
 
     def forget_state(self, name: str) -> None:
         """Remove the training state of a phase that is complete."""
@@ -214,7 +240,7 @@ def environment() -> dict[str, Any]:
 def _unborn(path: Path) -> bool:
     """Whether this is all that there is of a run killed while its folder was made."""
     name = path.name.removesuffix(".tmp")
-    return name in ("environment.json", "config.toml") or (name == "checkpoints" and not any(path.iterdir()))
+    return name in ("environment.json", MANIFEST, "config.toml") or (name == "checkpoints" and not any(path.iterdir()))
 
 
 def _json(value: Any) -> bytes:

@@ -65,17 +65,19 @@ def _train(config: Config, folder: RunFolder, world: World, display: Display, st
     try:
         session, networks, plan = world.together(lambda: prepare(config, folder, world, display, Vote(world, stop)))
         # only now, so that a mistake found on the way leaves nothing behind
-        world.together(folder.resume if begun else lambda: folder.create(config))
+        images = session.manifest
+        world.together(lambda: folder.resume(images) if begun else folder.create(config, images))
         return _run(session, networks, plan)
     except Stopped:
-        raise _interrupted(session) from None
+        raise _interrupted(session, folder) from None
     except CheckpointError as error:
         if isinstance(error.__cause__, OSError) and folder.begun:  # the disk's fault, not the file's
             raise CheckpointError(f"{error}; mend that, then: udskd train --resume {folder.path}") from None
         raise
     except Exception as error:
         if stop.requested and not world.failed_elsewhere(error):
-            raise _interrupted(session) from None  # what breaks now, such as a worker that got the signal, is no news
+            # what breaks now, such as a worker that got the signal, is no news
+            raise _interrupted(session, folder) from None
         if (died := a_worker_died(error)) is not error:
             raise died from error
         raise
@@ -198,7 +200,8 @@ def _summary(
     }
 
 
-def _interrupted(session: Session | None) -> Interrupted:
-    if session is None or not session.folder.begun:
+def _interrupted(session: Session | None, folder: RunFolder) -> Interrupted:
+    if not folder.begun:
         return Interrupted("stopped before anything was trained")
-    return Interrupted(f"stopped; {session.saved} saved; continue with: udskd train --resume {session.folder.path}")
+    stopped = "stopped before any further step" if session is None else f"stopped; {session.saved} saved"
+    return Interrupted(f"{stopped}; continue with: udskd train --resume {folder.path}")

@@ -9,6 +9,7 @@ from torch import nn
 
 from udskd.config import Config
 from udskd.data import EvalLoader, TrainLoader
+from udskd.data.manifest import Manifest
 from udskd.models import Model
 from udskd.progress import Display
 from udskd.training.checkpoint import WeightsInfo, save_weights
@@ -29,6 +30,8 @@ class Session:
     classes: tuple[str, ...]
     display: Display
     vote: Vote
+    manifest: Manifest | None = None
+    """The list of the images, in the process that writes it."""
     saved: str = "no complete epoch"
     """What an interrupted run can rely on, in words."""
 

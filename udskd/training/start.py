@@ -15,6 +15,7 @@ from udskd.progress import Display
 from udskd.training import cache, teacher
 from udskd.training.evaluate import EVALUATED
 from udskd.training.folder import RunFolder
+from udskd.training.images import identify
 from udskd.training.network import ROLES, build_model
 from udskd.training.position import restore_previous
 from udskd.training.runtime import Runtime
@@ -107,6 +108,8 @@ def prepare(
     if "teacher" in networks:
         plan.says(config, runtime, networks["teacher"].module)  # to be refused now, if it cannot say what is asked
         cache.find(session, networks["teacher"])  # to be refused now, if it is another teacher's
+    if world.main:
+        session.manifest = identify(config, folder, {"train": train_set, "val": val_set}, display, vote)
     if config.data.loader == "resident":
         with display.steps("decode the training images", len(train_set)) as advance:
             train.prepare(lambda *_: advance(), vote.poll_here)

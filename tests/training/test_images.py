@@ -1,0 +1,200 @@
+"""A run continues on the images that it was begun with, wherever they are, and on no others."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.training.conftest import tiny_config, write_tree
+from tests.training.test_run import on_call, outcome
+from udskd import recipe
+from udskd.config import Config
+from udskd.data import folder as folder_module
+from udskd.data import pack
+from udskd.errors import CheckpointError, DataError, Interrupted
+from udskd.training import train
+from udskd.training.students import StudentsTask
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Config:
+    """Options of a run on a tree of its own."""
+    return replace(tiny_config(write_tree(tmp_path / "tree"), tmp_path / "run"), method="ce")
+
+
+@pytest.fixture
+def stopped(own: Config, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """The same, stopped in its second epoch."""
+    with monkeypatch.context() as patch:
+        on_call(patch, StudentsTask, "losses", 5, lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(Interrupted):
+            train(own)
+    return own
+
+
+def other_pixels(path: Path) -> None:
+    Image.new("RGB", (12, 12), "red").save(path)
+
+
+def remove_two(root: Path) -> None:
+    for name in ("train/red/3.png", "val/blue/0.png"):
+        (root / name).unlink()
+
+
+CHANGES = {
+    "removed": (remove_two, "2 removed (train/red/3.png, val/blue/0.png)"),
+    "added": (lambda root: other_pixels(root / "train" / "blue" / "new.png"), "1 added (train/blue/new.png)"),
+    "changed": (lambda root: other_pixels(root / "val" / "red" / "2.png"), "1 changed (val/red/2.png)"),
+}
+
+
+@pytest.mark.parametrize(("change", "words"), CHANGES.values(), ids=CHANGES)
+def test_a_run_on_other_images_is_refused_in_one_sentence(
+    stopped: Config, tmp_path: Path, change: Callable[[Path], object], words: str
+) -> None:
+    change(tmp_path / "tree")
+    log = (tmp_path / "run" / "log.jsonl").read_bytes()
+    with pytest.raises(DataError) as error:
+        train(stopped, resume=tmp_path / "run")
+    assert str(error.value) == (
+        f"{tmp_path}/run was started with other images than {tmp_path}/tree has now: {words}; put those images back to "
+        "continue it, or start another run"
+    )
+    assert (tmp_path / "run" / "log.jsonl").read_bytes() == log
+
+
+def test_a_run_that_was_refused_continues_when_its_images_are_back(stopped: Config, tmp_path: Path) -> None:
+    path = tmp_path / "tree" / "train" / "red" / "3.png"
+    content = path.read_bytes()
+    path.unlink()
+    with pytest.raises(DataError, match="1 removed"):
+        train(stopped, resume=tmp_path / "run")
+    path.write_bytes(content)
+    train(replace(stopped, output=str(tmp_path / "straight")))
+    train(stopped, resume=tmp_path / "run")
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "straight")
+
+
+@pytest.mark.parametrize("where", ["moved", "copied", "packed"])
+def test_the_same_images_in_another_place_are_accepted(stopped: Config, tmp_path: Path, where: str) -> None:
+    root, other = tmp_path / "tree", tmp_path / "other"
+    train(replace(stopped, output=str(tmp_path / "straight")))
+    if where == "moved":
+        root.rename(other)
+    elif where == "copied":
+        shutil.copytree(root, other, copy_function=shutil.copyfile)
+        shutil.rmtree(root)
+    else:
+        pack(root, other, short_side=None)
+    train(recipe.with_values(stopped, {"data.root": str(other)}), resume=tmp_path / "run")
+    ours, straight = outcome(tmp_path / "run"), outcome(tmp_path / "straight")
+    assert ours["weights"] == straight["weights"]
+
+
+def test_other_images_in_another_place_are_refused(stopped: Config, tmp_path: Path) -> None:
+    other = write_tree(tmp_path / "other", size=13)
+    with pytest.raises(DataError, match=r"than .*/other has now: 54 changed \(train/blue/0\.png, "):
+        train(recipe.with_values(stopped, {"data.root": str(other)}), resume=tmp_path / "run")
+
+
+def test_a_continued_run_knows_its_files_by_their_new_marks(
+    stopped: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_module, "_CLOCK_STEP", 0)
+    for path in (tmp_path / "tree").rglob("*.png"):
+        os.utime(path)
+    on_call(monkeypatch, StudentsTask, "losses", 1, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(Interrupted):
+        train(stopped, resume=tmp_path / "run")
+    monkeypatch.setattr(folder_module, "read_bytes", lambda path: pytest.fail(f"{path} was read"))
+    assert train(stopped, resume=tmp_path / "run")["status"] == "complete"
+
+
+def forget(run: Path) -> None:
+    """As an earlier version left it."""
+    (run / "images.manifest").unlink()
+
+
+def test_a_run_of_an_earlier_version_continues_with_a_line_and_is_checked_from_then_on(
+    stopped: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forget(tmp_path / "run")
+    capsys.readouterr()
+    train(stopped, resume=tmp_path / "run")
+    assert "has no list of its images" in capsys.readouterr().out
+    (tmp_path / "run" / "summary.json").unlink()
+    train(stopped, resume=tmp_path / "run")
+    assert "has no list of its images" not in capsys.readouterr().out
+    (tmp_path / "run" / "summary.json").unlink()
+    other_pixels(tmp_path / "tree" / "train" / "red" / "0.png")
+    with pytest.raises(DataError, match="1 changed"):
+        train(stopped, resume=tmp_path / "run")
+
+
+def test_a_run_of_an_earlier_version_is_refused_another_number_of_images(stopped: Config, tmp_path: Path) -> None:
+    forget(tmp_path / "run")
+    other_pixels(tmp_path / "tree" / "train" / "red" / "new.jfif")
+    with pytest.raises(
+        DataError, match=r"with other images than .*tree has now: 36 in train before, 37 now \(an earlier"
+    ):
+        train(stopped, resume=tmp_path / "run")
+
+
+@pytest.mark.parametrize("content", [b"", b"udskd-images-1 ", b"\0" * 100])
+def test_a_damaged_list_is_one_sentence(stopped: Config, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "run" / "images.manifest").write_bytes(content)
+    with pytest.raises(
+        CheckpointError, match=r"images\.manifest, the list of the run's images, cannot be read"
+    ) as error:
+        train(stopped, resume=tmp_path / "run")
+    assert "\n" not in str(error.value)
+
+
+def test_a_run_killed_before_its_config_was_there_can_be_started_again(own: Config, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for name in ("environment.json", "images.manifest", "config.toml.tmp"):
+        (tmp_path / "run" / name).write_bytes(b"")
+    assert train(own)["status"] == "complete"
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_stop_while_images_are_identified_says_what_is_there(
+    own: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bool, request: pytest.FixtureRequest
+) -> None:
+    if begun:
+        request.getfixturevalue("stopped")
+    on_call(monkeypatch, folder_module.FolderSet, "digest", 1, lambda: os.kill(os.getpid(), signal.SIGINT))
+    resume = f"stopped before any further step; continue with: udskd train --resume {tmp_path}/run"
+    with pytest.raises(Interrupted) as error:
+        train(own, resume=tmp_path / "run" if begun else None)
+    assert str(error.value) == (resume if begun else "stopped before anything was trained")
+    assert (tmp_path / "run").exists() == begun
+
+
+def test_unreadable_training_images_belong_to_the_set(own: Config, tmp_path: Path) -> None:
+    own = recipe.with_values(own, {"data.max_unreadable": 0.5})
+    bad = tmp_path / "tree" / "train" / "red" / "bad.jpg"
+    bad.write_bytes(b"no image")
+    train(own)
+    (tmp_path / "run" / "summary.json").unlink()
+    assert train(own, resume=tmp_path / "run")["unreadable"] == 1
+    (tmp_path / "run" / "summary.json").unlink()
+    other_pixels(bad)
+    with pytest.raises(DataError, match=r"1 changed \(train/red/bad\.jpg\)"):
+        train(own, resume=tmp_path / "run")
+
+
+def test_the_generated_set_continues(own: Config, tmp_path: Path) -> None:
+    own = recipe.with_values(own, {"data.root": "embedded", "training.epochs": 1, "training.batch_size": 500})
+    train(own)
+    (tmp_path / "run" / "summary.json").unlink()
+    assert train(own, resume=tmp_path / "run")["status"] == "complete"
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "complete"

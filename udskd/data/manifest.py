@@ -1,0 +1,123 @@
+"""The manifest of a run's images: names and contents, by which it shows later whether they are still the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass
+
+from udskd.data.sets import ImageSet, UnreadableImage, few
+from udskd.data.workers import Poll, in_order, nothing
+
+HEAD = b"udskd-images-1 "  # then the SHA-256 (hex) of the rest, a line's end, and the manifest as compressed JSON
+UNREADABLE = "unreadable"
+_THREADS = 8  # reading small files from a disk of the network is waiting: more than there are cores
+_CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The N images of one split, in order."""
+
+    checksum: str
+    """Which digests these are."""
+    names: list[str]
+    digests: list[str]
+    marks: list[list[int]]
+    """See ImageSet.mark."""
+
+
+Manifest = dict[str, Listing]
+"""By split."""
+
+
+def list_images(
+    sets: Mapping[str, ImageSet],
+    known: Manifest | None = None,
+    advance: Callable[[], object] = nothing,
+    poll: Poll = nothing,
+) -> Manifest:
+    """The manifest of sets by split. `advance` is called for every image, `poll` often; it may raise.
+
+    Images that have the mark they have in `known` are not read: their digests are taken from there. With `known`, all
+    digests are of its checksum, so that the two manifests can be compared.
+    """
+    return {split: _list(images, (known or {}).get(split), advance, poll) for split, images in sets.items()}
+
+
+def _list(images: ImageSet, known: Listing | None, advance: Callable[[], object], poll: Poll) -> Listing:
+    checksum = images.checksum if known is None else known.checksum
+    names = [images.relative_name(index) for index in range(len(images))]
+    old = {} if known is None else dict(zip(known.names, zip(known.marks, known.digests, strict=True), strict=True))
+
+    def chunk(begin: int) -> list[tuple[list[int], str]]:
+        rows = range(begin, min(begin + _CHUNK, len(names)))
+        return [_identify(images, index, checksum, old.get(names[index])) for index in rows]
+
+    found: list[tuple[list[int], str]] = []
+    with closing(in_order(chunk, range(0, len(names), _CHUNK), _THREADS)) as chunks:
+        for some in chunks:
+            poll()
+            found += some
+            for _ in some:
+                advance()
+    return Listing(checksum, names, [digest for _, digest in found], [mark for mark, _ in found])
+
+
+def _identify(
+    images: ImageSet, index: int, checksum: str, known: tuple[list[int], str] | None
+) -> tuple[list[int], str]:
+    mark = list(images.mark(index))  # before the content, so that a change in between shows the next time
+    if known is not None and mark and mark == known[0] and known[1] != UNREADABLE:
+        return mark, known[1]
+    try:
+        return mark, images.digest(index, checksum)
+    except UnreadableImage:
+        return mark, UNREADABLE
+
+
+def difference(old: Manifest, new: Manifest) -> str:
+    """What is otherwise in `new`, with numbers and the first names; "" if nothing is."""
+    before, now = _digests(old), _digests(new)
+    other = [name for name in before if name in now and now[name] != before[name]]
+    kinds = {
+        "added": [name for name in now if name not in before],
+        "removed": [name for name in before if name not in now],
+        "changed": [name for name in other if now[name] != UNREADABLE],
+        "not readable any more": [name for name in other if now[name] == UNREADABLE],
+    }
+    parts = [f"{len(names)} {kind} ({few(names)})" for kind, names in kinds.items() if names]
+    return ", ".join(parts) or ("" if list(before) == list(now) else "the same images in another order")
+
+
+def _digests(manifest: Manifest) -> dict[str, str]:
+    return {
+        f"{split}/{name}": digest
+        for split, listing in manifest.items()
+        for name, digest in zip(listing.names, listing.digests, strict=True)
+    }
+
+
+def to_bytes(manifest: Manifest) -> bytes:
+    """A manifest as a file's content."""
+    values = {split: asdict(listing) for split, listing in manifest.items()}
+    content = zlib.compress(json.dumps(values, separators=(",", ":")).encode(), level=1)
+    return HEAD + hashlib.sha256(content).hexdigest().encode() + b"\n" + content
+
+
+def from_bytes(data: bytes) -> Manifest:
+    """A manifest from what to_bytes() gave. Raises ValueError if it is something else, or damaged."""
+    head, _, content = data.partition(b"\n")
+    if head != HEAD + hashlib.sha256(content).hexdigest().encode():
+        raise ValueError("its contents do not match their SHA-256")
+    try:
+        manifest = {split: Listing(**values) for split, values in json.loads(zlib.decompress(content)).items()}
+        whole = all(len(one.names) == len(one.digests) == len(one.marks) for one in manifest.values())
+    except (zlib.error, ValueError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise ValueError("it was not written by udskd")
+    return manifest
