@@ -23,7 +23,8 @@ class Display:
         self._console = Console(highlight=False, markup=False)
 
     def line(self, text: str) -> None:
-        """Print one permanent line."""
+        """Print one permanent line; names of files that are no text in UTF-8 are shown with escapes."""
+        text = text.encode(errors="backslashreplace").decode()
         if self._terminal:
             self._console.print(text, soft_wrap=True)
         elif not self._silent:

@@ -22,6 +22,10 @@ def test_class_hash_knows_order_and_boundaries() -> None:
     assert len({class_hash(c) for c in (("a", "b"), ("b", "a"), ("ab",), ("a", "b", ""))}) == 4
 
 
+def test_class_hash_takes_names_that_are_no_utf8() -> None:
+    assert class_hash(["caf\udce9"]) == hashlib.sha256(b"caf\xe9\n").hexdigest()
+
+
 def test_unreadable_image_survives_the_way_between_processes() -> None:
     error = pickle.loads(pickle.dumps(UnreadableImage("x.jpg", "truncated")))
     assert (error.name, error.reason, str(error)) == ("x.jpg", "truncated", "x.jpg: truncated")

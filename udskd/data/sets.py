@@ -154,4 +154,4 @@ def _form(name: str) -> str:
 
 def class_hash(classes: Iterable[str]) -> str:
     """SHA-256 (hex) of the class names in order, each ended by a newline: sets with the same hash label alike."""
-    return hashlib.sha256("".join(f"{name}\n" for name in classes).encode()).hexdigest()
+    return hashlib.sha256("".join(f"{name}\n" for name in classes).encode("utf-8", "surrogateescape")).hexdigest()
