@@ -238,6 +238,33 @@ def test_a_cache_of_other_images_is_refused(
         train(config)
 
 
+def test_an_image_with_another_content_is_refused(config: Config, tmp_path: Path) -> None:
+    root = shutil.copytree(config.data.root, tmp_path / "images")
+    image = sorted((root / "train").glob("*/*.png"))[3]
+    config = cached(changed(config, data__root=str(root)), tmp_path / "cache")
+    pixels = np.asarray(Image.open(image)).copy()
+    pixels[0, 0] ^= 255
+    Image.fromarray(pixels).save(image)
+    name = image.relative_to(root).as_posix()
+    with pytest.raises(ConfigError, match=rf"was made of other images than there are now: 1 changed \({name}\): leave"):
+        train(config)
+    with pytest.raises(ConfigError, match=rf"1 changed \({name}\): choose another --output"):
+        cache_teacher(changed(config, teacher__cache=None), tmp_path / "cache")
+
+
+def test_a_cache_of_an_earlier_version_has_no_manifest_to_compare_with(config: Config, tmp_path: Path) -> None:
+    config = cached(config, tmp_path / "cache")
+    (tmp_path / "cache/images.manifest").unlink()
+    train(config)
+
+
+def test_a_damaged_manifest_of_a_cache_is_named(config: Config, tmp_path: Path) -> None:
+    config = cached(config, tmp_path / "cache")
+    (tmp_path / "cache/images.manifest").write_bytes(b"udskd")
+    with pytest.raises(CheckpointError, match=r"cache/images\.manifest, the list of the images, cannot be read"):
+        train(config)
+
+
 def test_the_images_and_the_cache_may_move(config: Config, tmp_path: Path) -> None:
     root = write_tree(tmp_path / "tree")
     cached(changed(config, data__root=str(root)), tmp_path / "cache")
@@ -266,10 +293,12 @@ def test_it_stops_between_epochs_and_continues(config: Config, tmp_path: Path, m
         on_call(patch, Frozen, "__call__", 5, lambda: os.kill(os.getpid(), signal.SIGINT))  # in the second epoch
         with pytest.raises(Interrupted, match=f"1 of 3 epochs are in {folder}"):
             cache_teacher(config, folder)
-    assert sorted(f.name for f in folder.iterdir()) == ["cache.json", "epoch-0000.npy"]
+    assert sorted(f.name for f in folder.iterdir()) == ["cache.json", "epoch-0000.npy", "images.manifest"]
     before = (folder / "epoch-0000.npy").stat()
     cache_teacher(config, folder)
     assert (folder / "epoch-0000.npy").stat() == before
+    (folder / "images.manifest").unlink()  # it holds when the images were last changed, if that is long enough ago
+    (tmp_path / "undisturbed" / "images.manifest").unlink()
     assert {f.name: f.read_bytes() for f in folder.iterdir()} == {
         f.name: f.read_bytes() for f in (tmp_path / "undisturbed").iterdir()
     }
@@ -282,6 +311,7 @@ def test_nothing_is_written_twice_and_more_epochs_are_added(
     write = cache.write_atomic
     monkeypatch.setattr(cache, "write_atomic", lambda path, *data: (written.append(path.name), write(path, *data)))
     cache_teacher(config, tmp_path / "cache", epochs=2)
+    assert written.pop(1) == "images.manifest"
     assert [name for name in written if name != "cache.json"] == ["epoch-0000.npy", "epoch-0001.npy"]
     written.clear()
     cache_teacher(config, tmp_path / "cache", epochs=4)
@@ -325,10 +355,10 @@ def test_a_full_disk_leaves_what_is_complete(config: Config, tmp_path: Path, mon
 
     folder = tmp_path / "cache"
     with monkeypatch.context() as patch:
-        on_call(patch, os, "replace", 4, full)  # the second epoch: cache.json, epoch, cache.json, epoch
+        on_call(patch, os, "replace", 5, full)  # the second epoch: cache.json, manifest, epoch, cache.json, epoch
         with pytest.raises(CheckpointError, match=r"No space left on device; 1 of 3 epochs are in .* same command"):
             cache_teacher(config, folder)
-    assert sorted(f.name for f in folder.iterdir()) == ["cache.json", "epoch-0000.npy"]
+    assert sorted(f.name for f in folder.iterdir()) == ["cache.json", "epoch-0000.npy", "images.manifest"]
     train(cached(config, folder))
 
 
@@ -344,6 +374,9 @@ def test_an_image_that_was_unreadable_is_named(config: Config, tmp_path: Path, n
     assert missing.sum() == 1
     train(config)  # still unreadable: left out, as without a cache
     file.write_bytes(intact)
+    with pytest.raises(ConfigError, match=rf"1 changed \(train/green/{number}\.png\): leave teacher\.cache out"):
+        train(changed(config, output=str(tmp_path / "another")))
+    (tmp_path / "cache" / "images.manifest").unlink()  # as in a cache of an earlier version
     with pytest.raises(DataError, match=f"{file} can be read now, but could not"):
         train(changed(config, output=str(tmp_path / "another")))
 

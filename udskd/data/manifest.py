@@ -8,10 +8,13 @@ import zlib
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from udskd.data.sets import ImageSet, UnreadableImage, few
 from udskd.data.workers import Poll, in_order, nothing
+from udskd.errors import CheckpointError
 
+FILE = "images.manifest"
 HEAD = b"udskd-images-1 "  # then the SHA-256 (hex) of the rest, a line's end, and the manifest as compressed JSON
 UNREADABLE = "unreadable"
 _THREADS = 8  # reading small files from a disk of the network is waiting: more than there are cores
@@ -99,6 +102,20 @@ def _digests(manifest: Manifest) -> dict[str, str]:
         for split, listing in manifest.items()
         for name, digest in zip(listing.names, listing.digests, strict=True)
     }
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """The manifest in a file; None if there is no such file. Raises CheckpointError if it is damaged."""
+    try:
+        return from_bytes(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise CheckpointError(
+            f"{path}, the list of the images, cannot be read ({reason}): put it back, or delete it to continue without "
+            "knowing whether the images are still the same"
+        ) from None
 
 
 def to_bytes(manifest: Manifest) -> bytes:

@@ -207,10 +207,15 @@ class Processes(Workers):
             raise (died if isinstance(error, RuntimeError) else _death(error)) from error
 
     def close(self) -> None:
-        if self._loader is not None and self._loader._iterator is not None:
+        loader, self._loader = self._loader, None
+        if loader is None or loader._iterator is None:
+            return
+        try:
             # To drop it would end them as well, but only when nobody listens any more.
-            self._loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
-        self._loader = None
+            loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
+        except RuntimeError as error:  # PyTorch ends them also when the death of one becomes known meanwhile
+            if a_worker_died(error) is error:
+                raise
 
 
 class _Requests(Sampler[Request]):

@@ -1,7 +1,8 @@
 """The teacher's logits of every image's view in every epoch, computed once for several runs.
 
-`udskd cache-teacher` writes DIR/cache.json, which says what the logits were made of, and DIR/epoch-NNNN.npy for each
-epoch: fp16 [N, C] by the image's number, NaN where an image could not be read. `teacher.cache` reads them.
+`udskd cache-teacher` writes DIR/cache.json, which says what the logits were made of, DIR/images.manifest, by which the
+images are known again, and DIR/epoch-NNNN.npy for each epoch: fp16 [N, C] by the image's number, NaN where an image
+could not be read. `teacher.cache` reads them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from torch import Tensor
 
 from udskd.config import Config
 from udskd.data import ImageSet, UnreadableImage, class_hash
+from udskd.data.manifest import FILE as MANIFEST
+from udskd.data.manifest import difference, list_images, read_manifest, to_bytes
+from udskd.data.workers import Poll, nothing
 from udskd.errors import CheckpointError, ConfigError, DataError
 from udskd.models import Model
 from udskd.training.checkpoint import fingerprint, write_atomic
@@ -31,6 +35,7 @@ from udskd.training.session import Session
 FORMAT = "udskd-teacher-cache-1"
 _VIEW = ("image_size", "crop_scale", "flip", "mixup", "mean", "std")  # options of data that change what a teacher sees
 _PROBES = 5
+_OTHER_CACHE = "leave teacher.cache out, or make another cache"
 Logits = npt.NDArray[np.float16]
 
 
@@ -53,7 +58,7 @@ def find(session: Session, model: Model) -> TeacherCache | None:
             f"{config.teacher.cache} makes one"
         )
     images = session.train.images
-    folder.check(made_of(config, images, model, session.runtime), "leave teacher.cache out, or make another cache")
+    folder.check(made_of(config, images, model, session.runtime), _OTHER_CACHE)
     folder.check_epochs(config.training.epochs)
     return TeacherCache(folder, images, session.runtime.dtype_of(config.teacher.precision))
 
@@ -84,6 +89,10 @@ class TeacherCache:
                 f"{self._folder.path} was written: make another one, or take the image out again"
             )
         return torch.from_numpy(rows).to(self._dtype)
+
+    def check_images(self, advance: Callable[[], object], poll: Poll) -> None:
+        """ConfigError if an image's content is not the one that the logits were computed of."""
+        self._folder.check_images(self._images, _OTHER_CACHE, advance, poll)
 
 
 @dataclass
@@ -140,6 +149,25 @@ class CacheFolder:
                     f"{self.path} was made with {name} = {self.made_of.get(name)!r}, not {value!r}: {advice}"
                 )
 
+    def check_images(
+        self, images: ImageSet, advice: str, advance: Callable[[], object] = nothing, poll: Poll = nothing
+    ) -> None:
+        """ConfigError if the training images are not those that the logits were computed of.
+
+        A cache of an earlier version has no manifest to compare them with.
+        """
+        known = read_manifest(self.path / MANIFEST)
+        if known is None:
+            return
+        changes = difference(known, list_images({"train": images}, known, advance, poll))
+        if changes:
+            raise ConfigError(f"{self.path} was made of other images than there are now: {changes}: {advice}")
+
+    def note_images(self, images: ImageSet, advance: Callable[[], object] = nothing, poll: Poll = nothing) -> None:
+        """Write the manifest of the training images, unless there is one. CheckpointError for the disk."""
+        if not (self.path / MANIFEST).exists():
+            write_atomic(self.path / MANIFEST, to_bytes(list_images({"train": images}, None, advance, poll)))
+
     def check_epochs(self, wanted: int) -> None:
         """ConfigError unless the first `wanted` epochs are there; CheckpointError if the file of one is damaged."""
         complete = self.complete(wanted)
@@ -194,7 +222,7 @@ class CacheFolder:
 
 
 def made_of(config: Config, images: ImageSet, model: Model, runtime: Runtime) -> dict[str, Any]:
-    """Everything that the logits depend on but the images' bytes, by name, as JSON gives it back.
+    """Everything that the logits depend on but the images' contents, by name, as JSON gives it back.
 
     Not among it is what changes no more than their rounding: device, batch size, memory format, compilation.
     """

@@ -89,6 +89,9 @@ class _Writer:
         self.loader.steps_per_epoch = -(-len(self._images) // self.loader.batch_size)
         self._last: Tensor | None = None
         self._folder = CacheFolder.begin(output, made_of(config, self._images, model, self._runtime))
+        with self._display.steps("identify the images", len(self._images)) as advance:
+            self._folder.check_images(self._images, "choose another --output", advance, stop.poll)
+            self._folder.note_images(self._images, advance, stop.poll)
 
     def run(self) -> None:
         """The epochs that are not there, each written when it is complete."""

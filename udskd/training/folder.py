@@ -24,11 +24,10 @@ except ImportError:  # not on this system
 from udskd import recipe
 from udskd._version import __version__
 from udskd.config import Config
-from udskd.data.manifest import Manifest, from_bytes, to_bytes
+from udskd.data.manifest import FILE as MANIFEST
+from udskd.data.manifest import Manifest, read_manifest, to_bytes
 from udskd.errors import CheckpointError, ConfigError
 from udskd.training.checkpoint import previous, write_atomic
-
-MANIFEST = "images.manifest"
 
 
 class RunFolder:
@@ -107,17 +106,7 @@ class RunFolder:
 
         Raises CheckpointError if it is damaged.
         """
-        path = self.path / MANIFEST
-        try:
-            return from_bytes(path.read_bytes())
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            raise CheckpointError(
-                f"{path}, the list of the run's images, cannot be read ({reason}): put it back, or delete it to "
-                "continue without knowing whether the images are still the same"
-            ) from None
+        return read_manifest(self.path / MANIFEST)
 
     def _write_manifest(self, images: Manifest | None) -> None:
         if images is not None:

@@ -107,7 +107,10 @@ def prepare(
     plan = Plan.of(config, len(val_set.classes), networks)
     if "teacher" in networks:
         plan.says(config, runtime, networks["teacher"].module)  # to be refused now, if it cannot say what is asked
-        cache.find(session, networks["teacher"])  # to be refused now, if it is another teacher's
+        cached = cache.find(session, networks["teacher"])  # to be refused now, if it is another teacher's
+        if cached is not None and world.main:
+            with display.steps("identify the teacher cache's images", len(train_set)) as advance:
+                cached.check_images(advance, vote.poll_here)
     if world.main:
         session.manifest = identify(config, folder, {"train": train_set, "val": val_set}, display, vote)
     if config.data.loader == "resident":
