@@ -47,7 +47,7 @@ def test_options_that_are_not_given_keep_the_recipes_values() -> None:
         ("--data.rot x", ['did you mean "--data.root"']),
         ("--seed x", ["--seed", "whole number", "'x'"]),
         ("--temperature warm", ["--loss.temperature", "number", "'warm'"]),
-        ("--temperature -1", ["loss.temperature", "above 0"]),
+        ("--temperature -1", ["loss.temperature", "from 1e-06 to 1e+06"]),
         ("--trust me", ["--loss.trust", "confident", "uncertain"]),
         ("--training.epochs", ["--training.epochs", "Missing value"]),
         ("stray", ['"stray"']),

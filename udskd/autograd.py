@@ -6,13 +6,14 @@ torch.library.register_autograd (python -m bench.call), which udskd/ops.py keeps
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from udskd import checks
 from udskd.ops import Operators, gradients_of
+from udskd.transforms import is_batched, no_transforms
 
 
 def call(operators: Operators, arguments: list[Any], wanted: tuple[bool, bool, bool]) -> tuple[Tensor, ...]:
@@ -48,8 +49,10 @@ class Loss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        # A graph of the gradient (create_graph) is the operator's own, which refuses a second derivative.
-        if not ctx.fused or torch.is_grad_enabled():
+        no_transforms(grad_loss, vmap=True)
+        # A graph of the gradient (create_graph) is the operator's own, which refuses a second derivative. Gradients of
+        # a batch of grad_outputs (is_grads_batched) are computed for each of them.
+        if not ctx.fused or torch.is_grad_enabled() or is_batched(grad_loss):
             return None, None, *recomputed(ctx, grad_loss)
         scaled = scaled_on_its_device if ctx.operators.gpu else scaled_by_its_value
         return None, None, *scaled(ctx, grad_loss)
@@ -58,7 +61,7 @@ class Loss(torch.autograd.Function):
 def scaled_by_its_value(ctx: Any, grad_loss: Tensor) -> list[Tensor]:
     """The gradients that came with the loss, times a number that is looked at."""
     scale = grad_loss.item()
-    if not math.isfinite(scale):  # the zeros of ignored rows are to stay zeros
+    if not abs(scale) <= checks.FLOAT32_MAX:  # as infinity, it would make NaN of the zeros of ignored rows
         return recomputed(ctx, grad_loss)
     # Handed out once, so that nobody else holds what is scaled here: later passes compute them again.
     kept, ctx.kept = ctx.kept, None

@@ -6,16 +6,18 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from udskd.ops import REDUCTIONS, UNCERTAINTIES
+from udskd.transforms import transforms
 
 FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 TEMPERATURES = (1e-6, 1e6)
 """Beyond these, exponentials and the factor T^2 leave the range of float32."""
+FLOAT32_MAX = torch.finfo(torch.float32).max
 COEFFICIENTS = ("ce_weight", "kd_weight", "peer_weight")
 
 
@@ -115,10 +117,23 @@ def per_row(name: str, x: Tensor, like: Tensor, *, scalar: bool) -> None:
     same_device(name, x, like)
 
 
+def _shown(x: object) -> str:
+    """A number for a message; one that nobody can read is given by its size."""
+    if isinstance(x, int) and x.bit_length() > 128:
+        return f"an integer of {x.bit_length()} bits"
+    return str(x)
+
+
+def _type(x: object) -> str:
+    """The name of a type, such as "str" or "numpy.float32"."""
+    kind = type(x)
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+
+
 def readable(x: Tensor) -> bool:
     """Whether values can be looked at here and now: not on a GPU, which that would wait for, nor while a tensor stands
     for others (torch.compile, fake tensors, torch.func)."""
-    return not torch.compiler.is_compiling() and x.device.type == "cpu" and not in_transform() and not _is_fake(x)
+    return not torch.compiler.is_compiling() and x.device.type == "cpu" and not transforms() and not _is_fake(x)
 
 
 def _is_fake(x: Tensor) -> bool:
@@ -126,55 +141,59 @@ def _is_fake(x: Tensor) -> bool:
     return module is not None and isinstance(x, module.FakeTensor)
 
 
-def in_transform() -> bool:
-    """Whether a transform of torch.func is at work."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+def is_valid_weight(x: Tensor, learned: bool) -> Tensor:
+    """Where a weight is finite in float32, and not negative unless it is learned; of the shape of x."""
+    below = x <= FLOAT32_MAX if x.dtype == torch.float64 else x < math.inf
+    above = x >= 0 if not learned else x >= -FLOAT32_MAX if x.dtype == torch.float64 else x > -math.inf
+    return above & below
 
 
-def is_valid_weight(x: Tensor) -> Tensor:
-    """Where a weight is finite, and not negative unless it is learned (requires a gradient); of the shape of x."""
-    return (x > -math.inf if x.requires_grad else x >= 0) & (x < math.inf)
-
-
-def weight_values(name: str, x: Tensor) -> None:
+def weight_values(name: str, x: Tensor, learned: bool) -> None:
     """ValueError naming the first value that no weight can have. Looks at the values."""
-    valid = is_valid_weight(x)
+    valid = is_valid_weight(x, learned)
     if valid.all():
         return
     first = int((~valid).flatten().nonzero()[0])
     where = f" in row {first}" if x.dim() else ""
-    allowed = "finite" if x.requires_grad else "finite and not negative"
-    raise ValueError(f"{name} must be {allowed}, got {x.detach().flatten()[first].item()}{where}")
+    _refuse_weight(name, x.detach().flatten()[first].item(), learned, where)
+
+
+def _refuse_weight(name: str, value: float, learned: bool = False, where: str = "") -> NoReturn:
+    if FLOAT32_MAX < abs(value) < math.inf:
+        raise ValueError(f"{name} must fit into float32, at most {FLOAT32_MAX:.3g}, got {_shown(value)}{where}")
+    allowed = "finite" if learned else "finite and not negative"
+    raise ValueError(f"{name} must be {allowed}, got {_shown(value)}{where}")
 
 
 def number(name: str, x: object, expected: str = "a number") -> None:
     if isinstance(x, bool) or not isinstance(x, (int, float)):
-        raise TypeError(f"{name} must be {expected}, got {type(x).__name__}")
+        raise TypeError(f"{name} must be {expected}, got {_type(x)}")
 
 
 def coefficient(name: str, x: object) -> None:
     number(name, x, "a number or a tensor")
-    if not 0 <= x <= sys.float_info.max:  # type: ignore[operator]  # also refuses NaN
-        raise ValueError(f"{name} must be finite and not negative, got {x}")
+    assert isinstance(x, (int, float))
+    if not 0 <= x <= FLOAT32_MAX:  # also refuses NaN
+        _refuse_weight(name, x)
 
 
 def temperature(name: str, x: object) -> None:
     number(name, x)
     lowest, highest = TEMPERATURES
     if not lowest <= x <= highest:  # type: ignore[operator]  # also refuses NaN
-        raise ValueError(f"{name} must be from {lowest:g} to {highest:g}, got {x}")
+        raise ValueError(f"{name} must be from {lowest:g} to {highest:g}, got {_shown(x)}")
 
 
 def flag(name: str, x: object) -> None:
     if not isinstance(x, bool):
-        raise TypeError(f"{name} must be True or False, got {type(x).__name__}")
+        raise TypeError(f"{name} must be True or False, got {_type(x)}")
 
 
 def label(name: str, x: object) -> None:
     if isinstance(x, bool) or not isinstance(x, int):
-        raise TypeError(f"{name} must be an integer, got {type(x).__name__}")
+        raise TypeError(f"{name} must be an integer, got {_type(x)}")
     if not -(2**63) <= x < 2**63:
-        raise ValueError(f"{name} must fit into int64, got {x}")
+        raise ValueError(f"{name} must fit into int64, got {_shown(x)}")
 
 
 def smoothing(x: object) -> None:
@@ -215,17 +234,19 @@ def inputs(teacher: object, student_a: object, student_b: object, target_: objec
         target(target_, student_a)
 
 
-def options(like: Tensor, given: dict[str, Any]) -> None:
-    """The options of the loss, by name, for logits such as student_a."""
+def options(given: Mapping[str, Any], like: Tensor | None = None) -> None:
+    """The options of the loss, by name; of those that are tensors also the shapes, for logits such as `like`."""
     for name in ("temperature", "peer_temperature", "uncertainty_temperature"):
-        temperature(name, given[name])
+        if name != "peer_temperature" or given[name] is not None:
+            temperature(name, given[name])
     for name in COEFFICIENTS:
-        if isinstance(given[name], Tensor):
-            per_row(name, given[name], like, scalar=True)
-        else:
+        if not isinstance(given[name], Tensor):
             coefficient(name, given[name])
+        elif like is not None:
+            per_row(name, given[name], like, scalar=True)
     if isinstance(given["uncertainty"], Tensor):
-        per_row("uncertainty", given["uncertainty"], like, scalar=False)
+        if like is not None:
+            per_row("uncertainty", given["uncertainty"], like, scalar=False)
     else:
         choice("uncertainty", given["uncertainty"], UNCERTAINTIES)
     choice("trust", given["trust"], ("confident", "uncertain"))

@@ -9,10 +9,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
-from udskd import checks
 from udskd.ops import Operators
+from udskd.transforms import no_transforms
 
 Form = Literal["auto", "fused", "recompute"]
 _only: Form = "auto"
@@ -29,14 +28,11 @@ def choose(operators: Operators, arguments: list[Any], reduction: str, normalize
     known only when all rows have been seen.
     """
     student = arguments[1]
-    if torch.compiler.is_compiling() or type(student) not in (Tensor, nn.Parameter):
+    if torch.compiler.is_compiling():  # udskd/ops.py refuses there what no_transforms does here
         return "traced", ()
-    if checks.in_transform():
-        raise NotImplementedError(
-            "udskd.dual_student_loss cannot be transformed by torch.func (grad, vmap, jvp and others); use "
-            "backend='reference'"
-        )
-    _refuse_forward_mode(arguments)
+    no_transforms(*[arguments[k] for k in _DIFFERENTIABLE])
+    if type(student) not in (Tensor, nn.Parameter):
+        return "traced", ()
     if not torch.is_grad_enabled():
         return "loss", ()
     places = tuple([k for k in _DIFFERENTIABLE if arguments[k] is not None and arguments[k].requires_grad])
@@ -49,15 +45,6 @@ def choose(operators: Operators, arguments: list[Any], reduction: str, normalize
         gpu = ", and on a GPU no normalized weights" if operators.gpu else ""
         raise ValueError(f"the fused form needs a reduced loss, float coefficients and no float16{gpu}")
     return "fused" if fusable and _only != "recompute" else "recompute", places
-
-
-def _refuse_forward_mode(arguments: list[Any]) -> None:
-    if getattr(forward_ad, "_current_level", -1) < 0:  # looked at first because it costs nothing
-        return
-    unpack: Any = forward_ad.unpack_dual
-    for k in _DIFFERENTIABLE:
-        if arguments[k] is not None and unpack(arguments[k]).tangent is not None:
-            raise NotImplementedError("udskd.dual_student_loss has no forward-mode derivative; use backend='reference'")
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Collection
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -67,7 +68,8 @@ def dual_student_loss(
     tau^2, the direction of the students' KL, every coefficient's default.]
 
     Args:
-        teacher: logits [..., C] of any floating dtype, or None for no teacher (weight 1, entropy 0).
+        teacher: logits [..., C] of any floating dtype, or None for no teacher (weight 1, entropy 0). They may come from
+            inference_mode; under torch.compile from no_grad, since PyTorch keeps no inference tensors in a graph.
         student_a: logits [..., C], float64, float32, float16 or bfloat16, any strides; leading dimensions are B rows.
         student_b: logits of the same shape and dtype, or None (distillation of a single student).
         target: int64 labels [...], class probabilities [..., C] of any floating dtype (they get no gradient), or None
@@ -123,7 +125,7 @@ def dual_student_loss(
         "reduction": reduction,
         "backend": backend,
     }
-    return _checked(teacher, student_a, student_b, target, options, refuse=True)
+    return _checked(teacher, student_a, student_b, target, options)
 
 
 OPTIONS: dict[str, Any] = {
@@ -151,20 +153,23 @@ def _checked(
     target: Tensor | None,
     options: dict[str, Any],
     *,
-    refuse: bool,
+    learned: Collection[str] = (),
+    refuse: bool = True,
 ) -> DualStudentLossOutput:
-    """The loss of arguments that are not yet checked; refuse: the values of weights, too, where they can be seen."""
-    if options["peer_temperature"] is None:
-        options["peer_temperature"] = options["temperature"]
+    """The loss of arguments that are not yet checked.
+
+    learned: names of weights that are learned whether or not they require a gradient now. refuse: whether to look at
+    the values of weights, where that is possible.
+    """
     backend = options.pop("backend")
     checks.inputs(teacher, student_a, student_b, target)
-    checks.options(student_a, options)
+    checks.options(options, student_a)
+    if options["peer_temperature"] is None:
+        options["peer_temperature"] = options["temperature"]
     chosen = backends.choose(backend, student_a.device)
-    if isinstance(options["uncertainty"], Tensor):
-        options["uncertainty"] = options["uncertainty"].detach()
     for name in (*checks.COEFFICIENTS, "uncertainty"):
         if isinstance(options[name], Tensor):
-            options[name] = _with_valid_values(name, options[name], refuse)
+            options[name] = _with_valid_values(name, options[name], name in learned, refuse)
     loss, components, weight, entropy = backends.run(chosen, teacher, student_a, student_b, target, **options)
     if student_a.dim() != 2:
         leading = student_a.shape[:-1]
@@ -175,21 +180,26 @@ def _checked(
     return DualStudentLossOutput(loss, ce_a, ce_b, kd_a, kd_b, peer_a, peer_b, weight, entropy)
 
 
-def _with_valid_values(name: str, weight: Tensor, refuse: bool) -> Tensor:
+def _with_valid_values(name: str, weight: Tensor, learned: bool, refuse: bool) -> Tensor:
     """The weight, if its values are valid. Where they may be looked at, ValueError if not; elsewhere NaN in their
     place."""
+    if name == "uncertainty":
+        weight = weight.detach()
+    learned = learned or weight.requires_grad
     if refuse and checks.readable(weight):
-        checks.weight_values(name, weight)
+        checks.weight_values(name, weight, learned)
         return weight
-    return torch.where(checks.is_valid_weight(weight), weight, torch.nan)
+    return torch.where(checks.is_valid_weight(weight, learned), weight, torch.nan)
 
 
 class DualStudentLoss(nn.Module):
     """udskd.dual_student_loss as a module: the same options; forward(teacher, student_a, student_b, target).
 
-    ce_weight, kd_weight, peer_weight and uncertainty may be tensors. An nn.Parameter among them is a parameter of the
-    module, to be given to the optimiser and learned; any other tensor is one of its buffers. Either is in the module's
-    state and moves with it.
+    Every option is an attribute of the module. ce_weight, kd_weight, peer_weight and uncertainty may be tensors. An
+    nn.Parameter among them is a parameter of the module, to be given to the optimiser and learned; any other tensor is
+    one of its buffers. Either is in the module's state and moves with it.
+
+    Raises TypeError and ValueError as the function does, for options that are wrong whatever the logits are.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -197,13 +207,12 @@ class DualStudentLoss(nn.Module):
         for name in options:
             if name not in OPTIONS:
                 raise TypeError(f"DualStudentLoss has no option {name!r}; it has {', '.join(OPTIONS)}")
-        self.options = {name: value for name, value in options.items() if not isinstance(value, Tensor)}
-        self._tensors = [name for name in options if name not in self.options]
-        for name in self._tensors:
-            if isinstance(options[name], nn.Parameter):
-                self.register_parameter(name, options[name])
+        checks.options({**OPTIONS, **options})
+        for name, value in {**OPTIONS, **options}.items():
+            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+                self.register_buffer(name, value)
             else:
-                self.register_buffer(name, options[name])
+                setattr(self, name, value)
 
     def forward(
         self,
@@ -213,10 +222,15 @@ class DualStudentLoss(nn.Module):
         target: Tensor | None = None,
     ) -> DualStudentLossOutput:
         """The loss of one batch; see udskd.dual_student_loss."""
-        tensors = {name: getattr(self, name) for name in self._tensors}
-        return dual_student_loss(teacher, student_a, student_b, target, **self.options, **tensors)
+        options = {name: getattr(self, name) for name in OPTIONS}
+        return _checked(teacher, student_a, student_b, target, options, learned=self._parameters.keys())
 
     def extra_repr(self) -> str:
-        given = [f"{name}={value!r}" for name, value in self.options.items()]
-        given += [f"{name}={type(x).__name__} {list(x.shape)}" for name in self._tensors for x in [getattr(self, name)]]
-        return ", ".join(given)
+        shown = []
+        for name, default in OPTIONS.items():
+            value = getattr(self, name)
+            if isinstance(value, Tensor):
+                shown.append(f"{name}={type(value).__name__} {list(value.shape)}")
+            elif value != default:
+                shown.append(f"{name}={value!r}")
+        return ", ".join(shown)

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from udskd.transforms import no_transforms
+
 
 @dataclass(frozen=True)
 class Operators:
@@ -62,6 +64,7 @@ def _columns(namespace: Any, device: str) -> int:
 def _forward_fake(
     namespace: Any, teacher: Tensor | None, student_a: Tensor, student_b: Tensor | None, *rest: Any
 ) -> tuple[Tensor, ...]:
+    _one_device(student_a, teacher, student_b, *rest)
     rows, dtype = student_a.shape[0], arithmetic(teacher, student_a, student_b)
     each = REDUCTIONS[rest[len(_TENSORS) - 3 + _NUMBERS.index("reduction")]] == "none"
     shapes = ((rows,), (6, rows)) if each else ((), (6,))
@@ -76,6 +79,13 @@ def _fused_fake(
     return (*outputs, *_wanted((teacher, student_a, student_b), rest[-3:], outputs[-1]))
 
 
+def _one_device(student_a: Tensor, *others: Any) -> None:
+    """As the kernels check it: an operator of tensors on several devices may come to be seen as a fake one's."""
+    for x in others:
+        if isinstance(x, Tensor) and x.device != student_a.device:
+            raise RuntimeError(f"tensors must be on one device, got {x.device} beside student_a on {student_a.device}")
+
+
 def _wanted(logits: tuple[Tensor | None, ...], wanted: tuple[bool, ...], like: Tensor) -> list[Tensor]:
     """Empty tensors for the gradients of logits that are wanted, and of no size for the others."""
     pairs = zip(logits, wanted, strict=True)
@@ -85,6 +95,7 @@ def _wanted(logits: tuple[Tensor | None, ...], wanted: tuple[bool, ...], like: T
 def _backward_fake(
     grad_loss: Tensor, rows: Tensor, teacher: Tensor | None, student_a: Tensor, student_b: Tensor | None, *rest: Any
 ) -> tuple[Tensor, ...]:
+    _one_device(student_a, grad_loss, rows, teacher, student_b, *rest)
     gradients = _wanted((teacher, student_a, student_b), rest[-4:-1], rows)
     return (*gradients, rows.new_empty((rows.shape[0], 3)) if rest[-1] else rows.new_empty(0))
 
@@ -128,6 +139,23 @@ def _no_second_derivative(ctx: Any, *grads: Any) -> None:
     )
 
 
+class _Guarded(torch.library.Library):
+    """A library whose operators refuse, where PyTorch would drop them, derivatives that they do not have."""
+
+    def impl(self, op_name: Any, fn: Callable[..., Any], *rest: Any, **options: Any) -> None:
+        """Registers fn(keyset, *arguments) after a look at the arguments."""
+
+        def guarded(keyset: Any, *arguments: Any) -> Any:
+            no_transforms(*[x for x in arguments if isinstance(x, Tensor)])
+            return fn(keyset, *arguments)
+
+        super().impl(op_name, guarded, *rest, **options)  # type: ignore[no-untyped-call]
+
+
+_LIBRARIES: list[torch.library.Library] = []
+"""Kept alive: what they register lives as long as they do."""
+
+
 def register(name: str = "udskd") -> None:
     """Attaches everything above to the operators of a namespace; called once, when their library is loaded."""
     namespace = getattr(torch.ops, name)
@@ -141,5 +169,7 @@ def register(name: str = "udskd") -> None:
     for suffix, fake in fakes.items():
         torch.library.register_fake(f"{name}::dual_student_loss{suffix}", fake)
     derivative = partial(_backward, namespace)
-    torch.library.register_autograd(f"{name}::dual_student_loss", derivative, setup_context=_setup_context)
+    library = _Guarded(name, "FRAGMENT")  # type: ignore[no-untyped-call]
+    _LIBRARIES.append(library)
+    torch.library.register_autograd(f"{name}::dual_student_loss", derivative, setup_context=_setup_context, lib=library)
     torch.library.register_autograd(f"{name}::dual_student_loss_backward", _no_second_derivative)

@@ -30,7 +30,7 @@ def cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float) -> Ten
     nll = -log_p.gather(-1, target.clamp(0, classes - 1).unsqueeze(-1)).squeeze(-1)
     if label_smoothing:
         nll = (1 - label_smoothing) * nll - label_smoothing / classes * log_p.sum(-1)
-    return nll * torch.where(known, 1.0, torch.nan)
+    return torch.where(known, nll, torch.nan)
 
 
 def dual_student_loss(
@@ -69,6 +69,7 @@ def dual_student_loss(
     assert a is not None
     if hard and target is not None:
         target = torch.where(live, target, 0)
+    ce_weight, kd_weight, peer_weight = (_coefficient(x, live, dtype) for x in (ce_weight, kd_weight, peer_weight))
     weight, spread = _weights(t, a, live, uncertainty, trust, normalize_weights, uncertainty_temperature)
 
     zero = torch.zeros_like(a[:, 0])
@@ -88,9 +89,10 @@ def dual_student_loss(
     rows = sum(
         (x[:, :0].sum(-1) for x in (t, a, b) if x is not None), zero
     )  # zeros that reach every input, so that each has a gradient
-    for coefficient, first, second in ((ce_weight, 0, 1), (kd_weight, 2, 3), (peer_weight, 4, 5)):
-        if _on(coefficient):
-            rows = rows + coefficient * (components[first] + components[second])
+    terms = ((ce_weight, target, 0), (kd_weight, t, 2), (peer_weight, b, 4))
+    for coefficient, needed, first in terms:
+        if needed is not None and _on(coefficient):
+            rows = rows + torch.where(live, coefficient * (components[first] + components[first + 1]), 0.0)
     if reduction != "none":
         count = live.sum() if reduction == "mean" else 1
         rows, components = rows.sum() / count, components.sum(-1) / count
@@ -104,6 +106,11 @@ def _dtypes(*tensors: Tensor | None) -> set[torch.dtype]:
 def _on(coefficient: float | Tensor) -> bool:
     """A term whose weight is the float 0 is not computed at all, so that an infinite term times 0 is 0 and not NaN."""
     return isinstance(coefficient, Tensor) or coefficient != 0
+
+
+def _coefficient(x: float | Tensor, live: Tensor, dtype: torch.dtype) -> float | Tensor:
+    """A coefficient in the arithmetic's dtype, 0 in rows that are ignored, whatever it holds there."""
+    return torch.where(live, x.to(dtype), 0.0) if isinstance(x, Tensor) else x
 
 
 def _kl_to(log_t: Tensor, student: Tensor, temperature: float) -> Tensor:
@@ -123,12 +130,8 @@ def _weights(
     """Each row's weight and teacher entropy [B]; both 0 in ignored rows."""
     if teacher is None:
         return torch.where(live, torch.ones_like(like[:, 0]), 0.0), torch.zeros_like(like[:, 0])
-    if isinstance(kind, Tensor):
-        weight = kind.to(like.dtype)
-    else:
-        weight = certainty(teacher, kind, temperature)  # type: ignore[arg-type]
-        if trust == "uncertain" and kind != "none":
-            weight = 1 - weight
+    given = isinstance(kind, Tensor)
+    weight = kind.to(like.dtype) if given else certainty(teacher, kind, temperature, trust)  # type: ignore[union-attr, arg-type]
     if normalized:
         weight = normalize(weight, live)
     return torch.where(live, weight, 0.0), torch.where(live, entropy(teacher, temperature), 0.0)

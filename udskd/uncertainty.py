@@ -19,20 +19,23 @@ def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     return -torch.where(p == 0, 0.0, p * log_p).sum(-1)
 
 
-def certainty(logits: Tensor, kind: Uncertainty = "entropy", temperature: float = 1.0) -> Tensor:
-    """How sure softmax(logits / temperature) is, [..., C] -> [...] in [0, 1].
+def certainty(
+    logits: Tensor, kind: Uncertainty = "entropy", temperature: float = 1.0, trust: Trust = "confident"
+) -> Tensor:
+    """How sure softmax(logits / temperature) is, [..., C] -> [...] in [0, 1]; with trust "uncertain", how unsure.
 
     "entropy": 1 - H / log C [paper: UDSKD]. "max_prob": the largest probability. "margin": the largest less the second.
-    "none": 1.
+    "none": 1, whatever is trusted. How unsure is 1 - how sure; H / log C as it is, which keeps its digits where it is
+    small.
     """
     if kind == "none":
         return torch.ones_like(logits[..., 0])
     if kind == "entropy":
-        sure = 1 - entropy(logits, temperature) / math.log(logits.shape[-1])
-    else:
-        top = torch.softmax(logits / temperature, -1).topk(2, -1).values
-        sure = top[..., 0] if kind == "max_prob" else top[..., 0] - top[..., 1]
-    return sure.clamp(0, 1)
+        unsure = (entropy(logits, temperature) / math.log(logits.shape[-1])).clamp(0, 1)
+        return unsure if trust == "uncertain" else 1 - unsure
+    top = torch.softmax(logits / temperature, -1).topk(2, -1).values
+    sure = (top[..., 0] if kind == "max_prob" else top[..., 0] - top[..., 1]).clamp(0, 1)
+    return 1 - sure if trust == "uncertain" else sure
 
 
 def normalize(weight: Tensor, live: Tensor) -> Tensor:

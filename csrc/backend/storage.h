@@ -32,6 +32,7 @@ inline bool is_aligned(const torch::stable::Tensor& x, size_t to) {
 // For operators on images, whose elements are of the size that the memory is aligned to.
 inline void check_storage(const char* name, const torch::stable::Tensor& x) {
   STD_TORCH_CHECK(is_within_storage(x), name, " reaches beyond the end of its storage");
+  STD_TORCH_CHECK(x.numel() == 0 || x.const_data_ptr(), name, " has no memory");
   STD_TORCH_CHECK(is_aligned(x, x.element_size()), name, " does not begin at a multiple of its element's size");
 }
 

@@ -37,6 +37,7 @@ inline void check_memory(const char* name, const Tensor& x, const Tensor& studen
   STD_TORCH_CHECK(x.layout() == torch::headeronly::Layout::Strided, name, " must be a dense tensor");
   STD_TORCH_CHECK(x.device() == student_a.device(), name, " and student_a must be on one device");
   STD_TORCH_CHECK(is_within_storage(x), name, " reaches beyond the end of its storage");
+  STD_TORCH_CHECK(x.numel() == 0 || x.const_data_ptr(), name, " has no memory");
 }
 
 inline void check_student_a(const Tensor& x) {

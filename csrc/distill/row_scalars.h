@@ -23,10 +23,11 @@ template <class Acc>
 HD inline Acc certainty(const Problem& p, int64_t row, const Spread<Acc>& s, Acc log_classes) {
   if (p.uncertainty == kNone) return 1;
   if (p.uncertainty == kGiven) return value<Acc>(p.certainty, row);
-  Acc sure = p.uncertainty == kMaxProb ? s.largest : s.largest - s.second;
-  if (p.uncertainty == kEntropyWeight) sure = 1 - s.entropy / log_classes;
-  sure = sure < 0 ? Acc(0) : sure > 1 ? Acc(1) : sure;
-  return p.trust_uncertain ? 1 - sure : sure;
+  const auto share = [](Acc x) { return x < 0 ? Acc(0) : x > 1 ? Acc(1) : x; };
+  // 1 - (1 - H / log C) would leave nothing of a small entropy.
+  const bool entropy = p.uncertainty == kEntropyWeight;
+  const Acc x = share(entropy ? s.entropy / log_classes : p.uncertainty == kMaxProb ? s.largest : s.largest - s.second);
+  return entropy == p.trust_uncertain ? x : 1 - x;
 }
 
 // The row's six components of the loss, coefficients not yet applied.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from typing import Any
 
 import pytest
 import torch
@@ -84,6 +85,34 @@ def test_a_learned_coefficient_under_torch_compile() -> None:
     criterion.zero_grad()
     criterion(*made.inputs).loss.backward()
     torch.testing.assert_close(compiled, criterion.get_parameter("kd_weight").grad)
+
+
+def test_a_learned_coefficient_that_is_frozen_keeps_its_value() -> None:
+    made = make(6, 10, dtype=torch.float32)
+    criterion = udskd.DualStudentLoss(kd_weight=parameter(-0.5))
+    expected = criterion(*made.inputs).loss
+    assert torch.equal(criterion.requires_grad_(False)(*made.inputs).loss, expected)
+    detached = {"kd_weight": torch.tensor(-0.5)}
+    assert torch.equal(torch.func.functional_call(criterion, detached, made.inputs).loss, expected)
+
+
+def test_options_can_be_set_later() -> None:
+    made = make(6, 10, dtype=torch.float32)
+    criterion = udskd.DualStudentLoss(kd_weight=0.9)
+    criterion.kd_weight, criterion.temperature = parameter(0.1), 2.0
+    assert [name for name, _ in criterion.named_parameters()] == ["kd_weight"]
+    expected = udskd.dual_student_loss(*made.inputs, kd_weight=0.1, temperature=2.0)
+    torch.testing.assert_close(criterion(*made.inputs).loss, expected.loss)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [({"temperature": 0}, ValueError), ({"trust": "me"}, ValueError), ({"temperature": torch.ones(())}, TypeError)],
+    ids=str,
+)
+def test_options_are_checked_when_the_module_is_made(options: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error, match=next(iter(options))):
+        udskd.DualStudentLoss(**options)
 
 
 def test_the_options_are_shown() -> None:

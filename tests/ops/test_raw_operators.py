@@ -231,6 +231,15 @@ def test_an_odd_address_changes_nothing(backend: str, which: str) -> None:
         torch.testing.assert_close(x, y)
 
 
+@pytest.mark.parametrize("place", [0, 2, 3])
+@pytest.mark.parametrize("backend", NATIVE)
+def test_a_tensor_on_another_device_does_not_make_fakes_of_the_others(backend: str, place: int) -> None:
+    arguments = Arguments.good(backend).forward()
+    arguments[place] = arguments[place].to("meta")
+    with pytest.raises(RuntimeError, match="on one device, got meta"):
+        ops.OPERATORS[backend].namespace.dual_student_loss.default(*arguments)
+
+
 @pytest.mark.parametrize("place", [0, 1, 2, 3])
 def test_tensors_of_two_devices_are_refused(place: int) -> None:
     if not torch.cuda.is_available():

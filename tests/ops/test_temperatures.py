@@ -38,7 +38,7 @@ def allowance(backend: str, place: int) -> float:
     return 1e-5 if on_gpu(backend) and place in (7, 8) else 0.0
 
 
-@pytest.mark.parametrize("value", [0, -1.0, 1e-7, 1.1e6, 1e20, 10**400, math.inf, math.nan])
+@pytest.mark.parametrize("value", [0, -1.0, 1e-7, 1.1e6, 1e20, math.inf, math.nan])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_temperature_beyond_the_ends_is_refused(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match="^" + re.escape(f"{name} must be from 1e-06 to 1e+06, got {value}")):
