@@ -96,7 +96,7 @@ test-newest: build $(NEWEST)/ready  ## the library as built against 2.11, unchan
 	@cmp udskd/_C.*.so $(NEWEST)/lib/python3*/site-packages/udskd/_C.*.so
 	@cd build/newest && ../../$(NEWEST)/bin/python -m udskd
 	@cd build/newest && ../../$(NEWEST)/bin/python -m pytest -q -c ../../pyproject.toml --rootdir . tests/ops
-	@cd build/newest && ../../$(NEWEST)/bin/udskd train ../../udskd/demo.toml --teacher.epochs 1 --training.epochs 1 --output run
+	@cd build/newest && ../../$(NEWEST)/bin/udskd train ../../udskd/demo/demo.toml --teacher.epochs 1 --training.epochs 1 --output run
 
 # --- the CPU kernels under sanitizers ----------------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from bench.loss import count, write
 from bench.measure import digits
 from bench.problem import OPTIONS, Case, Loss, Problem, make
 from bench.timing import Work, interleaved
-from udskd import report
+from udskd.results import table
 
 ROWS, CLASSES = 8, 10
 PASSES = ("no grad", "forward", "forward+backward")  # forward: with what the backward pass will need
@@ -74,11 +74,11 @@ def measure(device: str, rounds: int) -> list[dict[str, Any]]:
     ]
 
 
-def section(rows: Sequence[dict[str, Any]]) -> report.Section:
+def section(rows: Sequence[dict[str, Any]]) -> table.Section:
     found = {(row["provider"], row["pass"]): f"{row['median_us']:.1f}" for row in rows}
     names = dict.fromkeys(row["provider"] for row in rows)
     title = f"microseconds a call, {ROWS} x {CLASSES}, float32, median"
-    return report.Section(title, ["", *PASSES], [[name, *(found[name, kind] for kind in PASSES)] for name in names])
+    return table.Section(title, ["", *PASSES], [[name, *(found[name, kind] for kind in PASSES)] for name in names])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     machine.keep_memory()
     torch.set_num_threads(options.threads)
     rows = measure(options.device, options.rounds)
-    report.show([section(rows)])
+    table.show([section(rows)])
     if options.json:
         write(options.json, json.dumps(rows, indent=1) + "\n")
     return 0

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from bench import table
 from bench.table import Row
-from udskd.plots import INK, STYLE, save
+from udskd.results.plots import INK, STYLE, save
 
 COLOURS = {  # Okabe and Ito's
     "eager": "#7a7a7a",

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from bench import chart
 from bench.table import Row
-from udskd.plots import INK, STYLE
+from udskd.results.plots import INK, STYLE
 
 COLUMNS = 3
 

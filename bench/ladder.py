@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 from bench.machine import machine, versions
-from udskd import report
+from udskd.results import table
 
 RUNGS: dict[str, list[str]] = {
     "ce": ["--method", "ce"],
@@ -215,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             signal.signal(number, handler)
     kept = json.dumps(record(runs, again(options, rest)), indent=1) + "\n"
     (options.output / "ladder.json").write_text(kept, encoding="utf-8")
-    return report.compare(runs, options.output / "compare")
+    return table.compare(runs, options.output / "compare")
 
 
 if __name__ == "__main__":

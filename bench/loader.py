@@ -28,13 +28,13 @@ from bench import images, machine, plain
 from bench.laps import Lap, Work, clock, summary, turns
 from bench.loss import count, write
 from bench.measure import digits
-from udskd import report
-from udskd.config import DataConfig
+from udskd.config.schema import DataConfig
 from udskd.data import Batch, open_sets, to_device
 from udskd.data.pack import pack
 from udskd.doctor.costs import SHORT_SIDE, Costs, costs
 from udskd.doctor.rates import Sample, Window, batches_for, steady
 from udskd.errors import UdskdError
+from udskd.results import table
 
 MODES = ("threads", "processes", "resident")
 HEADER = ["loader", "from", "gives", "images/s", "least - most", "per core", "cores busy"]
@@ -163,14 +163,14 @@ def single(sources: Mapping[str, Path], options: argparse.Namespace) -> list[dic
 # --- the tables -------------------------------------------------------------------------------------------------------
 
 
-def sections(singles: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> list[report.Section]:
+def sections(singles: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> list[table.Section]:
     parts = list(dict.fromkeys(r["part"] for r in singles))
     grid = []
     for name in dict.fromkeys(r["from"] for r in singles):
         mine = [r for r in singles if r["from"] == name]
         kilobytes = f"{mine[0]['file_bytes'] / 1e3:.1f}"
         grid.append([name, kilobytes, *(f"{r['images_per_s']:,.0f}" for r in mine)])
-    first = report.Section("one core, images/s", ["from", "kB each", *parts], grid)
+    first = table.Section("one core, images/s", ["from", "kB each", *parts], grid)
     lines = [
         [
             *(r[key] for key in ("loader", "from", "gives")),
@@ -181,7 +181,7 @@ def sections(singles: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) 
         ]
         for r in rows
     ]
-    return [first, report.Section("loaders", HEADER, lines)]
+    return [first, table.Section("loaders", HEADER, lines)]
 
 
 def shared(options: argparse.Namespace, number: int) -> dict[str, Any]:
@@ -262,11 +262,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     tables = sections(singles, rows)
     print()
-    report.show(tables)
+    table.show(tables)
     if options.json:
         write(options.json, json.dumps({**common, "single": singles, "loaders": rows}, indent=1) + "\n")
     if options.markdown:
-        write(options.markdown, report.markdown(tables) + "\n")
+        write(options.markdown, table.markdown(tables) + "\n")
     return 0
 
 

@@ -28,7 +28,7 @@ from bench import caches, machine, providers, table, timing
 from bench.measure import Disagreement, digits, measure
 from bench.problem import CACHES, DTYPES, OPTIONS, PASSES, Case
 from bench.providers import Provider
-from udskd import report
+from udskd.results import table as report
 
 SHAPES = {
     "cpu": "256x100,1024x1000,256x21840,256x21841",  # the last two: rows that vectors divide, and rows that none does

@@ -21,10 +21,13 @@ from bench import machine, table
 from bench.loss import count, one_of
 from bench.measure import digits
 from bench.timing import Times, Work, interleaved
-from udskd import arguments, methods, recipe, report
-from udskd.config import Config
+from udskd import methods
+from udskd.cli import arguments
+from udskd.config import schema, toml
+from udskd.config.schema import Config
 from udskd.data import open_sets
 from udskd.doctor.trial import Trial
+from udskd.results import table as report
 
 HEADER = ["method", "images/s", "a step", "p10 - p90", "of kd"]
 
@@ -46,7 +49,7 @@ def measure(config: Config, names: Sequence[str], rounds: int) -> list[dict[str,
     with ExitStack() as stack:
         works: dict[str, Work] = {}
         for name in names:
-            trial = Trial(recipe.with_values(config, {"method": name}), images)
+            trial = Trial(schema.with_values(config, {"method": name}), images)
             stack.callback(trial.close)
             works[name] = stepping(trial)
             device, batch = trial.runtime.device.type, trial.loader.batch_size
@@ -100,8 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         command += f" --threads {options.threads}" * bool(options.threads)
         if options.methods != methods.names():
             command += f" --methods {' '.join(options.methods)}"
-        changed = {name: value for name, value in recipe.flatten(config).items() if name != "data.root"}
-        stored = recipe.flatten(recipe.load(options.recipe))
+        changed = {name: value for name, value in schema.flatten(config).items() if name != "data.root"}
+        stored = schema.flatten(toml.load(options.recipe))
         command += "".join(f" --{name} {value}" for name, value in changed.items() if stored[name] != value)
         found = {"command": command, "machine": machine.machine(), "versions": machine.versions(), "rows": rows}
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

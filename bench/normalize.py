@@ -19,9 +19,9 @@ import torch
 from bench import machine, table
 from bench.loss import count
 from bench.timing import Times, Work, interleaved
-from udskd import report
-from udskd.config import DataConfig
-from udskd.data import Batch, prepare, to_device
+from udskd.config.schema import DataConfig
+from udskd.data import Batch, normalize, to_device
+from udskd.results import table as report
 
 HEADER = ["", "an image", "p10-p90"]
 CONFIG = DataConfig()
@@ -40,7 +40,7 @@ def work_of(call: Callable[[], object], library: bool) -> Work:
     def work(times: int) -> None:
         with ExitStack() as stack:
             if not library:
-                stack.enter_context(mock.patch.object(prepare, "_has_kernel", return_value=False))
+                stack.enter_context(mock.patch.object(normalize, "_has_kernel", return_value=False))
             for _ in range(times):
                 call()
 

@@ -13,24 +13,24 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from udskd import report
-from udskd.runs import ROLES, Group, group_runs, read_runs
+from udskd.results import table
+from udskd.results.runs import ROLES, Group, group_runs, read_runs
 
 METRICS = (("top-1 %", "top1", 1), ("NLL", "nll", 2), ("ECE", "ece", 3))
 
 
-def overview(groups: Sequence[Group], speed: Mapping[str, float]) -> report.Section:
+def overview(groups: Sequence[Group], speed: Mapping[str, float]) -> table.Section:
     """A row for each teacher and method: mean ± standard deviation over seeds; images/s where known."""
     models = [groups[0].model(role) for role in ROLES]
     header = ["method", *(f"{model}: {title}" for model in models for title, _, _ in METRICS), "images/s"]
     rows = []
-    for model, found in report.teachers_of(groups).items():
-        cells = [report.cell([teacher[key] for teacher in found], digits) for _, key, digits in METRICS]
+    for model, found in table.teachers_of(groups).items():
+        cells = [table.cell([teacher[key] for teacher in found], digits) for _, key, digits in METRICS]
         rows.append([f"teacher {model}", *cells, *[""] * len(METRICS), ""])
     for group in groups:
-        cells = [report.cell(group.values(role, key), digits) for role in ROLES for _, key, digits in METRICS]
+        cells = [table.cell(group.values(role, key), digits) for role in ROLES for _, key, digits in METRICS]
         rows.append([f"`{group.label}`", *cells, f"{speed[group.label]:.0f}" if group.label in speed else ""])
-    return report.Section(f"{groups[0].runs[0].summary['dataset']['classes']} classes", header, rows)
+    return table.Section(f"{groups[0].runs[0].summary['dataset']['classes']} classes", header, rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.speed:
         rows = json.loads(options.speed.read_text(encoding="utf-8"))["rows"]
         speed = {row["method"]: row["images_per_s"] for row in rows}
-    print(report.markdown([overview(group_runs(read_runs(options.runs)), speed)]))
+    print(table.markdown([overview(group_runs(read_runs(options.runs)), speed)]))
     return 0
 
 

@@ -19,7 +19,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from tests.ops.eager import dual_student_loss
-from udskd.config import Config, DataConfig
+from udskd.config.schema import Config, DataConfig
 
 
 def loader(

@@ -20,8 +20,8 @@ import udskd
 from bench import graph
 from bench.problem import CACHES, PASSES, Case, Loss, Problem
 from tests.ops import eager
-from udskd import forms
-from udskd.losses import Backend
+from udskd.loss import forms
+from udskd.loss.functional import Backend
 
 Options = dict[str, Any]
 

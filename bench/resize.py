@@ -27,8 +27,8 @@ from bench import machine, table
 from bench.loss import count, write
 from bench.measure import digits
 from bench.timing import Work, interleaved
-from udskd import report
 from udskd.data.resize import View, crop_resize
+from udskd.results import table as report
 
 HEADER = ["", "median", "p10-p90", "vs Pillow"]
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 import udskd
 from tests.ops.problems import Problem, make
-from udskd import forms
+from udskd.loss import forms
 
 PLAN = "UDSKD_CUDA_PLAN"
 # Classes to try each way with: with and without a rest after the last whole vector, fewer and more than threads.

@@ -28,11 +28,12 @@ from bench.loss import count, write
 from bench.measure import digits
 from bench.subjects import LAYOUTS, Subjects, config_of, get_ready
 from bench.timing import Times
-from udskd import recipe, report
+from udskd.config import schema
 from udskd.data import open_sets
 from udskd.doctor.trial import Trial
 from udskd.doctor.verdict import rate
 from udskd.errors import UdskdError
+from udskd.results import table as report
 
 CORES = os.cpu_count() or 1
 # For each device: what is measured by default, and what a machine of it does in a few minutes.
@@ -72,7 +73,7 @@ def epochs(stack: ExitStack, root: Path, subjects: Subjects, options: argparse.N
     config, (train, _) = config_of(options, root), open_sets(config_of(options, root).data)
     out: dict[Any, laps.Work] = {}
     for mode in ("threads", "resident"):
-        data = recipe.with_values(config, {"data.loader": mode}).data
+        data = schema.with_values(config, {"data.loader": mode}).data
         out["loader alone, udskd", mode, ""] = loader.ours(stack, data, options, options.expected, normalised=False)
     out["loader alone, plain", "files", ""] = loader.theirs(config.data, options)
     if options.device == "cuda":
@@ -80,7 +81,7 @@ def epochs(stack: ExitStack, root: Path, subjects: Subjects, options: argparse.N
     for name, trial in subjects.trials.items():
         out[name, trial.config.data.loader, "step"] = epoch(trial.train_epoch)
     other = "threads" if options.device == "cuda" else "resident"
-    trial = Trial(recipe.with_values(config, {"data.loader": other}), train)
+    trial = Trial(schema.with_values(config, {"data.loader": other}), train)
     stack.callback(trial.close)
     out["udskd", other, "step"] = epoch(trial.train_epoch)
     batches = plain.loader(config.data, range(len(train)), options.batch, options.workers, options.device)

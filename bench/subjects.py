@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from bench import memory
 from bench.plain import Plain
 from bench.timing import Work
-from udskd import recipe
-from udskd.config import Config
+from udskd.config import schema
+from udskd.config.schema import Config
 from udskd.data import open_sets
 from udskd.doctor.trial import Trial
 from udskd.errors import DataError
-from udskd.training.network import build_model
-from udskd.training.task import Inputs
+from udskd.training.engine.task import Inputs
+from udskd.training.networks.trainable import build_model
 
 LAYOUTS = {"plain": torch.contiguous_format, "plain, channels_last": torch.channels_last}
 LEARNING_RATE = 1e-3  # so low that no network leaves the numbers that it began with
@@ -58,7 +58,7 @@ def config_of(options: argparse.Namespace, root: Path, **changed: Any) -> Config
         "training.lr": LEARNING_RATE,
         **changed,
     }
-    return recipe.with_values(Config(), values)
+    return schema.with_values(Config(), values)
 
 
 def ours(trial: Trial, inputs: Inputs, parts: bool) -> dict[str, Work]:
@@ -167,7 +167,7 @@ def get_ready(stack: ExitStack, root: Path, options: argparse.Namespace, end: fl
             print(f"no time left for {name}", flush=True)
             continue
         try:
-            config = recipe.with_values(config_of(options, root, **training), {"data.loader": mode})
+            config = schema.with_values(config_of(options, root, **training), {"data.loader": mode})
             trial = Trial(config, train)
             stack.callback(trial.close)
             works = ours(trial, trial.inputs(trial.batch()), parts="training.cuda_graph" not in training)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from udskd.report import Section
+from udskd.results.table import Section
 
 Row = dict[str, Any]
 BASELINES = ("eager", "compile")

@@ -1,5 +1,5 @@
 // Every operator's schema on one screen. Kernels are registered by the backends (distill/), derivatives in Python
-// (udskd/ops.py).
+// (udskd/loss/ops.py).
 #include <torch/csrc/stable/library.h>
 
 #ifdef UDSKD_EMULATE  // see distill/operator.h
@@ -55,7 +55,7 @@ STABLE_TORCH_LIBRARY(udskd, m) {
   m.def(
       "crop_resize_one(Tensor pixels, int left, int top, int right, int bottom, int width, int height, int x, int y, "
       "Tensor(a!) out) -> ()");
-  // Views as bytes to what the networks take (udskd/data/prepare.py): x * factor + offset, on the CPU. pixels: uint8
+  // Views as bytes to what the networks take (udskd/data/normalize.py): x * factor + offset, on the CPU. pixels: uint8
   // [rows, height, width, 3]; flips: bool [rows], which of them are mirrored; out: float32 [images, 3, height, width],
   // contiguous or channels_last. With mix, float32 [images], image i is that share of row i and the rest of row i + 1.
   m.def(

@@ -23,7 +23,7 @@ from udskd import methods as known
 
 
 def test_the_step_of_every_method_asked_for_is_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    demo = str(Path(known.__file__).parents[1] / "demo.toml")
+    demo = str(Path(known.__file__).parents[1] / "demo" / "demo.toml")
     few = ["--rounds", "1", "--methods", "kd", "akd", "--json", str(tmp_path / "speed.json")]
     assert methods.main([demo, *few, "--training.batch_size", "16"]) == 0
     rows = json.loads((tmp_path / "speed.json").read_text())["rows"]
@@ -81,7 +81,7 @@ def test_the_command_on_record_has_every_option_but_no_path(root: list[str], tmp
 
 def small_ladder(folder: Path, epochs: int) -> list[str]:
     """A command whose runs take seconds."""
-    demo = str(Path(known.__file__).parents[1] / "demo.toml")
+    demo = str(Path(known.__file__).parents[1] / "demo" / "demo.toml")
     images = ["--data.root", str(write_tree(folder / "tree")), "--data.image_size", "16"]
     short = ["--training.epochs", str(epochs), "--teacher.epochs", "1", "--training.batch_size", "12"]
     return [demo, "--rungs", "kd", "--seeds", "1", "--output", str(folder / "out"), *images, *short]

@@ -14,12 +14,12 @@ import torch
 
 from bench import images, laps, loader, plain, step, subjects, timing
 from tests.training.conftest import tiny_config, write_tree
-from udskd import recipe
-from udskd.config import Config
+from udskd.config import schema
+from udskd.config.schema import Config
 from udskd.data import FolderSet
 from udskd.doctor.rates import batches_for, steady
 from udskd.doctor.trial import Trial
-from udskd.training.network import build_model
+from udskd.training.networks.trainable import build_model
 
 QUICK = ["--batch", "4", "--rounds", "1"]
 
@@ -32,7 +32,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def config(tree: Path, tmp_path: Path) -> Config:
     options = {"training.weight_decay": 0.0, "training.warmup_epochs": 0.0, "training.ema_decay": 0.0}
-    return recipe.with_values(tiny_config(tree, tmp_path / "run"), options)
+    return schema.with_values(tiny_config(tree, tmp_path / "run"), options)
 
 
 def networks(config: Config) -> list[torch.nn.Module]:

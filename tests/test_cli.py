@@ -14,8 +14,11 @@ from pathlib import Path
 import pytest
 
 from tests.training.conftest import write_tree
-from udskd import __version__, arguments, cli, recipe
-from udskd.config import Config
+from udskd import __version__
+from udskd.cli import arguments
+from udskd.cli import main as cli
+from udskd.config import schema, toml
+from udskd.config.schema import Config
 from udskd.errors import Interrupted
 
 RECIPE = """
@@ -68,9 +71,9 @@ def test_options_may_come_before_the_recipe(here: Path) -> None:
 
 
 def test_resume_takes_the_options_of_the_run(here: Path) -> None:
-    config = recipe.with_values(Config(), {"seed": 8, "training.epochs": 9})
+    config = schema.with_values(Config(), {"seed": 8, "training.epochs": 9})
     (here / "out").mkdir()
-    (here / "out" / "config.toml").write_text(recipe.dump(config))
+    (here / "out" / "config.toml").write_text(toml.dump(config))
     assert arguments.train(["--resume", "out", "--previous"]) == (config, Path("out"), True)
 
 
@@ -158,7 +161,17 @@ def test_a_signal_to_the_whole_process_group_ends_in_one_line_and_a_run_that_con
     (here / "recipe.toml").write_text(
         RECIPE.replace("workers = 0", "workers = 2").replace("epochs = 1", "epochs = 2000")
     )
-    command = [sys.executable, "-m", "udskd.cli", "train", "recipe.toml", "--data.root", "images", "--output", "out"]
+    command = [
+        sys.executable,
+        "-m",
+        "udskd.cli.main",
+        "train",
+        "recipe.toml",
+        "--data.root",
+        "images",
+        "--output",
+        "out",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True

@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from udskd import demo, models, recipe
-from udskd.data import EmbeddedSet, embedded
+from udskd.config import schema, toml
+from udskd.data import EmbeddedSet, synthetic
+from udskd.demo import demo
+from udskd.models import zoo
 
 
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The demo made small; returns a folder for its runs."""
-    config = recipe.with_values(
-        recipe.load(demo.RECIPE),
+    config = schema.with_values(
+        toml.load(demo.RECIPE),
         {
             "data.workers": 0,
             "teacher.model": "tiny_plain_4",
@@ -27,10 +29,10 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "training.epochs": 1,
         },
     )
-    (tmp_path / "small.toml").write_text(recipe.dump(config))
+    (tmp_path / "small.toml").write_text(toml.dump(config))
     monkeypatch.setattr(demo, "RECIPE", tmp_path / "small.toml")
     for split in ("train", "val"):
-        monkeypatch.setitem(embedded.SIZES, split, 100)
+        monkeypatch.setitem(synthetic.SIZES, split, 100)
     return tmp_path / "demo"
 
 
@@ -71,7 +73,7 @@ def test_the_ceiling_is_what_the_true_posterior_scores_on_the_same_labels(
 
 
 def test_the_weights_in_the_picture_are_the_teachers_own(small: Path) -> None:
-    config, val = recipe.load(demo.RECIPE), EmbeddedSet("val")
+    config, val = toml.load(demo.RECIPE), EmbeddedSet("val")
     demo.run(config, small, "kd")
     found = demo.teacher_uncertainty(small / "kd" / "teacher.safetensors", config, val)
     np.testing.assert_array_equal(found.true_entropy, val.entropy)
@@ -82,7 +84,7 @@ def test_the_weights_in_the_picture_are_the_teachers_own(small: Path) -> None:
 
 
 def test_the_recipe_is_of_generated_images_and_networks_that_exist() -> None:
-    config = recipe.load(demo.RECIPE)
+    config = toml.load(demo.RECIPE)
     assert config.data.root == "embedded"
     for network in (config.teacher, config.student_a, config.student_b):
-        models.build(network.model, 10, config.data.image_size, network.stem)
+        zoo.build(network.model, 10, config.data.image_size, network.stem)

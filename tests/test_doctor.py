@@ -14,8 +14,9 @@ import torch
 from torchvision.models import get_model
 
 from tests.training.conftest import tiny_config, write_tree
-from udskd import doctor, recipe
-from udskd.config import Config, DataConfig
+from udskd import doctor
+from udskd.config import schema
+from udskd.config.schema import Config, DataConfig
 from udskd.data import EmbeddedSet, FolderSet, resident
 from udskd.data.pack import pack
 from udskd.doctor import trial
@@ -213,7 +214,7 @@ def test_other_sets(
     config: Config, tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], root: Callable[[Path, Path], str]
 ) -> None:
     name = root(tree, tmp_path / "pack")
-    assert doctor.data(recipe.with_values(config, {"data.root": name, "data.loader": "resident"})) == 0
+    assert doctor.data(schema.with_values(config, {"data.root": name, "data.loader": "resident"})) == 0
     said = capsys.readouterr().out
     assert "from a pack" not in said
     assert ("reading from the disk" in said) == (name != "embedded")
@@ -231,7 +232,7 @@ def test_other_sets(
     ids=lambda options: next(iter(options)),
 )
 def test_other_recipes(config: Config, capsys: pytest.CaptureFixture[str], options: dict[str, object]) -> None:
-    assert doctor.data(recipe.with_values(config, options)) == 0
+    assert doctor.data(schema.with_values(config, options)) == 0
     assert "training step" in capsys.readouterr().out
 
 
@@ -240,7 +241,7 @@ def test_the_teachers_stem_is_that_of_its_weights(config: Config, tmp_path: Path
     torch.save(get_model("shufflenet_v2_x0_5", weights=None, num_classes=10).state_dict(), tmp_path / "t.pth")
     values = {"teacher.checkpoint": str(tmp_path / "t.pth"), "teacher.model": "shufflenet_v2_x0_5"}
     at_work = trial.Trial(
-        recipe.with_values(config, {**values, "teacher.stem": stem, "data.image_size": 32}), EmbeddedSet("train", 48)
+        schema.with_values(config, {**values, "teacher.stem": stem, "data.image_size": 32}), EmbeddedSet("train", 48)
     )
     assert at_work.taught is not None
     assert at_work.taught.model.stem == ("imagenet" if stem == "auto" else "small")
@@ -256,11 +257,11 @@ def test_an_image_that_cannot_be_read_is_left_out(tmp_path: Path, capsys: pytest
 
 def test_what_is_wrong_is_said_as_training_would(config: Config, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
-        doctor.data(recipe.with_values(config, {"data.root": str(tmp_path / "nowhere")}))
+        doctor.data(schema.with_values(config, {"data.root": str(tmp_path / "nowhere")}))
     with pytest.raises(ConfigError, match="unknown model"):
-        doctor.data(recipe.with_values(config, {"teacher.model": "resnet51"}))
+        doctor.data(schema.with_values(config, {"teacher.model": "resnet51"}))
     with pytest.raises(ConfigError, match="image_size must be at least 8"):
-        doctor.data(recipe.with_values(config, {"data.image_size": 4}))
+        doctor.data(schema.with_values(config, {"data.image_size": 4}))
 
 
 def test_images_of_which_none_can_be_read(tmp_path: Path) -> None:
@@ -280,22 +281,22 @@ def test_a_way_that_cannot_be_gone_is_left_out(
         return 1e6
 
     monkeypatch.setattr(doctor, "loader_rate", refuse)
-    assert doctor.data(recipe.with_values(config, {"data.loader": "threads"})) == 0
+    assert doctor.data(schema.with_values(config, {"data.loader": "threads"})) == 0
     assert "loader: processes, data.workers = 1: too little shared memory" in capsys.readouterr().out
     with pytest.raises(DataError, match="too little shared memory"):
-        doctor.data(recipe.with_values(config, {"data.loader": "processes"}))
+        doctor.data(schema.with_values(config, {"data.loader": "processes"}))
 
 
 def test_resident_images_that_do_not_fit_are_refused(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resident, "available_memory", lambda: 1000)
     with pytest.raises(DataError, match="make the images smaller"):
-        doctor.data(recipe.with_values(config, {"data.loader": "resident"}))
+        doctor.data(schema.with_values(config, {"data.loader": "resident"}))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_device_that_is_not_there(config: Config) -> None:
     with pytest.raises(ConfigError, match="PyTorch sees no CUDA device"):
-        doctor.data(recipe.with_values(config, {"training.device": "cuda"}))
+        doctor.data(schema.with_values(config, {"training.device": "cuda"}))
 
 
 def test_it_is_for_one_process(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

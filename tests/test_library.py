@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import udskd
-from udskd import _library
+from udskd import _native
 
 ROOT = Path(__file__).parents[1]
 
@@ -92,7 +92,7 @@ def test_no_build_is_for_the_machine_that_built_it() -> None:
 
 
 def test_the_reference_backend_is_always_available() -> None:
-    assert _library.unavailable("reference") is None
+    assert _native.unavailable("reference") is None
 
 
 @pytest.mark.skipif(torch.version.cuda is None, reason="a PyTorch without CUDA")

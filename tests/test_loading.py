@@ -17,11 +17,12 @@ from torch import nn
 
 import udskd
 from tests.training.conftest import CLASSES, tiny_config, write_tree
-from udskd import models, recipe
+from udskd.config import schema, toml
 from udskd.data import EvalLoader, open_sets, to_device
 from udskd.errors import CheckpointError, DataError
+from udskd.models import zoo
+from udskd.models.checkpoints import WeightsInfo, save_weights
 from udskd.training import train
-from udskd.training.checkpoint import WeightsInfo, save_weights
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 
@@ -46,7 +47,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "student_b.model": "shufflenet_v2_x0_5",
         "training.epochs": 1,
     }
-    train(recipe.with_values(tiny_config(tree, folder / "run"), values))
+    train(schema.with_values(tiny_config(tree, folder / "run"), values))
     return folder / "run"
 
 
@@ -65,7 +66,7 @@ def test_a_loaded_model_says_what_it_is(run: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["teacher_shaped", "student_a", "student_b"])
 def test_a_loaded_model_predicts_what_the_run_measured(run: Path, name: str) -> None:
-    model, config = udskd.load(str(run / f"{name}.safetensors")), recipe.load(run / "config.toml")
+    model, config = udskd.load(str(run / f"{name}.safetensors")), toml.load(run / "config.toml")
     _, val = open_sets(config.data)
     p = model.predict([Image.open(val.name(index)) for index in range(len(val))])
     summary = json.loads((run / "summary.json").read_text())
@@ -77,7 +78,7 @@ def test_a_loaded_model_predicts_what_the_run_measured(run: Path, name: str) -> 
 
 
 def test_preprocessing_has_the_bits_of_the_runs_evaluation(run: Path) -> None:
-    model, config = udskd.load(run / "student_b.safetensors"), recipe.load(run / "config.toml")
+    model, config = udskd.load(run / "student_b.safetensors"), toml.load(run / "config.toml")
     _, val = open_sets(config.data)
     batches = [to_device(b, config.data, "cpu", 3)[0] for b in EvalLoader(val, config.data, batch_size=4)]
     paths = [val.name(index) for index in range(len(val))]
@@ -160,7 +161,7 @@ def test_a_folder_without_weights_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_a_pickle_is_never_read(tmp_path: Path) -> None:
-    torch.save(models.build("tiny_plain_2", 3, 8).module.state_dict(), tmp_path / "t.pth")
+    torch.save(zoo.build("tiny_plain_2", 3, 8).module.state_dict(), tmp_path / "t.pth")
     with pytest.raises(CheckpointError, match=r"t\.pth is not a \.safetensors file"):
         udskd.load(tmp_path / "t.pth")
     (tmp_path / "t.pth").rename(tmp_path / "t.safetensors")
@@ -178,7 +179,7 @@ def test_safetensors_without_our_metadata_are_one_sentence(run: Path, tmp_path: 
 
 def saved(folder: Path, info: WeightsInfo, tensors: dict[str, torch.Tensor] | None = None) -> Path:
     path = folder / "student_a.safetensors"
-    save_weights(path, tensors or models.build("tiny_plain_2", 3, 8).module.state_dict(), info)
+    save_weights(path, tensors or zoo.build("tiny_plain_2", 3, 8).module.state_dict(), info)
     return path
 
 
@@ -200,7 +201,7 @@ def test_metadata_that_do_not_fit_are_one_sentence(tmp_path: Path, info: Weights
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
-    tensors = models.build("tiny_plain_2", 3, 8).module.state_dict()
+    tensors = zoo.build("tiny_plain_2", 3, 8).module.state_dict()
     tensors["classifier.weight"][0, 0] = float("nan")
     path = saved(tmp_path, WeightsInfo("tiny_plain_2", "small", CLASSES, 8, MEAN, STD, 1.0), tensors)
     with pytest.raises(CheckpointError, match=r"classifier\.weight has 1 of 24 values that are NaN or infinite"):

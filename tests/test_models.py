@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from udskd import models, tiny
-from udskd.config import Stem
+from udskd.config.schema import Stem
 from udskd.errors import ConfigError
+from udskd.models import tiny, zoo
 
 
 def early_resolution(module: nn.Module, size: int, layer: str) -> int:
@@ -37,19 +37,19 @@ def early_resolution(module: nn.Module, size: int, layer: str) -> int:
 def test_the_stem_sets_the_resolution_of_the_first_stage(name: str, layer: str) -> None:
     stems: dict[Stem, int] = {"imagenet": 8, "half": 16, "small": 32}
     for stem, resolution in stems.items():
-        model = models.build(name, 5, 32, stem)
+        model = zoo.build(name, 5, 32, stem)
         assert (model.stem, early_resolution(model.module, 32, layer)) == (stem, resolution)
 
 
 @pytest.mark.parametrize(("size", "stem"), [(64, "small"), (95, "small"), (96, "imagenet"), (224, "imagenet")])
 def test_auto_is_small_below_96_pixels(size: int, stem: str) -> None:
-    assert models.build("shufflenet_v2_x0_5", 5, size).stem == stem
+    assert zoo.build("shufflenet_v2_x0_5", 5, size).stem == stem
 
 
 def test_the_imagenet_stem_is_torchvisions_own_network() -> None:
     from torchvision.models import resnet18
 
-    built, own = models.build("resnet18", 10, 64, "imagenet").module, resnet18(num_classes=10)
+    built, own = zoo.build("resnet18", 10, 64, "imagenet").module, resnet18(num_classes=10)
     shapes = [{name: tensor.shape for name, tensor in m.state_dict().items()} for m in (built, own)]
     assert shapes[0] == shapes[1]
     built.load_state_dict(own.state_dict())
@@ -58,7 +58,7 @@ def test_the_imagenet_stem_is_torchvisions_own_network() -> None:
 
 
 def test_a_small_resnet_stem_is_a_3x3_convolution_without_pooling() -> None:
-    module = models.build("resnet18", 10, 32, "small").module
+    module = zoo.build("resnet18", 10, 32, "small").module
     conv = module.get_submodule("conv1")
     assert isinstance(conv, nn.Conv2d)
     assert (conv.kernel_size, conv.stride, conv.padding, conv.bias) == ((3, 3), (1, 1), (1, 1), None)
@@ -66,7 +66,7 @@ def test_a_small_resnet_stem_is_a_3x3_convolution_without_pooling() -> None:
 
 
 def test_a_half_resnet_stem_keeps_its_convolution_and_drops_the_pooling() -> None:
-    module = models.build("resnet18", 10, 64, "half").module
+    module = zoo.build("resnet18", 10, 64, "half").module
     conv = module.get_submodule("conv1")
     assert isinstance(conv, nn.Conv2d)
     assert (conv.kernel_size, conv.stride) == ((7, 7), (2, 2))
@@ -74,21 +74,21 @@ def test_a_half_resnet_stem_keeps_its_convolution_and_drops_the_pooling() -> Non
 
 
 def test_a_vision_transformer_keeps_its_patches_and_takes_small_images() -> None:
-    model = models.build("vit_b_16", 7, 32, "auto")
+    model = zoo.build("vit_b_16", 7, 32, "auto")
     assert model.stem == "imagenet"
     with torch.no_grad():
         assert model.module(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
 
 
 def test_one_output_in_training_too() -> None:
-    module = models.build("googlenet", 7, 64).module.train()
+    module = zoo.build("googlenet", 7, 64).module.train()
     assert module(torch.randn(2, 3, 64, 64)).shape == (2, 7)
 
 
 @pytest.mark.parametrize("name", ["tiny_plain_4", "tiny_separable_8"])
 @pytest.mark.parametrize("size", [8, 13, 32])
 def test_the_tiny_networks_take_any_size_from_8(name: str, size: int) -> None:
-    module = models.build(name, 6, size).module
+    module = zoo.build(name, 6, size).module
     logits = module(torch.randn(2, 3, size, size))
     assert logits.shape == (2, 6)
     logits.sum().backward()
@@ -96,14 +96,12 @@ def test_the_tiny_networks_take_any_size_from_8(name: str, size: int) -> None:
 
 
 def test_a_separable_network_is_smaller_than_a_plain_one() -> None:
-    plain, separable = (
-        models.parameter_count(models.build(f"tiny_{k}_16", 10, 32).module) for k in ("plain", "separable")
-    )
+    plain, separable = (zoo.parameter_count(zoo.build(f"tiny_{k}_16", 10, 32).module) for k in ("plain", "separable"))
     assert separable < plain / 3
 
 
 def test_the_description_tells_model_parameters_and_stem() -> None:
-    text = models.build("resnet18", 20, 64).describe()
+    text = zoo.build("resnet18", 20, 64).describe()
     assert all(word in text for word in ("resnet18", "11.2 M", "small"))
 
 
@@ -123,7 +121,7 @@ def test_the_description_tells_model_parameters_and_stem() -> None:
 )
 def test_what_cannot_be_built_is_refused_in_one_sentence(name: str, size: int, stem: Stem, words: list[str]) -> None:
     with pytest.raises(ConfigError) as error:
-        models.build(name, 5, size, stem)
+        zoo.build(name, 5, size, stem)
     assert "\n" not in str(error.value)
     assert all(word in str(error.value) for word in words), error.value
 

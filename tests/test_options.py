@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from udskd.config import Config, LossConfig
+from udskd.cli.options import parse_overrides
+from udskd.config.schema import Config, LossConfig, with_values
 from udskd.errors import ConfigError
-from udskd.options import parse_overrides
-from udskd.recipe import with_values
 
 
 @pytest.mark.parametrize(
@@ -51,7 +50,6 @@ def test_options_that_are_not_given_keep_the_recipes_values() -> None:
         ("--trust me", ["--loss.trust", "confident", "uncertain"]),
         ("--training.epochs", ["--training.epochs", "Missing value"]),
         ("stray", ['"stray"']),
-        ("--method nope", ["nope", "ce, kd, dml, udskd"]),
     ],
 )
 def test_a_mistake_is_one_sentence(argv: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,7 +81,7 @@ def test_sdist_holds_all_that_the_repository_needs(sdist: Path) -> None:
     repository = sdist.parents[1]
     sources = {path for top in ("csrc", "tests", "udskd", "recipes") for path in (repository / top).rglob("*.*")}
     wanted = {str(path.relative_to(repository)) for path in sources}
-    assert {"csrc/ops.cpp", "csrc/distill/cuda/rows_float.cu", "tests/conftest.py", "udskd/demo.toml"} <= wanted
+    assert {"csrc/ops.cpp", "csrc/distill/cuda/rows_float.cu", "tests/conftest.py", "udskd/demo/demo.toml"} <= wanted
     assert (wanted | {"LICENSE", "README.md", "Makefile", "setup.py", "CHANGELOG.md", ".ci/run"}) - held == set()
 
 
@@ -89,7 +89,7 @@ def test_wheel_holds_the_library_and_no_sources(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     assert sum(name.startswith("udskd/_C.") and name.endswith(".so") for name in names) == 1
-    assert {"udskd/demo.toml", "udskd/py.typed"} <= set(names)
+    assert {"udskd/demo/demo.toml", "udskd/py.typed"} <= set(names)
     assert [name for name in names if name.startswith(("csrc", "tests", "bench"))] == []
 
 

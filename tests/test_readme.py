@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from udskd import cli, models, recipe
-from udskd.config import DataConfig
-from udskd.training.checkpoint import WeightsInfo, save_weights
+from udskd import methods
+from udskd.cli import main
+from udskd.config import toml
+from udskd.config.schema import DataConfig
+from udskd.models import zoo
+from udskd.models.checkpoints import WeightsInfo, save_weights
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -21,7 +24,7 @@ EXAMPLES = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE
 def leave_a_run(folder: Path) -> None:
     """What the examples find where they run: a student of runs/udskd, and a photograph."""
     (folder / "runs" / "udskd").mkdir(parents=True)
-    module, data = models.build("mobilenet_v2", 3, 64).module, DataConfig()
+    module, data = zoo.build("mobilenet_v2", 3, 64).module, DataConfig()
     info = WeightsInfo("mobilenet_v2", "small", ("cat", "dog", "owl"), 64, data.mean, data.std, data.eval_crop)
     save_weights(folder / "runs" / "udskd" / "student_b.safetensors", module.state_dict(), info)
     Image.new("RGB", (90, 60)).save(folder / "photo.jpg")
@@ -57,9 +60,9 @@ def test_every_make_target_that_it_names_exists() -> None:
 
 def test_every_command_that_it_names_exists() -> None:
     named = set(re.findall(r"\budskd (train|eval|compare|demo|[a-z]+(?= --))", README))
-    assert {"train", "eval", "compare", "demo"} <= named <= set(cli.COMMANDS)
+    assert {"train", "eval", "compare", "demo"} <= named <= set(main.COMMANDS)
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/*.toml")), ids=lambda path: path.stem)
 def test_every_recipe_loads(path: Path) -> None:
-    recipe.check(recipe.load(path))
+    methods.check(toml.load(path))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -9,8 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from udskd import recipe
-from udskd.config import Config, DataConfig, LossConfig, TeacherConfig, TrainingConfig
+import udskd
+from udskd import methods
+from udskd.config import schema, toml
+from udskd.config.schema import Config, DataConfig, LossConfig, TeacherConfig, TrainingConfig
 from udskd.errors import ConfigError
 
 weights = st.floats(0, 1e6, allow_nan=False)
@@ -19,7 +24,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 def load_text(path: Path, text: str) -> Config:
     path.write_text(text, encoding="utf-8")
-    return recipe.load(path)
+    return toml.load(path)
 
 
 @given(
@@ -41,7 +46,7 @@ def test_a_dumped_config_loads_back_equal(tmp_path_factory, seed, output, root, 
         training=TrainingConfig(compile=switch),
     )
     path = tmp_path_factory.mktemp("recipe") / "recipe.toml"
-    assert load_text(path, recipe.dump(config)) == config
+    assert load_text(path, toml.dump(config)) == config
 
 
 def test_keys_that_are_left_out_keep_their_defaults(tmp_path: Path) -> None:
@@ -79,7 +84,6 @@ def test_a_whole_number_stands_for_a_float(tmp_path: Path) -> None:
         ("[training]\nepochs = 0", ["training.epochs", "at least 1"]),
         ("[student_b]\nlr = -1.0", ["student_b.lr", "above 0"]),
         ("[training]\ndevice = 'gpu'", ["training.device", '"cuda:N"', "gpu"]),
-        ("method = 'udksd'", ['unknown method "udksd"', 'did you mean "udskd"']),
         ("seed = -1", ["seed", "0 or more", "-1"]),
     ],
 )
@@ -92,34 +96,47 @@ def test_a_mistake_is_one_sentence_that_names_it(tmp_path: Path, text: str, word
     assert all(word in message for word in [str(path), *words]), message
 
 
+def test_a_method_that_nobody_knows_is_named_where_a_run_would_start(tmp_path: Path) -> None:
+    config = load_text(tmp_path / "r.toml", "method = 'udksd'")
+    with pytest.raises(ConfigError, match=r'^unknown method "udksd" \(did you mean "udskd"\?\); known are'):
+        methods.check(config)
+
+
+def test_a_recipe_is_read_without_pytorch(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text("method = 'udskd'\n")
+    program = "import sys; from udskd.config import toml; toml.load('r.toml'); assert 'torch' not in sys.modules"
+    environment = {**os.environ, "PYTHONPATH": str(Path(udskd.__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True)
+
+
 def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no recipe at .*nowhere\.toml"):
-        recipe.load(tmp_path / "nowhere.toml")
+        toml.load(tmp_path / "nowhere.toml")
 
 
 def test_a_folder_is_not_a_recipe(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
-        recipe.load(tmp_path)
+        toml.load(tmp_path)
 
 
 def test_bytes_that_are_not_text_are_not_a_recipe(tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="cannot be read"):
-        recipe.load(tmp_path / "r.toml")
+        toml.load(tmp_path / "r.toml")
 
 
 def test_every_number_has_a_range() -> None:
     """-7.5 or -7 is nowhere a sensible value, except for the channels' means."""
-    for name, value in recipe.flatten(Config()).items():
+    for name, value in schema.flatten(Config()).items():
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             with pytest.raises(ConfigError, match=name):
-                recipe.check(recipe.with_values(Config(), {name: type(value)(-7)}))
+                methods.check(schema.with_values(Config(), {name: type(value)(-7)}))
 
 
 def test_flatten_and_with_values_are_inverse() -> None:
     changed = {"seed": 5, "data.root": "x", "loss.trust": "uncertain"}
-    config = recipe.with_values(Config(), changed)
-    assert {k: v for k, v in recipe.flatten(config).items() if v != recipe.flatten(Config())[k]} == changed
-    assert len(recipe.flatten(config)) == 3 + sum(
+    config = schema.with_values(Config(), changed)
+    assert {k: v for k, v in schema.flatten(config).items() if v != schema.flatten(Config())[k]} == changed
+    assert len(schema.flatten(config)) == 3 + sum(
         len(fields(getattr(config, f.name))) for f in fields(config) if f.name not in ("method", "seed", "output")
     )

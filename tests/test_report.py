@@ -11,9 +11,9 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
-from udskd import report
 from udskd.errors import DataError, UdskdError
-from udskd.runs import group_runs, read_runs
+from udskd.results import table as report
+from udskd.results.runs import group_runs, read_runs
 
 
 def write_run(

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from udskd import models
-from udskd.config import Stem
+from udskd.config.schema import Stem
 from udskd.errors import ConfigError
-from udskd.stages import Layer, Tapped, choose_layers, find_stages
+from udskd.models import zoo
+from udskd.models.features import Layer, Tapped, choose_layers, find_stages
 
 FEATURES = "features."
 OPTION = "sdkd.student_a_layers"
@@ -28,12 +28,12 @@ OPTION = "sdkd.student_a_layers"
 def build(name: str, size: int, stem: Stem = "auto") -> nn.Module:
     """Without memory or initialisation, where the network can be: the shapes are all that is looked at."""
     with torch.device("cpu" if name.startswith("regnet") else "meta"):
-        return models.build(name, 10, size, stem).module
+        return zoo.build(name, 10, size, stem).module
 
 
 def tiny(seed: int = 0, size: int = 8) -> nn.Module:
     torch.manual_seed(seed)
-    return models.build("tiny_plain_4", 3, size).module
+    return zoo.build("tiny_plain_4", 3, size).module
 
 
 def images(rows: int = 4, size: int = 8) -> Tensor:
@@ -132,7 +132,7 @@ def test_a_network_in_double_precision_is_looked_at_as_any_other() -> None:
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
 def test_channels_and_side_are_those_of_the_outputs(name: str) -> None:
-    module = models.build(name, 10, 40).module.eval()
+    module = zoo.build(name, 10, 40).module.eval()
     stages = find_stages(module, 40)
     with torch.no_grad():
         _, features = Tapped(module, [stage.name for stage in stages])(images(1, 40))

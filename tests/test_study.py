@@ -16,15 +16,17 @@ import safetensors.numpy
 import torch
 from PIL import Image, ImageColor
 
-from udskd import demo, recipe, study
-from udskd.data import EmbeddedSet, embedded
-from udskd.demo import logits_of
+from udskd import methods, study
+from udskd.config import schema, toml
+from udskd.data import EmbeddedSet, synthetic
+from udskd.demo import demo
+from udskd.demo.demo import logits_of
 from udskd.errors import CheckpointError, ConfigError
 from udskd.study import figure, trials
 from udskd.study import seed as seeds
 from udskd.study.networks import said, student_predictions
 from udskd.study.tables import chapters
-from udskd.training.evaluate import spearman
+from udskd.training.evaluation.evaluate import spearman
 
 SHORT = ("kd", "ce", "udskd-entropy-confident", "udskd-margin-uncertain", "cud", "variance")
 
@@ -59,13 +61,13 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The study made small for all tests of this file; gives a folder."""
     folder = tmp_path_factory.mktemp("study")
     values = {"teacher.model": "tiny_plain_4", "student_a.model": "tiny_plain_2", "student_b.model": "tiny_separable_2"}
-    small = recipe.with_values(recipe.load(demo.RECIPE), {**values, "data.workers": 0, "cud.stage_epochs": 1})
-    (folder / "small.toml").write_text(recipe.dump(small))
+    small = schema.with_values(toml.load(demo.RECIPE), {**values, "data.workers": 0, "cud.stage_epochs": 1})
+    (folder / "small.toml").write_text(toml.dump(small))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "RECIPE", folder / "small.toml")
         patch.setattr(trials, "RUNS", {name: trials.RUNS[name] for name in SHORT})
         for split in ("train", "val"):
-            patch.setitem(embedded.SIZES, split, 100)
+            patch.setitem(synthetic.SIZES, split, 100)
         yield folder
 
 
@@ -96,9 +98,9 @@ def test_every_seed_has_a_teacher_of_its_own(tmp_path: Path) -> None:
 
 
 def test_epochs_are_those_of_teacher_and_students(done: Study) -> None:
-    options = recipe.load(done.folder / "kd-seed0" / "config.toml")
+    options = toml.load(done.folder / "kd-seed0" / "config.toml")
     assert (options.training.epochs, options.teacher.epochs) == (1, 1)
-    assert trials.settings(None) == recipe.load(demo.RECIPE)
+    assert trials.settings(None) == toml.load(demo.RECIPE)
 
 
 def test_a_second_study_trains_nothing_again_and_says_the_same(done: Study, capsys: pytest.CaptureFixture[str]) -> None:
@@ -209,7 +211,7 @@ def test_normalized_weights_have_the_ranks_of_the_others_and_the_mean_one(small:
     logits = torch.from_numpy(np.random.default_rng(0).normal(0, 2, images.posterior.shape))
     shared, names = trials.settings(1), ("udskd-entropy-confident", "udskd-entropy-confident-normalized")
     plain, normalized = (
-        seeds.weights_of([recipe.with_values(shared, ALL[name])], logits, images)["entropy, confident"]
+        seeds.weights_of([schema.with_values(shared, ALL[name])], logits, images)["entropy, confident"]
         for name in names
     )
     assert normalized.mean() == pytest.approx(1)
@@ -299,10 +301,10 @@ def test_the_study_weighs_in_all_twelve_ways_beside_the_other_methods() -> None:
     weighted = {name: values for name, values in ALL.items() if values["method"] == "udskd"}
     assert [name for name in ALL if name not in weighted] == ["kd", "ce", "kd-longer", "cud", "variance"]
     assert next(iter(ALL)) == "kd"
-    config = recipe.load(demo.RECIPE)
-    losses = {recipe.with_values(config, values).loss for values in weighted.values()}
+    config = toml.load(demo.RECIPE)
+    losses = {schema.with_values(config, values).loss for values in weighted.values()}
     assert len(losses) == 12
     for loss in losses:
         assert replace(loss, uncertainty="entropy", trust="confident", normalize_weights=False) == config.loss
     for values in ALL.values():
-        recipe.check(recipe.with_values(config, values))
+        methods.check(schema.with_values(config, values))

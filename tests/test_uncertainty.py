@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from udskd.uncertainty import certainty, entropy, normalize
+from udskd.loss.uncertainty import certainty, entropy, normalize
 
 
 def logits_of(*p: float) -> torch.Tensor:

@@ -1,10 +1,13 @@
-"""Uncertainty-aware dual-student distillation: the loss is udskd.dual_student_loss, the trainer `udskd train`."""
+"""Uncertainty-aware dual-student distillation: the loss is udskd.dual_student_loss, the trainer `udskd train`.
 
+Public names are imported when they are first asked for (PEP 562), so that a command that only reads a recipe does not
+wait for PyTorch, nor the loss for torchvision.
+"""
+
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from udskd._library import build_info
 from udskd._version import __version__
-from udskd.losses import DualStudentLoss, DualStudentLossOutput, dual_student_loss
 
 __all__ = [
     "DualStudentLoss",
@@ -16,17 +19,26 @@ __all__ = [
     "load",
 ]
 
-if TYPE_CHECKING:  # type checkers must not take __getattr__ for the type of every other name
-    from udskd.loading import LoadedModel, load
+if TYPE_CHECKING:  # type checkers must not take __getattr__ for the type of every name
+    from udskd._native import build_info
+    from udskd.loss.functional import DualStudentLoss, DualStudentLossOutput, dual_student_loss
+    from udskd.models.loaded_model import LoadedModel, load
 else:
+    _MODULES = {
+        "DualStudentLoss": "udskd.loss.functional",
+        "DualStudentLossOutput": "udskd.loss.functional",
+        "LoadedModel": "udskd.models.loaded_model",
+        "build_info": "udskd._native",
+        "dual_student_loss": "udskd.loss.functional",
+        "load": "udskd.models.loaded_model",
+    }
 
     def __getattr__(name: str) -> Any:
-        """udskd.load and its class are imported when they are asked for, because they import torchvision."""
-        if name not in ("LoadedModel", "load"):
+        if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from udskd import loading
-
-        return getattr(loading, name)
+        value = getattr(import_module(_MODULES[name]), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

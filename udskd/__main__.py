@@ -2,8 +2,8 @@
 
 import sys
 
-from udskd import cli
-from udskd._library import build_info
+from udskd._native import build_info
+from udskd.cli import main as cli
 
 
 def main() -> None:

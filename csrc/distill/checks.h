@@ -1,4 +1,4 @@
-// What each operator checks of its arguments before it touches their memory. udskd/checks.py has better messages, but
+// What each operator checks of its arguments before it touches their memory. udskd/loss/checks.py has better messages, but
 // anyone can call torch.ops.udskd without it.
 #pragma once
 

@@ -23,7 +23,7 @@ struct NormalizeLevel {
   void (*split)(const float* from, int64_t pixels, float* planes, int64_t plane);
 };
 
-// The values from `at` on. Each step is rounded: PyTorch's separate operators are the model (udskd/data/prepare.py). A
+// The values from `at` on. Each step is rounded: PyTorch's separate operators are the model (udskd/data/normalize.py). A
 // difference of bytes is exact, so that a share of 1 or 0 gives the one or the other line itself.
 inline void normalize_from(int64_t at, const NormalizeLine& line) {
   for (; at < line.values; ++at) {

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from udskd.config import DataConfig
+from udskd.config.schema import DataConfig
 from udskd.data import Batch
-from udskd.data.sets import ImageSet, UnreadableImage
+from udskd.data.dataset import ImageSet, UnreadableImage
 
 CONFIG = DataConfig(image_size=8, workers=0)
 MIXED = replace(CONFIG, mixup=0.4)

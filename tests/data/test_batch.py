@@ -14,11 +14,11 @@ from PIL import Image
 from torchvision.transforms import functional as F
 
 from tests.data.conftest import MemorySet, photo
-from udskd.config import DataConfig
-from udskd.data import to_device, views
+from udskd.config.schema import DataConfig
+from udskd.data import augment, to_device
+from udskd.data.augment import central_view
 from udskd.data.batch import Batch, EvalViews, Request, TrainViews
 from udskd.data.resize import View, crop_resize
-from udskd.data.views import central_view
 
 CONFIG = DataConfig(image_size=8, workers=0)
 
@@ -42,7 +42,7 @@ def test_random_view_has_torchvisions_pixels(width: int, height: int, size: int,
     images = MemorySet(index + 1, size=(width, height))
     images.pixels = lambda _: np.asarray(image)  # type: ignore[method-assign]
     parcel = TrainViews(images, replace(CONFIG, image_size=size), 0)[Request(0, 0, np.array([index]))]
-    left, top, right, bottom = views.crop_box(views.crop_draws(0, 0, [index])[0], width, height, (0.08, 1.0))
+    left, top, right, bottom = augment.crop_box(augment.crop_draws(0, 0, [index])[0], width, height, (0.08, 1.0))
     theirs = F.resized_crop(image, top, left, bottom - top, right - left, [size, size])
     assert parcel.batch is not None
     np.testing.assert_array_equal(parcel.batch.images[0].permute(1, 2, 0).numpy(), np.asarray(theirs))
@@ -140,7 +140,7 @@ def test_mixup_brings_the_partner_of_the_last_row() -> None:
     assert batch.labels.tolist() == [2, 0, 2]
     assert torch.equal(batch.images, fetch(CONFIG, [5, 9, 2]).images)
     assert batch.mix is not None
-    np.testing.assert_array_equal(batch.mix.numpy(), views.mixup_strengths(0, 0, [5, 9], 0.4).astype(np.float32))
+    np.testing.assert_array_equal(batch.mix.numpy(), augment.mixup_strengths(0, 0, [5, 9], 0.4).astype(np.float32))
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from tests.data.conftest import photo
+from udskd.data.dataset import UnreadableImage
 from udskd.data.decode import read_pixels
-from udskd.data.sets import UnreadableImage
 
 
 def saved(path: Path, image: Image.Image, **options: object) -> str:

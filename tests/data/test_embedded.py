@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from udskd.data import EmbeddedSet
-from udskd.data.embedded import PROTOTYPES, posterior
+from udskd.data.synthetic import PROTOTYPES, posterior
 
 
 @pytest.fixture(scope="module")

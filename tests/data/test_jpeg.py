@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.data.conftest import photo
 from udskd.data import decode
-from udskd.data.sets import UnreadableImage
+from udskd.data.dataset import UnreadableImage
 
 PHOTOS = Path("/tmp/data/caltech-20")
 pytestmark = pytest.mark.skipif(decode.simplejpeg is None, reason="simplejpeg is not installed")

@@ -15,14 +15,8 @@ import torch
 from PIL import Image
 
 from tests.data.conftest import CONFIG, MIXED, MemorySet, assert_equal, by, each_way, make_tree
-from udskd.config import DataConfig
-from udskd.data import (
-    EvalLoader,
-    TrainLoader,
-    check_readable,
-    open_folder,
-    views,
-)
+from udskd.config.schema import DataConfig
+from udskd.data import EvalLoader, TrainLoader, augment, check_readable, open_folder
 from udskd.errors import DataError
 
 
@@ -50,7 +44,7 @@ def test_bits_are_those_of_the_first_version(tmp_path: Path) -> None:
         (tmp_path / split / "ab"[label]).mkdir(parents=True)
         for k in range(6):
             width, height = 20 + 7 * k, 50 - 5 * k - label
-            bits = views.random_bits(label, k, np.arange(width * height * 3), 9)
+            bits = augment.random_bits(label, k, np.arange(width * height * 3), 9)
             pixels = (bits >> np.uint64(56)).astype(np.uint8).reshape(height, width, 3)
             Image.fromarray(pixels).save(tmp_path / split / "ab"[label] / f"{k}.png")
     config = replace(CONFIG, image_size=24, mixup=0.4)
@@ -70,7 +64,7 @@ def test_an_epoch_follows_its_order_and_drops_the_incomplete_batch() -> None:
     loader = TrainLoader(MemorySet(50), CONFIG, seed=3, batch_size=8)
     seen = torch.cat([batch.indices for batch in loader.epoch(2)])
     assert loader.steps_per_epoch == 6
-    assert seen.tolist() == views.order(3, 2, 50)[:48].tolist()
+    assert seen.tolist() == augment.order(3, 2, 50)[:48].tolist()
 
 
 def test_mixing_does_not_depend_on_the_batch_size() -> None:
@@ -150,7 +144,7 @@ def test_exactly_the_allowed_share_may_be_unreadable() -> None:
 
 @pytest.mark.parametrize("config", [CONFIG, MIXED], ids=["plain", "mixup"])
 def test_a_step_without_any_readable_image_has_no_rows(config: DataConfig) -> None:
-    order = views.order(0, 0, 20)
+    order = augment.order(0, 0, 20)
     config = replace(config, max_unreadable=0.5)
     bad = order[4:8].tolist()
     loader = TrainLoader(MemorySet(20, bad), config, seed=0, batch_size=4, on_unreadable=lambda *_: None)

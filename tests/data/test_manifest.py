@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 
 from tests.data.conftest import MemorySet, make_tree, photo
-from udskd.config import DataConfig
+from udskd.config.schema import DataConfig
 from udskd.data import folder as folder_module
 from udskd.data import open_sets, pack
-from udskd.data.embedded import EmbeddedSet
 from udskd.data.folder import FolderSet
 from udskd.data.manifest import HEAD, Manifest, difference, from_bytes, list_images, to_bytes
 from udskd.data.packed import PackedSet
+from udskd.data.synthetic import EmbeddedSet
 
 EMPTY = {"checksum": "sha256", "names": [], "digests": [], "marks": []}
 

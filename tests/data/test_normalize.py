@@ -18,14 +18,14 @@ from torch import Tensor
 
 from tests.data.resizing import ROOT, RUNNABLE
 from tests.threads import threads
-from udskd import _library
-from udskd.config import DataConfig
+from udskd import _native
+from udskd.config.schema import DataConfig
 from udskd.data import Batch, to_device
 
 CONFIG = DataConfig()
 FORMATS = [torch.channels_last, torch.contiguous_format]
 needs_operator = pytest.mark.skipif(
-    _library.problem is not None or not hasattr(torch.ops.udskd, "normalize_views"),
+    _native.problem is not None or not hasattr(torch.ops.udskd, "normalize_views"),
     reason="there is no compiled library with it",
 )
 
@@ -101,7 +101,7 @@ def test_images_have_the_bits(case: Case) -> None:
 @given(cases)
 def test_images_have_the_bits_without_the_library(case: Case) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_library, "problem", "there is none, the test says")
+        patch.setattr(_native, "problem", "there is none, the test says")
         assert_right(case)
 
 
@@ -157,7 +157,7 @@ def test_pixels_need_not_be_square() -> None:
     batch = batch_of(Case(3, 20, True))
     batch = replace(batch, images=batch.images[:, :, 3:16])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_library, "problem", "there is none, the test says")
+        patch.setattr(_native, "problem", "there is none, the test says")
         slow = to_device(batch, CONFIG, "cpu", 3)[0]
     assert torch.equal(to_device(batch, CONFIG, "cpu", 3)[0], slow)
 

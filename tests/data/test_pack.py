@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from tests.data.conftest import MIXED, assert_equal, make_tree, photo
-from udskd.config import DataConfig
+from udskd.config.schema import DataConfig
 from udskd.data import EvalLoader, PackedSet, TrainLoader, UnreadableImage, open_folder, open_sets, pack
 from udskd.data.packed import PREFIX
 from udskd.errors import ConfigError, DataError

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchvision.transforms import functional as F
 
-from udskd.config import DataConfig
+from udskd.config.schema import DataConfig
 from udskd.data import Batch, to_device
 
 CONFIG = DataConfig()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.data.conftest import CONFIG, MIXED, MemorySet, assert_equal, make_tree, photo
-from udskd.config import DataConfig
+from udskd.config.schema import DataConfig
 from udskd.data import Batch, EvalLoader, Share, TrainLoader, open_sets, pack, resident
 from udskd.errors import DataError
 

@@ -30,13 +30,13 @@ from tests.data.resizing import (
     whole,
 )
 from tests.threads import threads
-from udskd import _library
+from udskd import _native
 from udskd.data.resize import crop_resize, crop_resize_batch
 
 
 @pytest.fixture
 def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_library, "problem", "there is none, the test says")
+    monkeypatch.setattr(_native, "problem", "there is none, the test says")
 
 
 @needs_13
@@ -82,7 +82,7 @@ def test_every_simd_level_has_pillows_bits(level: str) -> None:
 def test_without_the_library_the_bits_are_the_same(case: Case) -> None:
     expected = ours(case)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_library, "problem", "there is none, the test says")
+        patch.setattr(_native, "problem", "there is none, the test says")
         np.testing.assert_array_equal(ours(case), expected)
 
 

@@ -14,7 +14,7 @@ from tests.data.resizing import (
     needs_library,
     whole,
 )
-from udskd import _library
+from udskd import _native
 from udskd.data.resize import View, crop_resize, crop_resize_batch
 
 GOOD: dict[str, Any] = {
@@ -42,7 +42,7 @@ VIEWS = [
 @pytest.fixture(params=[pytest.param(True, id="compiled", marks=needs_library), pytest.param(False, id="pillow")])
 def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if not request.param:
-        monkeypatch.setattr(_library, "problem", "there is none, the test says")
+        monkeypatch.setattr(_native, "problem", "there is none, the test says")
 
 
 @pytest.mark.usefixtures("either")

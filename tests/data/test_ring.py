@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.data.conftest import CONFIG, MIXED, MemorySet, assert_equal
 from udskd.data import Batch, EvalLoader, TrainLoader, on_device, to_device
-from udskd.data.ring import Ring, Slot, copied_ahead
+from udskd.data.prefetch import Ring, Slot, copied_ahead
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from udskd.data.sets import UnreadableImage, class_hash, common_classes, few
+from udskd.data.dataset import UnreadableImage, class_hash, common_classes, few
 from udskd.errors import DataError
 
 COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"

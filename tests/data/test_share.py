@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.data.conftest import CONFIG, MIXED, MemorySet, assert_equal
-from udskd.config import DataConfig
+from udskd.config.schema import DataConfig
 from udskd.data import (
     EvalLoader,
     Share,

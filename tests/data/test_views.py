@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import RandomResizedCrop
 
-from udskd.data import views
+from udskd.data import augment
 
 MANY = np.arange(20_000)
 keys = st.integers(min_value=0, max_value=2**63 - 1)
@@ -27,9 +27,9 @@ def distance_to_cdf(samples: np.ndarray, cdf: np.ndarray) -> float:
 def test_hash_is_splitmix64() -> None:
     # First outputs of the published splitmix64 for the seed 1234567, reproduced by starting its counter there.
     state = np.uint64(1234567)
-    counter = np.arange(1, 4, dtype=np.uint64) * views._GOLDEN + state
+    counter = np.arange(1, 4, dtype=np.uint64) * augment._GOLDEN + state
     expected = [6457827717110365317, 3203168211198807973, 9817491932198370423]
-    assert views._scramble(counter).tolist() == expected
+    assert augment._scramble(counter).tolist() == expected
 
 
 def test_numbers_are_the_same_on_every_machine() -> None:
@@ -42,35 +42,35 @@ def test_numbers_are_the_same_on_every_machine() -> None:
     for word in (-7 % 2**64, 3, 5):  # seed, epoch, stream
         state = scramble(((state ^ word) + golden) % 2**64)
     expected = [scramble((state + (index + 1) * golden) % 2**64) for index in (0, 1, 10**6)]
-    assert views.random_bits(-7, 3, [0, 1, 10**6], 5).tolist() == expected
+    assert augment.random_bits(-7, 3, [0, 1, 10**6], 5).tolist() == expected
 
 
 @settings(deadline=None, max_examples=50)
 @given(seed=keys, epoch=st.integers(0, 10**6), indices=st.lists(st.integers(0, 10**9), min_size=1, max_size=20))
 def test_an_image_has_its_number_whatever_it_is_asked_with(seed: int, epoch: int, indices: list[int]) -> None:
-    together = views.uniform(seed, epoch, indices, 3)
-    alone = np.concatenate([views.uniform(seed, epoch, [index], 3) for index in indices])
+    together = augment.uniform(seed, epoch, indices, 3)
+    alone = np.concatenate([augment.uniform(seed, epoch, [index], 3) for index in indices])
     assert ((together >= 0) & (together < 1)).all()
     np.testing.assert_array_equal(together, alone)
 
 
 def test_uniform_is_uniform() -> None:
-    assert distance_to_cdf(*[np.sort(views.uniform(1, 2, MANY, 3))] * 2) < 2.3
+    assert distance_to_cdf(*[np.sort(augment.uniform(1, 2, MANY, 3))] * 2) < 2.3
 
 
 @pytest.mark.parametrize("other", [(2, 2, 3), (1, 3, 3), (1, 2, 4)], ids=["seed", "epoch", "stream"])
 def test_seed_epoch_and_stream_each_give_unrelated_numbers(other: tuple[int, int, int]) -> None:
-    first, second = views.uniform(1, 2, MANY, 3), views.uniform(other[0], other[1], MANY, other[2])
+    first, second = augment.uniform(1, 2, MANY, 3), augment.uniform(other[0], other[1], MANY, other[2])
     for shift in (0, 1, 2):
         assert abs(np.corrcoef(first, np.roll(second, shift))[0, 1]) < 5 / math.sqrt(len(MANY))
 
 
 def test_swapped_seed_and_epoch_give_other_numbers() -> None:
-    assert not np.isin(views.random_bits(1, 2, MANY, 3), views.random_bits(2, 1, MANY, 3)).any()
+    assert not np.isin(augment.random_bits(1, 2, MANY, 3), augment.random_bits(2, 1, MANY, 3)).any()
 
 
 def test_neighbouring_indices_are_unrelated() -> None:
-    numbers = views.uniform(0, 0, MANY, 0)
+    numbers = augment.uniform(0, 0, MANY, 0)
     for shift in (1, 2, 64):
         assert abs(np.corrcoef(numbers, np.roll(numbers, shift))[0, 1]) < 5 / math.sqrt(len(MANY))
 
@@ -78,18 +78,18 @@ def test_neighbouring_indices_are_unrelated() -> None:
 @settings(deadline=None, max_examples=50)
 @given(seed=keys, epoch=st.integers(0, 1000), n=st.integers(1, 300))
 def test_order_is_a_permutation(seed: int, epoch: int, n: int) -> None:
-    assert sorted(views.order(seed, epoch, n).tolist()) == list(range(n))
+    assert sorted(augment.order(seed, epoch, n).tolist()) == list(range(n))
 
 
 def test_order_puts_every_image_everywhere() -> None:
-    first = np.array([views.order(0, epoch, 10)[0] for epoch in range(5000)])
+    first = np.array([augment.order(0, epoch, 10)[0] for epoch in range(5000)])
     counts = np.bincount(first, minlength=10)
     assert ((counts - 500) ** 2 / 500).sum() < 40  # chi-squared, 9 degrees of freedom: once in 100 000 times
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.25, 1.0])
 def test_flips_happen_with_their_probability(probability: float) -> None:
-    share = views.flips(3, 1, MANY, probability).mean()
+    share = augment.flips(3, 1, MANY, probability).mean()
     assert abs(share - probability) <= 5 * math.sqrt(probability * (1 - probability) / len(MANY))
 
 
@@ -103,7 +103,7 @@ def test_flips_happen_with_their_probability(probability: float) -> None:
 )
 def test_crops_lie_in_the_image(width: int, height: int, low: float, high: float, index: int) -> None:
     scale = (min(low, high), max(low, high))
-    left, top, right, bottom = views.crop_box(views.crop_draws(0, 0, [index])[0], width, height, scale)
+    left, top, right, bottom = augment.crop_box(augment.crop_draws(0, 0, [index])[0], width, height, scale)
     assert 0 <= left < right <= width
     assert 0 <= top < bottom <= height
 
@@ -118,10 +118,10 @@ def test_crops_lie_in_the_image(width: int, height: int, low: float, high: float
 def test_crops_of_many_images_are_those_of_each(
     sides: list[tuple[int, int]], low: float, high: float, epoch: int
 ) -> None:
-    scale, draws = (min(low, high), max(low, high)), views.crop_draws(0, epoch, np.arange(len(sides)))
-    alone = [views.crop_box(one, *size, scale) for one, size in zip(draws, sides, strict=True)]
+    scale, draws = (min(low, high), max(low, high)), augment.crop_draws(0, epoch, np.arange(len(sides)))
+    alone = [augment.crop_box(one, *size, scale) for one, size in zip(draws, sides, strict=True)]
     shapes = np.array(sides, dtype=np.int64)[:, ::-1]
-    assert views.crop_boxes(draws, shapes, scale).tolist() == [list(box) for box in alone]
+    assert augment.crop_boxes(draws, shapes, scale).tolist() == [list(box) for box in alone]
 
 
 @pytest.mark.parametrize(
@@ -131,8 +131,8 @@ def test_crops_of_many_images_are_those_of_each(
 )
 def test_crops_are_distributed_as_torchvisions(size: tuple[int, int], scale: tuple[float, float]) -> None:
     n = 4000
-    draws = views.crop_draws(5, 0, np.arange(n))
-    ours = np.array([views.crop_box(one, *size, scale) for one in draws])
+    draws = augment.crop_draws(5, 0, np.arange(n))
+    ours = np.array([augment.crop_box(one, *size, scale) for one in draws])
     ours[:, 2:] -= ours[:, :2]
     torch.manual_seed(5)
     image = torch.empty(3, size[1], size[0])
@@ -146,13 +146,13 @@ def test_crops_are_distributed_as_torchvisions(size: tuple[int, int], scale: tup
 
 
 def test_crop_without_a_fitting_try_is_the_central_one() -> None:
-    hopeless = np.full((views.CROP_TRIES, 4), 0.5)
-    assert views.crop_box(hopeless, 300, 30, (1.0, 1.0)) == (130, 0, 170, 30)
-    assert views.crop_box(hopeless, 30, 300, (1.0, 1.0)) == (0, 130, 30, 170)
+    hopeless = np.full((augment.CROP_TRIES, 4), 0.5)
+    assert augment.crop_box(hopeless, 300, 30, (1.0, 1.0)) == (130, 0, 170, 30)
+    assert augment.crop_box(hopeless, 30, 300, (1.0, 1.0)) == (0, 130, 30, 170)
 
 
 def test_crop_tries_are_independent() -> None:
-    draws = views.crop_draws(0, 0, np.arange(2000)).reshape(2000, -1)
+    draws = augment.crop_draws(0, 0, np.arange(2000)).reshape(2000, -1)
     correlations = np.corrcoef(draws.T) - np.eye(draws.shape[1])
     assert np.abs(correlations).max() < 6 / math.sqrt(2000)
 
@@ -166,13 +166,13 @@ def test_crop_tries_are_independent() -> None:
     ],
 )
 def test_mixup_strengths_follow_the_beta_distribution(alpha: float, cdf: object) -> None:
-    strengths = np.sort(views.mixup_strengths(2, 1, MANY, alpha))
+    strengths = np.sort(augment.mixup_strengths(2, 1, MANY, alpha))
     assert distance_to_cdf(strengths, cdf(strengths)) < 2.3  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("alpha", [1e-3, 0.1, 0.2, 50.0])
 def test_mixup_strengths_have_the_betas_mean_and_variance(alpha: float) -> None:
-    strengths = views.mixup_strengths(2, 1, MANY, alpha)
+    strengths = augment.mixup_strengths(2, 1, MANY, alpha)
     variance = 1 / (4 * (2 * alpha + 1))
     assert ((strengths >= 0) & (strengths <= 1)).all()
     assert abs(strengths.mean() - 0.5) < 5 * math.sqrt(variance / len(MANY))
@@ -180,6 +180,6 @@ def test_mixup_strengths_have_the_betas_mean_and_variance(alpha: float) -> None:
 
 
 def test_mixup_strength_of_an_image_is_its_own() -> None:
-    together = views.mixup_strengths(2, 1, np.arange(500), 0.4)
-    alone = np.concatenate([views.mixup_strengths(2, 1, [index], 0.4) for index in range(500)])
+    together = augment.mixup_strengths(2, 1, np.arange(500), 0.4)
+    alone = np.concatenate([augment.mixup_strengths(2, 1, [index], 0.4) for index in range(500)])
     np.testing.assert_array_equal(together, alone)

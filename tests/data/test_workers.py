@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests.data.conftest import CONFIG, MemorySet, assert_equal, by, each_way, make_tree
-from udskd.config import DataConfig
+from udskd.config.schema import DataConfig
 from udskd.data import (
     EvalLoader,
     TrainLoader,
@@ -124,7 +124,7 @@ def test_workers_compute_with_one_thread() -> None:
 def test_a_process_that_leaves_its_workers_behind_ends(loader: str, workers: int) -> None:
     """Python ends processes by SIGTERM at exit, and waits until they are gone."""
     code = (
-        "from udskd.config import DataConfig\n"
+        "from udskd.config.schema import DataConfig\n"
         "from udskd.data import TrainLoader, open_sets\n"
         f"config = DataConfig(image_size=32, loader={loader!r}, workers={workers})\n"
         "loader = TrainLoader(open_sets(config)[0], config, seed=0, batch_size=8)\n"

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from tests.methods.batches import OPTIONS, C, kd
 from udskd import methods
-from udskd.config import Config, LossConfig
-from udskd.method_config import AkdConfig, TargetConfig
+from udskd.config.method_schema import AkdConfig, TargetConfig
+from udskd.config.schema import Config, LossConfig
 from udskd.methods.base import Answers, Setting
 
 SETTING = Setting(C, 8, {})

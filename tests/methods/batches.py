@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from udskd import backends
+from udskd.loss import dispatch
 from udskd.methods.base import Answers, Method
 
 B, C = 6, 5
@@ -72,13 +72,13 @@ def assert_takes_an_inference_tensor(method: Method, x: Answers) -> None:
 
 def assert_asks_for_backend(monkeypatch: pytest.MonkeyPatch, method: Method, x: Answers, wanted: str) -> None:
     """Every call of the operator that the loss makes names the options' backend."""
-    asked, choose = [], backends.choose
+    asked, choose = [], dispatch.choose
 
     def noted(backend: str, device: torch.device) -> str:
         asked.append(backend)
         return choose(backend, device)
 
-    monkeypatch.setattr(backends, "choose", noted)
+    monkeypatch.setattr(dispatch, "choose", noted)
     method.loss(x)
     assert asked
     assert set(asked) == {wanted}

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from udskd import models, recipe
-from udskd.config import Config
+from udskd.config import schema
+from udskd.config.schema import Config
 from udskd.methods.base import STUDENTS, Answers, Setting, Shape, Shaped
 from udskd.methods.sdkd import FusionBlock, StudentDriven
-from udskd.stages import Tapped
+from udskd.models import zoo
+from udskd.models.features import Tapped
 
 B, C, SIZE = 4, 3, 8
 ROLES = ("teacher", *STUDENTS)
@@ -40,8 +41,8 @@ class Run:
         **options: Any,
     ) -> None:
         torch.manual_seed(0)
-        self.config = recipe.with_values(Config(), {**OPTIONS, **{k.replace("__", "."): v for k, v in options.items()}})
-        modules = {role: models.build(name, C, size).module.to(dtype) for role, name in networks.items()}
+        self.config = schema.with_values(Config(), {**OPTIONS, **{k.replace("__", "."): v for k, v in options.items()}})
+        modules = {role: zoo.build(name, C, size).module.to(dtype) for role, name in networks.items()}
         modules["teacher"].eval()
         self.setting = Setting(C, size, modules)
         self.method = StudentDriven(self.config, tuple(shapes(self.config)))

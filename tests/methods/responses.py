@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from udskd.config import Config, LossConfig
-from udskd.method_config import TargetConfig, VarianceConfig
+from udskd.config.method_schema import TargetConfig, VarianceConfig
+from udskd.config.schema import Config, LossConfig
 from udskd.methods.base import STUDENTS, Answers
 
 B, C, K = 6, 5, 3

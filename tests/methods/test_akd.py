@@ -24,7 +24,7 @@ from tests.methods.batches import (
     on_meta,
 )
 from udskd import methods
-from udskd.config import DataConfig, LossConfig
+from udskd.config.schema import DataConfig, LossConfig
 from udskd.errors import ConfigError
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from udskd import methods, recipe
-from udskd.config import Config, DataConfig, LossConfig
+from udskd import methods
+from udskd.config.method_schema import CudConfig, TargetConfig
+from udskd.config.schema import Config, DataConfig, LossConfig
 from udskd.errors import ConfigError
-from udskd.method_config import CudConfig, TargetConfig
 from udskd.methods.base import Answers, Shape
 from udskd.methods.cud import MassBounds, WrongMassClip
 from udskd.methods.masses import bound_masses
@@ -232,7 +232,7 @@ def test_the_method_brings_its_stage_and_shape() -> None:
 )
 def test_options_out_of_range_are_refused(shape: str, options: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=f"^{message}$"):
-        recipe.check(Config(method="kd", cud=CudConfig(**options), target=TargetConfig(shape=shape)))  # type: ignore[arg-type]
+        methods.check(Config(method="kd", cud=CudConfig(**options), target=TargetConfig(shape=shape)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("shape", ["wrong_mass_clip", "mass_bounds"])

@@ -23,10 +23,10 @@ from tests.methods.batches import (
     mixed,
     on_meta,
 )
-from udskd import methods, recipe
-from udskd.config import Config, DataConfig, LossConfig, TrainingConfig
+from udskd import methods
+from udskd.config.method_schema import DkdConfig, TargetConfig
+from udskd.config.schema import Config, DataConfig, LossConfig, TrainingConfig
 from udskd.errors import ConfigError
-from udskd.method_config import DkdConfig, TargetConfig
 from udskd.methods.base import Answers, Shape, Shaped
 from udskd.methods.dkd import DecoupledDistillation
 
@@ -187,7 +187,7 @@ def test_mixup_is_refused() -> None:
 def test_an_option_out_of_range_is_named(name: str, value: float) -> None:
     options: dict[str, Any] = {name: value}
     with pytest.raises(ConfigError, match=rf"dkd\.{name} must be a finite number, 0 or more, got {value}"):
-        recipe.check(replace(config(), dkd=DkdConfig(**options)))
+        methods.check(replace(config(), dkd=DkdConfig(**options)))
 
 
 def test_no_rows_are_a_nan_mean_and_no_error() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from udskd import methods
-from udskd.config import Config, LossConfig
+from udskd.config.schema import Config, LossConfig
 from udskd.errors import ConfigError
 from udskd.methods import Answers, Method
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from udskd import methods, recipe
-from udskd.config import Config, DataConfig, TeacherConfig
+from udskd import methods
+from udskd.config.method_schema import CudConfig
+from udskd.config.schema import Config, DataConfig, TeacherConfig
 from udskd.errors import ConfigError
-from udskd.method_config import CudConfig
 from udskd.methods.base import TeacherStage
 
 B, C = 10, 6
@@ -139,7 +139,7 @@ def test_how_long_and_how_fast_it_trains_are_its_options() -> None:
 )
 def test_options_out_of_range_are_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=f"^{message}$"):
-        recipe.check(Config(method="kd", cud=CudConfig(**options)))  # type: ignore[arg-type]
+        methods.check(Config(method="kd", cud=CudConfig(**options)))  # type: ignore[arg-type]
 
 
 def test_mixup_is_refused() -> None:

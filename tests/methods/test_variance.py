@@ -12,8 +12,8 @@ import torch
 from torch.nn import functional as F
 
 from tests.methods.responses import B, C, K, batch, config, seeded, teacher, tempered
-from udskd import methods, recipe
-from udskd.config import DataConfig
+from udskd import methods
+from udskd.config.schema import DataConfig
 from udskd.errors import ConfigError
 from udskd.methods.base import STUDENTS, Needs, Setting
 from udskd.methods.variance import Average, InverseVariance
@@ -110,4 +110,4 @@ class TestTheMethod:
     @pytest.mark.parametrize("dropout", [0.0, 1.0, -0.1, math.nan])
     def test_refuses_an_impossible_dropout(self, dropout: float) -> None:
         with pytest.raises(ConfigError, match=r"^variance\.dropout must be above 0 and below 1, got "):
-            recipe.check(config(dropout=dropout))
+            methods.check(config(dropout=dropout))

@@ -26,8 +26,8 @@ from tests.methods.batches import (
     on_meta,
 )
 from udskd import methods
-from udskd.config import Config, LossConfig
-from udskd.method_config import TargetConfig
+from udskd.config.method_schema import TargetConfig
+from udskd.config.schema import Config, LossConfig
 from udskd.methods.base import Answers, Shape, Shaped
 from udskd.methods.wsl import WeightedSoftLabels
 

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from tests.ops import emulated_build
-from udskd import _library, ops
+from udskd import _native
+from udskd.loss import ops
 
 NAMESPACE = "udskd_emulated"
 USUAL = {"sms": 4, "capability": 90}  # the GPU that is emulated unless a test asks for another
@@ -29,8 +30,8 @@ USUAL = {"sms": 4, "capability": 90}  # the GPU that is emulated unless a test a
 @cache
 def reason() -> str | None:
     """Why there can be no such library here, or None. Compiles nothing."""
-    if _library.problem is not None:
-        return _library.problem
+    if _native.problem is not None:
+        return _native.problem
     if os.environ.get("UDSKD_EMULATED_LIBRARY"):
         return None
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):

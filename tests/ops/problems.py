@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.ops import emulated
-from udskd import _library
+from udskd import _native
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 MARKS = {"cuda": ["gpu"], "emulated": ["emulated"]}
@@ -21,7 +21,7 @@ def backends(*names: str) -> list[Any]:
     and rules, for tensors on the CPU."""
     out = []
     for name in names or ("reference", "cpu", "emulated", "cuda"):
-        reason = emulated.reason() if name == "emulated" else _library.unavailable(name)
+        reason = emulated.reason() if name == "emulated" else _native.unavailable(name)
         marks = [getattr(pytest.mark, mark) for mark in MARKS.get(name, ())]
         if reason is not None:
             marks.append(pytest.mark.skip(reason=reason))

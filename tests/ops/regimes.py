@@ -12,7 +12,7 @@ import udskd
 from tests.ops import emulated
 from tests.ops.problems import Problem, can_fuse, make
 from tests.ops.test_values import assert_as_exact_as_eager
-from udskd import forms
+from udskd.loss import forms
 
 # Regimes, and how many classes they are tried with: somewhat more than they hold of some dtypes, for which the library
 # then takes another.

@@ -20,7 +20,7 @@ from tests.ops.problems import Problem, agree, backends, make
 from tests.ops.regimes import DTYPES, REGIMES, VARIANTS, assert_exact, groups, results, shapes
 from tests.ops.test_any_input import VALUES, Case, assert_agrees, cases, plain
 from tests.ops.test_values import assert_as_exact_as_eager
-from udskd import ops
+from udskd.loss import ops
 
 pytestmark = [
     *(mark for parameter in backends("emulated") for mark in parameter.marks),

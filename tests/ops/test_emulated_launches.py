@@ -14,7 +14,7 @@ import udskd
 from tests.ops import emulated
 from tests.ops.problems import agree, backends, can_fuse, make
 from tests.ops.regimes import DTYPES, KERNELS, REGIMES, assert_exact, launches, results
-from udskd import forms
+from udskd.loss import forms
 
 pytestmark = [
     *(mark for parameter in backends("emulated") for mark in parameter.marks),

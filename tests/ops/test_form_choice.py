@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import udskd
 from tests.ops.problems import OPTIONS, Problem, backends, can_fuse, device_of, make, on_gpu, same
-from udskd import forms, ops
+from udskd.loss import forms, ops
 
 FORMS = ("fused", "recompute")
 NATIVE = backends("cpu", "emulated", "cuda")

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import udskd
 from tests.ops.problems import OPTIONS, Problem, agree, backends, can_fuse, device_of, make, same
 from tests.ops.test_values import assert_as_exact_as_eager
-from udskd import forms
+from udskd.loss import forms
 
 FORMS = ("fused", "recompute")
 REDUCED = {name: options for name, options in OPTIONS.items() if options.get("reduction") != "none"}

@@ -16,7 +16,7 @@ from torch import Tensor
 import udskd
 from tests.ops.problems import backends, can_fuse, close, make
 from tests.ops.test_values import assert_as_exact_as_eager
-from udskd import forms
+from udskd.loss import forms
 
 pytestmark = [mark for parameter in backends("cuda") for mark in parameter.marks]
 FORMS = ("fused", "recompute")

@@ -18,7 +18,7 @@ from torch import Tensor
 import udskd
 from tests.ops import eager
 from tests.ops.problems import Problem, backends, device_of
-from udskd import forms
+from udskd.loss import forms
 
 NATIVE = backends("cpu", "emulated", "cuda")
 # Without a fused multiply-add, and with four places to a vector, rounding adds up to somewhat more than PyTorch's,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tests.ops import hostile
 from tests.ops.problems import backends, device_of
-from udskd import ops
+from udskd.loss import ops
 
 NATIVE = backends("cpu", "emulated")
 EVERYWHERE = backends("cpu", "emulated", "cuda")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.ops.problems import backends, device_of, make
-from udskd import ops
+from udskd.loss import ops
 
 GPUS = backends("emulated", "cuda")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)

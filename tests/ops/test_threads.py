@@ -12,7 +12,7 @@ from torch import Tensor
 import udskd
 from tests.ops.problems import Problem, backends, make
 from tests.threads import threads
-from udskd import forms
+from udskd.loss import forms
 
 MANY_ROWS = [(300, 100), (2000, 10), (65, 1000), (7, 8191)]
 FEW_ROWS = [(1, 70000), (2, 40000), (2, 40001), (1, 32768), (2, 32767)]  # shared from 32 chunks of 1024 classes

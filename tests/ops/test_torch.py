@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import udskd
 from tests.ops.problems import Problem, backends, device_of, make
-from udskd import ops
+from udskd.loss import ops
 
 NATIVE = backends("cpu", "emulated", "cuda")
 Arguments = tuple[Any, ...]

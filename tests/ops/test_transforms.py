@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 import udskd
 from tests.ops.problems import backends
-from udskd import ops
+from udskd.loss import ops
 
 T, A, B = (torch.randn(4, 6, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
 Y = torch.arange(4)

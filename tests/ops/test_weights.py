@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import udskd
 from tests.ops.problems import backends, device_of, make
-from udskd.losses import training_loss
+from udskd.loss.functional import training_loss
 
 NAMES = ("ce_weight", "kd_weight", "peer_weight", "uncertainty")
 BAD = (math.nan, math.inf, -math.inf, -0.5)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.training.variants import options
-from udskd.config import Config, DataConfig, StudentConfig, TeacherConfig, TrainingConfig
+from udskd.config.schema import Config, DataConfig, StudentConfig, TeacherConfig, TrainingConfig
 from udskd.training import train
 
 CLASSES = ("blue", "green", "red")

@@ -27,11 +27,12 @@ import torch
 
 from tests.training.conftest import tiny_config, write_tree
 from tests.training.traps import Child, Trap
-from udskd import recipe
+from udskd.config import schema, toml
 from udskd.data.manifest import from_bytes
-from udskd.training import predictions
-from udskd.training.checkpoint import load_state, load_weights
-from udskd.training.folder import MANIFEST
+from udskd.files import PREDICTIONS
+from udskd.models.checkpoints import load_weights
+from udskd.training.storage.checkpoint import load_state
+from udskd.training.storage.run_folder import MANIFEST
 
 KINDS = ("kill", "stop", "full")
 TIMING = {"time", "seconds", "images_per_second"}
@@ -73,16 +74,16 @@ def prepare(place: Path, kind: str) -> Iterator[Straight]:
     tree = write_tree(place / "tree")
     (tree / "train" / "green" / "7.png").write_bytes(b"not an image")
     for name, values in VARIANTS.items():
-        config = recipe.with_values(tiny_config(tree, Path("run")), {**COMMON, **values})
+        config = schema.with_values(tiny_config(tree, Path("run")), {**COMMON, **values})
         here = place / name
         here.mkdir()
-        (here / "recipe.toml").write_text(recipe.dump(config))
+        (here / "recipe.toml").write_text(toml.dump(config))
         begin = time.monotonic()
         child = Child.start("train recipe.toml", here, Trap(action=kind))
         if code := child.end():
             raise Broken(f"the undisturbed run ended with {code}: {child.errors()}")
         seconds = time.monotonic() - begin
-        yield Straight(name, recipe.dump(config), outcome(here / "run"), int((here / "count").read_text()), seconds)
+        yield Straight(name, toml.dump(config), outcome(here / "run"), int((here / "count").read_text()), seconds)
 
 
 @dataclass
@@ -182,7 +183,7 @@ def outcome(run: Path) -> dict[str, Any]:
         name = str(file.relative_to(run))
         if name in ("restarts.jsonl", "environment.json"):
             continue
-        if file.suffix == ".safetensors" and name != predictions.FILE:
+        if file.suffix == ".safetensors" and name != PREDICTIONS:
             found |= flat(name, list(load_weights(file)))
         elif name == MANIFEST:
             listed = from_bytes(file.read_bytes())

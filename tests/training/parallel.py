@@ -23,12 +23,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from udskd import cli, training
+from udskd import training
+from udskd.cli import main as cli
 from udskd.errors import CheckpointError
-from udskd.training import start
-from udskd.training.signals import StopRequest
-from udskd.training.students import StudentsTask
-from udskd.training.task import Inputs
+from udskd.training import setup
+from udskd.training.engine.task import Inputs
+from udskd.training.runtime.signals import StopRequest
+from udskd.training.tasks.students import StudentsTask
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 120.0  # seconds for a world: who takes longer hangs
@@ -67,7 +68,7 @@ def no_teacher(rank: int) -> None:
         raise CheckpointError("teacher.pt cannot be read: Stale file handle")
 
     if rank == 1:
-        start.teacher.find = broken  # type: ignore[attr-defined]
+        setup.teacher.find = broken  # type: ignore[attr-defined]
 
 
 def crash(rank: int) -> None:

@@ -21,15 +21,16 @@ from torchvision.models import get_model
 
 from tests.training.conftest import tiny_config, write_tree
 from tests.training.test_run import on_call
-from udskd import recipe
-from udskd.config import Config
+from udskd.config import schema
+from udskd.config.schema import Config
 from udskd.data.pack import pack
 from udskd.errors import CheckpointError, ConfigError, DataError, Interrupted
-from udskd.training import cache, train
-from udskd.training.cache_writer import cache_teacher
-from udskd.training.checkpoint import load_weights
-from udskd.training.frozen import Frozen
-from udskd.training.students import StudentsTask
+from udskd.models.checkpoints import load_weights
+from udskd.training import train
+from udskd.training.networks.inference import Frozen
+from udskd.training.tasks.students import StudentsTask
+from udskd.training.teacher_cache import reader
+from udskd.training.teacher_cache.writer import cache_teacher
 
 IMAGES, CLASSES, EPOCHS = 36, 3, 3
 
@@ -44,12 +45,12 @@ def teacher(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def config(tree: Path, tmp_path: Path, teacher: Path) -> Config:
-    return recipe.with_values(tiny_config(tree, tmp_path / "run"), {"teacher.checkpoint": str(teacher)})
+    return schema.with_values(tiny_config(tree, tmp_path / "run"), {"teacher.checkpoint": str(teacher)})
 
 
 def changed(config: Config, **values: Any) -> Config:
     """The config with options changed; data__mixup stands for data.mixup."""
-    return recipe.with_values(config, {name.replace("__", "."): value for name, value in values.items()})
+    return schema.with_values(config, {name.replace("__", "."): value for name, value in values.items()})
 
 
 def cached(config: Config, folder: Path, **values: Any) -> Config:
@@ -308,8 +309,8 @@ def test_nothing_is_written_twice_and_more_epochs_are_added(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     written: list[str] = []
-    write = cache.write_atomic
-    monkeypatch.setattr(cache, "write_atomic", lambda path, *data: (written.append(path.name), write(path, *data)))
+    write = reader.write_atomic
+    monkeypatch.setattr(reader, "write_atomic", lambda path, *data: (written.append(path.name), write(path, *data)))
     cache_teacher(config, tmp_path / "cache", epochs=2)
     assert written.pop(1) == "images.manifest"
     assert [name for name in written if name != "cache.json"] == ["epoch-0000.npy", "epoch-0001.npy"]
@@ -407,7 +408,7 @@ def test_it_is_for_one_process(config: Config, tmp_path: Path, monkeypatch: pyte
 def test_the_description_can_be_read_by_a_person(config: Config, tmp_path: Path) -> None:
     cache_teacher(config, tmp_path / "cache")
     content = json.loads((tmp_path / "cache" / "cache.json").read_text())
-    assert content["format"] == cache.FORMAT
+    assert content["format"] == reader.FORMAT
     assert (
         content["made_of"] | {"seed": 0, "teacher.model": "tiny_plain_4", "data.images": IMAGES} == content["made_of"]
     )
@@ -421,4 +422,4 @@ def test_the_stem_of_a_teacher_of_torchvisions_is_shown(
     values = {"teacher__checkpoint": str(tmp_path / "t.pth"), "teacher__model": "shufflenet_v2_x0_5"}
     cached(changed(config, data__image_size=32, training__epochs=1, **values), tmp_path / "cache")
     assert "teacher: shufflenet_v2_x0_5, 0.345 M parameters, stem imagenet\n" in capsys.readouterr().out
-    assert cache.CacheFolder.open(tmp_path / "cache").made_of["teacher.stem"] == "imagenet"  # type: ignore[union-attr]
+    assert reader.CacheFolder.open(tmp_path / "cache").made_of["teacher.stem"] == "imagenet"  # type: ignore[union-attr]

@@ -17,20 +17,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torchvision.models import get_model
 
-from udskd import models
-from udskd.config import DataConfig, Stem, TeacherConfig
+from udskd import files
+from udskd.config.schema import DataConfig, Stem, TeacherConfig
 from udskd.errors import CheckpointError
-from udskd.training import checkpoint
-from udskd.training.checkpoint import (
-    WeightsInfo,
-    load_state,
-    load_weights,
-    previous,
-    save_state,
-    save_weights,
-    write_atomic,
-)
-from udskd.training.weights import load_network, stem_of
+from udskd.files import write_atomic
+from udskd.models import zoo
+from udskd.models.checkpoints import WeightsInfo, fingerprint, load_weights, save_weights
+from udskd.models.loading import load_network, stem_of
+from udskd.training.storage.checkpoint import load_state, previous, save_state
 
 CLASSES = ("cat", "dog", "owl")
 DATA = DataConfig(image_size=8)
@@ -40,7 +34,7 @@ TEACHER = TeacherConfig(model="tiny_plain_2")
 
 @pytest.fixture
 def saved(tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
-    module = models.build("tiny_plain_2", 3, 8).module.to(memory_format=torch.channels_last)
+    module = zoo.build("tiny_plain_2", 3, 8).module.to(memory_format=torch.channels_last)
     path = tmp_path / "teacher.safetensors"
     save_weights(path, module.state_dict(), INFO)
     return path, module.state_dict()
@@ -56,7 +50,7 @@ def test_weights_come_back_bit_identical_with_what_they_belong_to(saved: tuple[P
 
 def test_a_loaded_network_computes_what_the_saved_one_did(saved: tuple[Path, dict[str, torch.Tensor]]) -> None:
     path, tensors = saved
-    twin = models.build("tiny_plain_2", 3, 8).module
+    twin = zoo.build("tiny_plain_2", 3, 8).module
     twin.load_state_dict(tensors)
     x = torch.randn(2, 3, 8, 8)
     assert torch.equal(load_network(path, TEACHER, CLASSES, DATA).module.eval()(x), twin.eval()(x))
@@ -139,7 +133,7 @@ def test_a_full_disk_leaves_the_previous_file_and_nothing_else(
 ) -> None:
     path = tmp_path / "students.pt"
     write_atomic(path, b"old")
-    monkeypatch.setattr(checkpoint.os, moment, full_disk)
+    monkeypatch.setattr(files.os, moment, full_disk)
     with pytest.raises(CheckpointError, match=r"cannot write .*students\.pt: No space left on device; the previous"):
         write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
@@ -158,8 +152,8 @@ def test_the_file_is_complete_before_it_takes_the_name(tmp_path: Path, monkeypat
         assert synced == [5], "renamed before its bytes were on the disk"
         replace(source, target)
 
-    monkeypatch.setattr(checkpoint.os, "fsync", record_fsync)
-    monkeypatch.setattr(checkpoint.os, "replace", check_replace)
+    monkeypatch.setattr(files.os, "fsync", record_fsync)
+    monkeypatch.setattr(files.os, "replace", check_replace)
     write_atomic(tmp_path / "file", b"12345")
     assert (tmp_path / "file").read_bytes() == b"12345"
 
@@ -212,7 +206,7 @@ def test_safetensors_of_somebody_else_that_do_not_fit_name_what_is_missing(tmp_p
 
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": s}, lambda s: {"state_dict": s}])
 def test_a_plain_state_dict_is_a_teacher_too(tmp_path: Path, wrap: object) -> None:
-    state = models.build("tiny_plain_2", 3, 8).module.state_dict()
+    state = zoo.build("tiny_plain_2", 3, 8).module.state_dict()
     torch.save(wrap({f"module.{k}": v for k, v in state.items()}), tmp_path / "t.pth")  # type: ignore[operator]
     loaded = load_network(tmp_path / "t.pth", TEACHER, CLASSES, DATA).module.state_dict()
     assert all(torch.equal(loaded[k], state[k]) for k in state)
@@ -238,7 +232,7 @@ def test_plain_weights_get_torchvisions_stem_at_any_size(tmp_path: Path, file: s
 
 @pytest.mark.parametrize("file", ["t.pth", "t.safetensors"])
 def test_an_explicit_stem_of_plain_weights_is_taken_at_its_word(tmp_path: Path, file: str) -> None:
-    path = save_plain(models.build("mobilenet_v2", 3, 32, "small").module.state_dict(), tmp_path / file)
+    path = save_plain(zoo.build("mobilenet_v2", 3, 32, "small").module.state_dict(), tmp_path / file)
     options = TeacherConfig(model="mobilenet_v2", stem="small")
     assert load_network(path, options, CLASSES, DataConfig(image_size=32)).stem == "small"
 
@@ -255,8 +249,8 @@ RELAXED: list[tuple[str, Stem]] = [
 ]
 
 
-def save_relaxed(name: str, stem: Stem, folder: Path) -> tuple[Path, models.Model]:
-    model = models.build(name, 3, 32, stem)
+def save_relaxed(name: str, stem: Stem, folder: Path) -> tuple[Path, zoo.Model]:
+    model = zoo.build(name, 3, 32, stem)
     path = folder / "student_b.safetensors"
     save_weights(path, model.module.state_dict(), WeightsInfo(name, stem, CLASSES, 32, DATA.mean, DATA.std, 1.0))
     return path, model
@@ -276,7 +270,7 @@ def test_torchvisions_network_refuses_weights_of_another_stem_and_says_why(
 def test_weights_of_another_stem_come_back_without_their_mark(tmp_path: Path, name: str, stem: Stem) -> None:
     path, model = save_relaxed(name, stem, tmp_path)
     tensors = load_weights(path)[0]
-    assert checkpoint.fingerprint(tensors) == checkpoint.fingerprint(model.module.state_dict())
+    assert fingerprint(tensors) == fingerprint(model.module.state_dict())
     loaded = load_network(path, TeacherConfig(model=name), CLASSES, DataConfig(image_size=32))
     assert loaded.stem == stem
     x = torch.randn(2, 3, 32, 32)
@@ -287,7 +281,7 @@ def test_weights_of_another_stem_come_back_without_their_mark(tmp_path: Path, na
 def test_a_network_that_asks_for_its_version_comes_back(tmp_path: Path, stem: Stem) -> None:
     path, model = save_relaxed("mnasnet0_5", stem, tmp_path)
     loaded = load_network(path, None, CLASSES, DataConfig(image_size=32)).module.state_dict()
-    assert checkpoint.fingerprint(loaded) == checkpoint.fingerprint(model.module.state_dict())
+    assert fingerprint(loaded) == fingerprint(model.module.state_dict())
 
 
 @pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "resnet18"])
@@ -313,7 +307,7 @@ def test_a_mark_that_was_copied_into_plain_weights_names_their_stem(tmp_path: Pa
 @pytest.mark.parametrize("size", [32, 128])
 def test_auto_is_the_stem_of_the_file_at_any_size(tmp_path: Path, size: int) -> None:
     options, data = TeacherConfig(model="mobilenet_v2"), DataConfig(image_size=size)
-    for stem in get_args(models.BuiltStem):
+    for stem in get_args(zoo.BuiltStem):
         path, _ = save_relaxed("mobilenet_v2", stem, tmp_path)
         assert load_network(path, options, CLASSES, data).stem == stem_of(path, options) == stem
 
@@ -333,7 +327,7 @@ def test_a_file_of_an_older_version_still_loads(tmp_path: Path) -> None:
     loaded = load_network(path, None, CLASSES, DataConfig(image_size=32))
     assert loaded.stem == "small"
     assert load_weights(path)[1].eval_crop is None
-    assert checkpoint.fingerprint(loaded.module.state_dict()) == checkpoint.fingerprint(model.module.state_dict())
+    assert fingerprint(loaded.module.state_dict()) == fingerprint(model.module.state_dict())
 
 
 def test_a_file_of_a_newer_version_is_refused(saved: tuple[Path, dict[str, torch.Tensor]]) -> None:
@@ -397,7 +391,7 @@ def test_weights_of_other_sizes_of_images_say_so_in_the_description(tmp_path: Pa
 
 
 def spoil(value: float, name: str) -> dict[str, torch.Tensor]:
-    tensors = models.build("tiny_plain_2", 3, 8).module.state_dict()
+    tensors = zoo.build("tiny_plain_2", 3, 8).module.state_dict()
     tensors[name].view(-1)[0] = value
     return tensors
 
@@ -486,7 +480,7 @@ def test_a_file_without_named_tensors_is_one_sentence(tmp_path: Path, content: o
 
 
 def test_a_state_dict_with_another_head_names_the_layer_and_both_shapes(tmp_path: Path) -> None:
-    torch.save(models.build("tiny_plain_2", 5, 8).module.state_dict(), tmp_path / "t.pth")
+    torch.save(zoo.build("tiny_plain_2", 5, 8).module.state_dict(), tmp_path / "t.pth")
     with pytest.raises(
         CheckpointError, match=r"classifier\.weight is \[5, 8\] in the file and \[3, 8\] in the network"
     ):
@@ -494,6 +488,6 @@ def test_a_state_dict_with_another_head_names_the_layer_and_both_shapes(tmp_path
 
 
 def test_a_state_dict_of_another_network_names_what_is_missing(tmp_path: Path) -> None:
-    torch.save(models.build("tiny_separable_2", 3, 8).module.state_dict(), tmp_path / "t.pth")
+    torch.save(zoo.build("tiny_separable_2", 3, 8).module.state_dict(), tmp_path / "t.pth")
     with pytest.raises(CheckpointError, match=r"does not fit the network: .*features"):
         load_network(tmp_path / "t.pth", TEACHER, CLASSES, DATA)

@@ -8,14 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from udskd import models, recipe
-from udskd.config import Config
+from udskd.config import schema
+from udskd.config.schema import Config
 from udskd.data import EvalLoader, open_sets, to_device
+from udskd.files import PREDICTIONS
+from udskd.models import zoo
 from udskd.progress import Display
 from udskd.training import predictions, train
-from udskd.training.evaluate import evaluate
-from udskd.training.runtime import Runtime
-from udskd.training.signals import StopRequest
+from udskd.training.evaluation.evaluate import evaluate
+from udskd.training.runtime.device import Runtime
+from udskd.training.runtime.signals import StopRequest
 
 
 def loader_of(config: Config, batch_size: int = 7) -> EvalLoader:
@@ -28,7 +30,7 @@ def results_of(networks: dict[str, nn.Module], config: Config, batch_size: int =
 
 
 def test_networks_are_evaluated_in_eval_mode_and_left_as_they_were(config: Config) -> None:
-    module = models.build("mobilenet_v3_small", 3, 8).module.train()
+    module = zoo.build("mobilenet_v3_small", 3, 8).module.train()
     before = {k: v.clone() for k, v in module.state_dict().items()}
     first, second = results_of({"x": module}, config), results_of({"x": module}, config, batch_size=18)
     assert {k: round(v, 6) for k, v in first["x"].items()} == {k: round(v, 6) for k, v in second["x"].items()}
@@ -49,7 +51,7 @@ def test_every_network_sees_every_image_once(config: Config, tree: Path) -> None
 
 
 def test_the_metrics_are_those_of_the_networks_logits(config: Config) -> None:
-    module = models.build("tiny_plain_2", 3, 8).module.eval()
+    module = zoo.build("tiny_plain_2", 3, 8).module.eval()
     batches = [to_device(b, config.data, "cpu", 3) for b in loader_of(config)]
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     with torch.no_grad():
@@ -61,6 +63,6 @@ def test_predictions_that_would_be_too_large_are_left_out_and_said_so(
     config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(predictions, "LARGEST", 100)
-    train(recipe.with_values(config, {"method": "ce", "training.epochs": 1}))
-    assert not (Path(config.output or "") / predictions.FILE).exists()
+    train(schema.with_values(config, {"method": "ce", "training.epochs": 1}))
+    assert not (Path(config.output or "") / PREDICTIONS).exists()
     assert "predictions.safetensors: left out" in capsys.readouterr().out

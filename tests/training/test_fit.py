@@ -11,11 +11,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from udskd import forms, progress, recipe
-from udskd.config import Config
-from udskd.training import fit, train
-from udskd.training.folder import RunFolder
-from udskd.training.optim import Schedule
+from udskd import progress
+from udskd.config import schema
+from udskd.config.schema import Config
+from udskd.loss import forms
+from udskd.training import train
+from udskd.training.engine import loop
+from udskd.training.networks.optim import Schedule
+from udskd.training.storage.run_folder import RunFolder
 
 
 class ReadBacks(TorchDispatchMode):
@@ -40,7 +43,7 @@ def test_the_counter_of_read_backs_counts() -> None:
 def test_nothing_is_read_back_within_a_step(config: Config, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     """From the batch on the device to the update: forward, loss, backward, clipping, optimiser, average, meter."""
     counts: list[int] = []
-    to_device = fit.to_device
+    to_device = loop.to_device
     counter = ReadBacks()
 
     def after_the_batch_arrived(*args: Any) -> Any:
@@ -51,25 +54,25 @@ def test_nothing_is_read_back_within_a_step(config: Config, monkeypatch: pytest.
     @contextmanager
     def steps(self: progress.Display, title: str, total: int, done: int = 0) -> Iterator[Any]:
         def advance() -> None:
-            if title != "evaluate":
+            if "/" in title:  # the steps of an epoch
                 counter.__exit__(None, None, None)
                 counts.append(counter.count)
 
         yield advance
 
-    monkeypatch.setattr(fit, "to_device", after_the_batch_arrived)
+    monkeypatch.setattr(loop, "to_device", after_the_batch_arrived)
     monkeypatch.setattr(progress.Display, "steps", steps)
     # On the CPU, where there is nobody to wait for, hard labels are looked at (hence mixup), and by the fused form
     # grad_output. Neither happens on a GPU.
     options = {"method": method, "training.clip_grad_norm": 1.0, "training.epochs": 2, "data.mixup": 0.2}
     with forms.only("recompute"):
-        train(recipe.with_values(config, options))
+        train(schema.with_values(config, options))
     assert len(counts) == 2 * 3 * (2 if method == "udskd" else 1)
     assert counts[-1] == 0
 
 
 def test_a_plain_log_has_one_line_for_each_epoch(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
-    train(recipe.with_values(config, {"method": "ce"}))
+    train(schema.with_values(config, {"method": "ce"}))
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" |")[0] for line in lines if " | " in line] == [f"students {k}/3" for k in (1, 2, 3)]
     assert all("\r" not in line and "\x1b" not in line for line in lines)
@@ -89,7 +92,7 @@ def test_long_epochs_show_life_in_a_plain_log(
 
 
 def test_the_logged_rates_are_those_of_each_students_last_step(config: Config, tmp_path: Path) -> None:
-    train(recipe.with_values(config, {"method": "ce", "student_b.lr": 0.02, "training.warmup_epochs": 0.0}))
+    train(schema.with_values(config, {"method": "ce", "student_b.lr": 0.02, "training.warmup_epochs": 0.0}))
     logged = RunFolder(tmp_path / "run").events("epoch")
     for name, peak in (("lr_a", 0.05), ("lr_b", 0.02)):
         schedule = Schedule.of(peak, epochs=3, warmup_epochs=0, steps_per_epoch=3)

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from udskd import dual_student_loss, models
-from udskd.config import TrainingConfig
-from udskd.training.frozen import Frozen, fold
-from udskd.training.runtime import Runtime
+from udskd import dual_student_loss
+from udskd.config.schema import TrainingConfig
+from udskd.models import zoo
+from udskd.training.networks.inference import Frozen, fold
+from udskd.training.runtime.device import Runtime
 
 NETWORKS = ["tiny_plain_4", "tiny_separable_4", "resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", "vgg11_bn", "alexnet"]
 
@@ -17,7 +18,7 @@ NETWORKS = ["tiny_plain_4", "tiny_separable_4", "resnet18", "mobilenet_v2", "shu
 def lived_in(name: str, size: int = 64) -> nn.Module:
     """A network whose batch-norms have seen something."""
     torch.manual_seed(0)
-    module = models.build(name, 5, size, "auto").module.train()
+    module = zoo.build(name, 5, size, "auto").module.train()
     with torch.no_grad():
         for norm in (m for m in module.modules() if isinstance(m, nn.BatchNorm2d)):
             norm.weight.uniform_(0.5, 1.5)

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from udskd.training import graph
-from udskd.training.step import Step
-from udskd.training.task import Inputs
+from udskd.training.engine import cuda_graph as graph
+from udskd.training.engine.step import Step
+from udskd.training.engine.task import Inputs
 
 
 def test_a_step_ends_with_its_last_user(monkeypatch: pytest.MonkeyPatch) -> None:

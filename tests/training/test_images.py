@@ -15,13 +15,13 @@ from PIL import Image
 
 from tests.training.conftest import tiny_config, write_tree
 from tests.training.test_run import on_call, outcome
-from udskd import recipe
-from udskd.config import Config
+from udskd.config import schema
+from udskd.config.schema import Config
 from udskd.data import folder as folder_module
 from udskd.data import pack
 from udskd.errors import CheckpointError, DataError, Interrupted
 from udskd.training import train
-from udskd.training.students import StudentsTask
+from udskd.training.tasks.students import StudentsTask
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_the_same_images_in_another_place_are_accepted(stopped: Config, tmp_path
         shutil.rmtree(root)
     else:
         pack(root, other, short_side=None)
-    train(recipe.with_values(stopped, {"data.root": str(other)}), resume=tmp_path / "run")
+    train(schema.with_values(stopped, {"data.root": str(other)}), resume=tmp_path / "run")
     ours, straight = outcome(tmp_path / "run"), outcome(tmp_path / "straight")
     assert ours["weights"] == straight["weights"]
 
@@ -102,7 +102,7 @@ def test_the_same_images_in_another_place_are_accepted(stopped: Config, tmp_path
 def test_other_images_in_another_place_are_refused(stopped: Config, tmp_path: Path) -> None:
     other = write_tree(tmp_path / "other", size=13)
     with pytest.raises(DataError, match=r"than .*/other has now: 54 changed \(train/blue/0\.png, "):
-        train(recipe.with_values(stopped, {"data.root": str(other)}), resume=tmp_path / "run")
+        train(schema.with_values(stopped, {"data.root": str(other)}), resume=tmp_path / "run")
 
 
 def test_a_continued_run_knows_its_files_by_their_new_marks(
@@ -178,7 +178,7 @@ def test_a_stop_while_images_are_identified_says_what_is_there(
 
 
 def test_unreadable_training_images_belong_to_the_set(own: Config, tmp_path: Path) -> None:
-    own = recipe.with_values(own, {"data.max_unreadable": 0.5})
+    own = schema.with_values(own, {"data.max_unreadable": 0.5})
     bad = tmp_path / "tree" / "train" / "red" / "bad.jpg"
     bad.write_bytes(b"no image")
     train(own)
@@ -191,7 +191,7 @@ def test_unreadable_training_images_belong_to_the_set(own: Config, tmp_path: Pat
 
 
 def test_the_generated_set_continues(own: Config, tmp_path: Path) -> None:
-    own = recipe.with_values(own, {"data.root": "embedded", "training.epochs": 1, "training.batch_size": 500})
+    own = schema.with_values(own, {"data.root": "embedded", "training.epochs": 1, "training.batch_size": 500})
     train(own)
     (tmp_path / "run" / "summary.json").unlink()
     assert train(own, resume=tmp_path / "run")["status"] == "complete"

@@ -13,13 +13,14 @@ import pytest
 
 from tests.training.conftest import tiny_config
 from tests.training.kills import compare, outcome
-from udskd import cli, recipe
-from udskd.config import Config
+from udskd.cli import main as cli
+from udskd.config import schema, toml
+from udskd.config.schema import Config
 from udskd.errors import ConfigError
 from udskd.training import train
-from udskd.training.checkpoint import load_state
-from udskd.training.folder import RunFolder
-from udskd.training.students import StudentsTask
+from udskd.training.storage.checkpoint import load_state
+from udskd.training.storage.run_folder import RunFolder
+from udskd.training.tasks.students import StudentsTask
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +41,7 @@ RUN = Path("run")  # in a folder of its own: the name of a run is in its log
 
 
 def often(tree: Path) -> Config:
-    return recipe.with_values(tiny_config(tree, RUN), {"method": "ce", "training.save_every": 1e-9})
+    return schema.with_values(tiny_config(tree, RUN), {"method": "ce", "training.save_every": 1e-9})
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +218,7 @@ def test_a_disk_that_is_full_from_the_beginning_leaves_no_run(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    Path("recipe.toml").write_text(recipe.dump(often(tree)))
+    Path("recipe.toml").write_text(toml.dump(often(tree)))
     with monkeypatch.context() as patch:
         patch.setattr(os, "mkdir", full)
         assert cli.main(["train", "recipe.toml"]) == 2

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from udskd.training.meter import Meter, read
+from udskd.training.engine.meter import Meter, read
 
 CPU = torch.device("cpu")
 SIZES = (8, 8, 5)

@@ -9,8 +9,8 @@ import pytest
 
 from tests.training.conftest import write_tree
 from tests.training.variants import run_of
-from udskd import recipe
-from udskd.config import Config
+from udskd.config import schema
+from udskd.config.schema import Config
 from udskd.errors import CheckpointError, ConfigError
 from udskd.training import train
 
@@ -73,7 +73,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 def test_a_combination_that_cannot_be_is_one_sentence_before_anything_is_written(case: str, config: Config) -> None:
     values, words = BAD[case]
     with pytest.raises(ConfigError, match=words) as error:
-        train(recipe.with_values(config, values))
+        train(schema.with_values(config, values))
     assert "\n" not in str(error.value)
     assert not run_of(config).exists()
 
@@ -83,4 +83,4 @@ def test_another_number_of_classes_than_the_teachers_is_refused(
 ) -> None:
     other = write_tree(tmp_path / "other", classes=("blue", "green", "red", "white"))
     with pytest.raises(CheckpointError, match="classes"):
-        train(recipe.with_values(config, {"data.root": str(other), "teacher.checkpoint": teacher_weights}))
+        train(schema.with_values(config, {"data.root": str(other), "teacher.checkpoint": teacher_weights}))

@@ -15,11 +15,12 @@ from torch import Tensor
 from tests.training.test_run import events, on_call, outcome
 from tests.training.variants import VARIANTS, Watch, options, run_of
 from udskd import methods
-from udskd.config import Config
+from udskd.config.schema import Config
 from udskd.errors import Interrupted
+from udskd.models.checkpoints import load_weights
 from udskd.training import train
-from udskd.training.checkpoint import load_state, load_weights
-from udskd.training.students import StudentsTask
+from udskd.training.storage.checkpoint import load_state
+from udskd.training.tasks.students import StudentsTask
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.training.variants import VARIANTS, options
 from udskd import methods
-from udskd.config import Config
+from udskd.config.schema import Config
 from udskd.training import train
-from udskd.training.students import StudentsTask
-from udskd.training.task import Inputs
+from udskd.training.engine.task import Inputs
+from udskd.training.tasks.students import StudentsTask
 
 SOFTMAX = ("_softmax", "_log_softmax", "logsumexp", "kl_div", "nll_loss_forward", "cross_entropy_loss")
 # What needs the probabilities themselves, in calls of a step: the average of distributions and the students' own, of
@@ -78,6 +78,6 @@ def test_every_divergence_goes_through_the_operator(
 
 def test_the_loop_names_no_method() -> None:
     names = set(methods.names()) - {"udskd"} | {"wrong_mass_clip", "uncertainty_shaping", "context"}
-    for file in (Path(__file__).parents[2] / "udskd" / "training").glob("*.py"):
+    for file in (Path(__file__).parents[2] / "udskd" / "training").rglob("*.py"):
         words = {node.value for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Constant)}
         assert not words & names, file

@@ -10,16 +10,16 @@ import torch
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
-from udskd import models
-from udskd.config import StudentConfig, TrainingConfig
-from udskd.training.network import Network
-from udskd.training.optim import Schedule, parameter_groups, sgd
-from udskd.training.runtime import Runtime, derive_seed
+from udskd.config.schema import StudentConfig, TrainingConfig
+from udskd.models import zoo
+from udskd.training.networks.optim import Schedule, parameter_groups, sgd
+from udskd.training.networks.trainable import Network
+from udskd.training.runtime.device import Runtime, derive_seed
 
 
 def network(training: TrainingConfig, options: StudentConfig | None = None, name: str = "tiny_plain_2") -> Network:
     options = options or StudentConfig()
-    return Network("student_a", models.build(name, 3, 8), options, training, Runtime.of(training), 10, 4)
+    return Network("student_a", zoo.build(name, 3, 8), options, training, Runtime.of(training), 10, 4)
 
 
 def update(network: Network, step: int) -> None:
@@ -32,7 +32,7 @@ def vector(module: nn.Module) -> torch.Tensor:
 
 
 def test_vectors_are_not_decayed() -> None:
-    module = models.build("tiny_separable_2", 3, 8).module
+    module = zoo.build("tiny_separable_2", 3, 8).module
     decayed, rest = parameter_groups(module, 0.1)
     assert (decayed["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
     names = {id(p): n for n, p in module.named_parameters()}
@@ -70,8 +70,8 @@ def test_each_student_has_its_own_rate_and_decay() -> None:
 @pytest.mark.parametrize("name", ["tiny_plain_3", "tiny_separable_3", "shufflenet_v2_x0_5"])
 def test_the_fused_update_is_plain_sgds_also_in_channels_last(name: str) -> None:
     torch.manual_seed(0)
-    module = models.build(name, 3, 32).module.to(memory_format=torch.channels_last)
-    twin = models.build(name, 3, 32).module
+    module = zoo.build(name, 3, 32).module.to(memory_format=torch.channels_last)
+    twin = zoo.build(name, 3, 32).module
     twin.load_state_dict(module.state_dict())
     ours = sgd(module, lr=0.1, momentum=0.9, weight_decay=0.01)
     plain = torch.optim.SGD(parameter_groups(twin, 0.01), lr=0.1, momentum=0.9, nesterov=True, foreach=False)
@@ -97,7 +97,7 @@ def test_clipping_limits_the_norm_of_each_network_alone() -> None:
             p.grad = torch.full_like(p, size)
         update(n, 0)
         moved.append(float((vector(n.module) - before).norm()))
-    count = models.parameter_count(small.module)
+    count = zoo.parameter_count(small.module)
     assert moved == pytest.approx([1e-4 * math.sqrt(count), 0.5], rel=1e-3)
 
 

@@ -20,10 +20,10 @@ import torch
 from tests.training.conftest import tiny_config, write_tree
 from tests.training.kills import compare, outcome
 from tests.training.parallel import PATIENCE, Ended, Forge, survivors, torchrun
-from udskd import recipe
-from udskd.data import open_sets, views
+from udskd.config import schema, toml
+from udskd.data import augment, open_sets
+from udskd.models.checkpoints import load_weights
 from udskd.training import train
-from udskd.training.checkpoint import load_weights
 
 RUN = Path("run")
 BASE = {  # batch-norm, dropout, averages, mixup, saved after every step
@@ -46,8 +46,8 @@ def place(folder: Path, tree: Path, **values: Any) -> Path:
     """A folder with recipe.toml in it."""
     folder.mkdir(exist_ok=True)
     options = {name.replace("__", "."): value for name, value in values.items()}
-    config = recipe.with_values(tiny_config(tree, RUN), {**BASE, **options})
-    (folder / "recipe.toml").write_text(recipe.dump(config))
+    config = schema.with_values(tiny_config(tree, RUN), {**BASE, **options})
+    (folder / "recipe.toml").write_text(toml.dump(config))
     return folder
 
 
@@ -104,9 +104,9 @@ def test_any_number_of_processes_evaluates_to_the_same_bits(
 ) -> None:
     """18 images: of 2 batches, which leave the third process none, or 4, of which no two processes have as many."""
     shutil.copytree(straight[2][0], tmp_path / RUN)
-    config = recipe.load(tmp_path / RUN / "config.toml")
-    config = recipe.with_values(config, {"training.batch_size": batch_size})
-    (tmp_path / RUN / "config.toml").write_text(recipe.dump(config))
+    config = toml.load(tmp_path / RUN / "config.toml")
+    config = schema.with_values(config, {"training.batch_size": batch_size})
+    (tmp_path / RUN / "config.toml").write_text(toml.dump(config))
     results = []
     for ranks in (1, 2, 3):
         ended = forge.world(ranks, "bits run", tmp_path)
@@ -183,7 +183,7 @@ def broken_tree(folder: Path) -> Path:
     """A tree in which nothing of what process 1 of two sees in the first step can be read."""
     tree = write_tree(folder)
     train, _ = open_sets(tiny_config(tree, RUN).data)
-    for index in views.order(0, 0, len(train))[6:12]:
+    for index in augment.order(0, 0, len(train))[6:12]:
         Path(train.name(int(index))).write_bytes(b"not an image")
     return tree
 
@@ -382,7 +382,7 @@ def odd_teachers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("odd")
     tree = write_tree(folder / "tree", val=40)
     values = {"method": "kd", "training.epochs": 1, "teacher.epochs": 15}
-    train(recipe.with_values(tiny_config(tree, folder / "good"), values))
+    train(schema.with_values(tiny_config(tree, folder / "good"), values))
     tensors = load_weights(folder / "good" / "teacher.safetensors")[0]
     head = {name: tensor for name, tensor in tensors.items() if name.startswith("classifier")}
     torch.save({**tensors, **{name: tensor[[2, 0, 1]] for name, tensor in head.items()}}, folder / "moved.pth")

@@ -11,7 +11,7 @@ import torch
 
 from tests.training.parallel import Forge
 from tests.training.test_parallel import RUN, different, place
-from udskd.training.checkpoint import load_state
+from udskd.training.storage.checkpoint import load_state
 
 PLAIN = {"data__mixup": 0.0, "student_b__model": "tiny_separable_2", "sdkd__stages": 2, "cud__stage_epochs": 1}
 METHODS: dict[str, dict[str, Any]] = {

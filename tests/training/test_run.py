@@ -17,16 +17,22 @@ from torch import Tensor
 from torchvision.models import get_model
 
 from tests.training.conftest import tiny_config, write_tree
-from udskd import recipe
-from udskd.config import Config, StudentConfig
+from udskd import files
+from udskd.config import schema, toml
+from udskd.config.schema import Config, StudentConfig
 from udskd.errors import CheckpointError, ConfigError, DataError, Interrupted
-from udskd.training import checkpoint, evaluate_run, predictions, start, teacher, train
-from udskd.training.checkpoint import load_state, load_weights
-from udskd.training.metrics import Metrics
-from udskd.training.network import Network
-from udskd.training.students import StudentsTask
-from udskd.training.task import Inputs
-from udskd.training.teacher import TeacherTask
+from udskd.files import PREDICTIONS
+from udskd.models import checkpoints
+from udskd.models.checkpoints import load_weights
+from udskd.training import evaluate_run, setup, train
+from udskd.training.engine.task import Inputs
+from udskd.training.evaluation.metrics import Metrics
+from udskd.training.networks.trainable import Network
+from udskd.training.storage import checkpoint
+from udskd.training.storage.checkpoint import load_state
+from udskd.training.tasks import teacher
+from udskd.training.tasks.students import StudentsTask
+from udskd.training.tasks.teacher import TeacherTask
 
 METRICS = {"top1", "top5", "nll", "ece", "brier", "entropy"}
 
@@ -41,9 +47,9 @@ def outcome(run: Path) -> dict[str, Any]:
     timing = {"time", "seconds", "images_per_second"}
     summary, log = json.loads((run / "summary.json").read_text()), (run / "log.jsonl").read_text().splitlines()
     files = sorted([*run.glob("*.safetensors"), *run.glob("*/*.safetensors")])
-    weights = {f.name: load_weights(f)[0] for f in files if f.name != predictions.FILE}
+    weights = {f.name: load_weights(f)[0] for f in files if f.name != PREDICTIONS}
     return {
-        "predictions": (run / predictions.FILE).read_bytes(),
+        "predictions": (run / PREDICTIONS).read_bytes(),
         "summary": {k: v for k, v in summary.items() if k not in timing},
         "log": [{k: v for k, v in json.loads(line).items() if k not in {*timing, "lines"}} for line in log],
         "weights": {
@@ -78,10 +84,10 @@ def test_a_run_leaves_every_file_and_number(config: Config) -> None:
         "images.manifest",
         "log.jsonl",
         "summary.json",
-        predictions.FILE,
+        PREDICTIONS,
     } | states
     assert files == bests | weights | rest
-    assert recipe.load(run / "config.toml") == config
+    assert toml.load(run / "config.toml") == config
     assert summary == json.loads((run / "summary.json").read_text())
     assert (summary["method"], summary["seed"], summary["status"], summary["epochs"]) == ("udskd", 0, "complete", 3)
     assert summary["images_per_second"] > 0
@@ -131,7 +137,7 @@ def test_the_teacher_is_frozen_to_the_last_bit(config: Config, monkeypatch: pyte
         return model
 
     monkeypatch.setattr(teacher, "freeze", spy)
-    train(recipe.with_values(config, {"training.ema_decay": 0.0}))
+    train(schema.with_values(config, {"training.ema_decay": 0.0}))
     module, (before, _) = seen[0], load_weights(Path(config.output or "") / "teacher.safetensors")
     assert not module.training
     assert not any(p.requires_grad or p.grad is not None for p in module.parameters())
@@ -201,7 +207,7 @@ def test_a_run_that_was_stopped_and_continued_ends_bit_identical(
 def test_a_run_in_fp16_continues_with_the_loss_scale_that_it_had(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = recipe.with_values(config, {"training.precision": "fp16", "data.mixup": 0.2})
+    config = schema.with_values(config, {"training.precision": "fp16", "data.mixup": 0.2})
     train(replace(config, output=str(tmp_path / "straight")))
     with monkeypatch.context() as patch:
         on_call(patch, StudentsTask, "losses", 6, lambda: os.kill(os.getpid(), signal.SIGINT))
@@ -235,13 +241,13 @@ def test_a_full_disk_keeps_the_previous_checkpoint_and_says_how_to_go_on(
 
     with monkeypatch.context() as patch:
         saves = [0]
-        write = checkpoint.write_atomic
+        write = files.write_atomic
 
         def counted(path: Path, *data: Any, **options: Any) -> None:
             if path.name == "students.pt":
                 saves[0] += 1
                 if saves[0] == 2:
-                    patch.setattr(checkpoint.os, "fsync", lambda _: full())
+                    patch.setattr(files.os, "fsync", lambda _: full())
             write(path, *data, **options)
 
         patch.setattr(checkpoint, "write_atomic", counted)
@@ -322,7 +328,7 @@ def test_a_mistake_is_found_before_anything_is_written(
     config: Config, tmp_path: Path, change: dict[str, Any], kind: type[Exception], words: str
 ) -> None:
     with pytest.raises(kind, match=words):
-        train(recipe.with_values(config, change))
+        train(schema.with_values(config, change))
     assert not (tmp_path / "run").exists()
 
 
@@ -361,9 +367,9 @@ def test_a_run_cannot_continue_with_other_options(
     train(replace(config, method="ce"))
     (tmp_path / "run" / "summary.json").unlink()
     with pytest.raises(ConfigError, match=r"started with training\.lr = 0\.05, not 0\.5"):
-        train(recipe.with_values(config, {"method": "ce", "training.lr": 0.5}), resume=tmp_path / "run")
+        train(schema.with_values(config, {"method": "ce", "training.lr": 0.5}), resume=tmp_path / "run")
     capsys.readouterr()
-    train(recipe.with_values(config, {"method": "ce", "data.workers": 1}), resume=tmp_path / "run")
+    train(schema.with_values(config, {"method": "ce", "data.workers": 1}), resume=tmp_path / "run")
     assert capsys.readouterr().out.startswith("data.workers: 0 before, 1 from here on\n")
 
 
@@ -373,7 +379,7 @@ def test_what_lies_among_the_images_and_is_none_is_shown_and_logged(
     root = write_tree(tmp_path / "tree")
     for name in ("train/red/x.bak", "train/red/y.bak", "train/README", "val/blue/z.txt"):
         (root / name).write_text("")
-    train(recipe.with_values(config, {"method": "ce", "training.epochs": 1, "data.root": str(root)}))
+    train(schema.with_values(config, {"method": "ce", "training.epochs": 1, "data.root": str(root)}))
     expected = ["train: 3 files ignored: .bak 2, outside the class folders 1", "val: 1 file ignored: .txt 1"]
     assert [line for line in capsys.readouterr().out.splitlines() if "ignored" in line] == expected
     assert [line for line in events(tmp_path / "run", "start")[0]["lines"] if "ignored" in line] == expected
@@ -419,26 +425,26 @@ def test_the_best_weights_of_each_student_are_its_own(config: Config, tmp_path: 
 
 
 def test_evaluation_is_due_every_n_epochs_and_after_the_last(config: Config, tmp_path: Path) -> None:
-    train(recipe.with_values(config, {"method": "ce", "training.eval_every": 2}))
+    train(schema.with_values(config, {"method": "ce", "training.eval_every": 2}))
     assert ["student_a" in e for e in events(tmp_path / "run", "epoch")] == [False, True, True]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_mixup_and_half_precision_train_too(config: Config, precision: str) -> None:
     options = {"data.mixup": 0.2, "training.precision": precision, "training.clip_grad_norm": 1.0}
-    assert train(recipe.with_values(config, options))["status"] == "complete"
+    assert train(schema.with_values(config, options))["status"] == "complete"
 
 
 def test_the_embedded_set_reports_how_well_uncertainty_is_known(config: Config) -> None:
     options = {"data.root": "embedded", "method": "ce", "training.epochs": 1, "training.batch_size": 256}
-    summary = train(recipe.with_values(config, options))
+    summary = train(schema.with_values(config, options))
     assert -1 <= summary["student_a"]["entropy_corr"] <= 1
     assert summary["student_b"]["posterior_kl"] > 0
 
 
 def test_tensorboard_events_are_written_on_request(config: Config, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    train(recipe.with_values(config, {"method": "ce", "training.tensorboard": True}))
+    train(schema.with_values(config, {"method": "ce", "training.tensorboard": True}))
     assert list((tmp_path / "run" / "tensorboard" / "epoch").glob("events.out.tfevents.*"))
 
 
@@ -457,11 +463,11 @@ def test_only_the_torchrun_that_began_a_run_restarts_it(
 
 
 def test_evaluation_batches_stay_small_however_large_a_step_is(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(start, "EVALUATED", 5)
+    monkeypatch.setattr(setup, "EVALUATED", 5)
     sizes: list[int] = []
     update = Metrics.update
     monkeypatch.setattr(Metrics, "update", lambda self, x, y: (sizes.append(len(y)), update(self, x, y))[1])
-    train(recipe.with_values(config, {"method": "ce", "training.epochs": 1}))
+    train(schema.with_values(config, {"method": "ce", "training.epochs": 1}))
     assert max(sizes) == 5
 
 
@@ -482,7 +488,7 @@ def of_torchvision(config: Config, folder: Path, size: int = 32) -> Config:
     """With a teacher of torchvision's own weights, in a file that says nothing about itself."""
     torch.save(get_model("shufflenet_v2_x0_5", weights=None, num_classes=3).state_dict(), folder / "t.pth")
     values = {"teacher.model": "shufflenet_v2_x0_5", "teacher.checkpoint": str(folder / "t.pth")}
-    return recipe.with_values(config, {**values, "data.image_size": size, "training.epochs": 1, "method": "kd"})
+    return schema.with_values(config, {**values, "data.image_size": size, "training.epochs": 1, "method": "kd"})
 
 
 def test_the_run_says_which_stem_a_teacher_of_torchvisions_has(
@@ -510,7 +516,7 @@ def test_a_teacher_of_another_image_size_is_described_so(
     config: Config, teacher_weights: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     values = {"teacher.checkpoint": teacher_weights, "data.image_size": 10, "training.epochs": 1}
-    train(recipe.with_values(config, values))
+    train(schema.with_values(config, values))
     assert "stem small, trained on images of 8 px\n" in capsys.readouterr().out
 
 
@@ -518,7 +524,7 @@ def spoil(path: Path, folder: Path) -> Path:
     """A copy of a run's weights in which one is NaN."""
     tensors, info = load_weights(path)
     tensors["features.3.1.running_var"][1] = float("nan")
-    checkpoint.save_weights(folder / path.name, tensors, info)
+    checkpoints.save_weights(folder / path.name, tensors, info)
     return folder / path.name
 
 
@@ -529,7 +535,7 @@ def test_a_teacher_that_is_not_finite_is_refused_before_anything_is_written(
     with pytest.raises(
         CheckpointError, match=rf"{file} .*: features\.3\.1\.running_var has 1 of 8 values that are NaN"
     ):
-        train(recipe.with_values(config, {"teacher.checkpoint": str(file)}))
+        train(schema.with_values(config, {"teacher.checkpoint": str(file)}))
     assert not Path(config.output or "").exists()
 
 
@@ -548,10 +554,10 @@ def test_a_teacher_of_this_run_that_is_not_finite_is_refused_on_resume(
 
 def test_weights_that_are_not_finite_are_not_evaluated(config: Config) -> None:
     run = Path(config.output or "")
-    train(recipe.with_values(config, {"training.epochs": 1, "method": "ce"}))
+    train(schema.with_values(config, {"training.epochs": 1, "method": "ce"}))
     tensors, info = load_weights(run / "student_b.safetensors")
     tensors["classifier.bias"][0] = float("inf")
-    checkpoint.save_weights(run / "student_b.safetensors", tensors, info)
+    checkpoints.save_weights(run / "student_b.safetensors", tensors, info)
     with pytest.raises(CheckpointError, match=r"student_b\.safetensors .*: classifier\.bias has 1 of 3 values"):
         evaluate_run(run)
 
@@ -570,5 +576,5 @@ def test_a_network_that_the_last_update_of_an_epoch_ruins_is_refused(
 
     monkeypatch.setattr(Network, "update", ruinous)
     with pytest.raises(ConfigError, match=rf"the answers of {role} are not finite after \w+ epoch 1: lower"):
-        train(recipe.with_values(config, values))
+        train(schema.with_values(config, values))
     assert not (Path(config.output or "") / f"{role}.safetensors").exists()

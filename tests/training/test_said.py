@@ -8,18 +8,18 @@ import pytest
 import torch
 from torch import nn
 
-from udskd import recipe
-from udskd.config import Config
+from udskd.config import schema
+from udskd.config.schema import Config
 
 
 def test_a_head_with_dropout_answers_differently_around_the_plain_answer() -> None:
     from udskd.methods import Needs
-    from udskd.training.runtime import Runtime
-    from udskd.training.said import saying
+    from udskd.training.networks.teacher_output import saying
+    from udskd.training.runtime.device import Runtime
 
     torch.manual_seed(0)
     module = nn.Sequential(nn.Flatten(), nn.Linear(12, 64), nn.ReLU(), nn.Linear(64, 3))
-    config = recipe.with_values(Config(), {"training.device": "cpu", "variance.dropout": 0.3})
+    config = schema.with_values(Config(), {"training.device": "cpu", "variance.dropout": 0.3})
     runtime = Runtime.of(config.training)
     said = saying(config, runtime, module, Needs(responses=2000, source="dropout"), True)(torch.randn(5, 3, 2, 2))
     assert said.responses is not None
@@ -30,7 +30,7 @@ def test_a_head_with_dropout_answers_differently_around_the_plain_answer() -> No
 
 
 def test_a_view_is_mirrored_or_not_and_moved_by_an_eighth_at_most() -> None:
-    from udskd.training.said import view
+    from udskd.training.networks.teacher_output import view
 
     torch.manual_seed(0)
     ramp = torch.linspace(-1, 1, 64).expand(200, 3, 64, 64).contiguous()
@@ -43,7 +43,7 @@ def test_a_view_is_mirrored_or_not_and_moved_by_an_eighth_at_most() -> None:
 
 
 def test_a_view_is_not_mirrored_where_images_are_not() -> None:
-    from udskd.training.said import view
+    from udskd.training.networks.teacher_output import view
 
     ramp = torch.linspace(-1, 1, 64).expand(200, 3, 64, 64).contiguous()
     centre = view(ramp, 0.0)[:, 0, 32, 24:40]
@@ -52,16 +52,16 @@ def test_a_view_is_not_mirrored_where_images_are_not() -> None:
 
 def test_layers_are_tapped_after_batch_norm_was_exchanged(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """training.sync_batchnorm puts other layers in the place of batch-norms, one of which may be what is tapped."""
-    from udskd import models
-    from udskd.config import StudentConfig
-    from udskd.training.network import Network
-    from udskd.training.runtime import Runtime
-    from udskd.training.world import World
+    from udskd.config.schema import StudentConfig
+    from udskd.models import zoo
+    from udskd.training.networks.trainable import Network
+    from udskd.training.runtime.device import Runtime
+    from udskd.training.runtime.distributed import World
 
     monkeypatch.setattr(Runtime, "parallel", lambda self, module, size: module)
     world = World(ranks=2, control=object())
     runtime = Runtime(torch.device("cpu"), "fp32", torch.contiguous_format, world, sync_batchnorm=True)
-    model = models.build("densenet121", 3, 32)
+    model = zoo.build("densenet121", 3, 32)
     layers = ("features.norm5",)
     network = Network("student_a", model, StudentConfig(), config.training, runtime, 1, 1, layers)
     tapped = network.module.get_submodule(*layers)

@@ -10,8 +10,8 @@ import torch
 
 from tests.training.conftest import tiny_config
 from tests.training.test_run import outcome
-from udskd import recipe
-from udskd.config import Config
+from udskd.config import schema
+from udskd.config.schema import Config
 from udskd.data import pack
 from udskd.training import train
 
@@ -19,7 +19,7 @@ OPTIONS = {"training.epochs": 2, "data.mixup": 0.2, "student_b.model": "mobilene
 
 
 def result(config: Config, output: Path, **options: Any) -> Any:
-    train(recipe.with_values(config, {**OPTIONS, **options, "output": str(output)}))
+    train(schema.with_values(config, {**OPTIONS, **options, "output": str(output)}))
     found = outcome(output)
     for value in (found["summary"]["dataset"], *(e["data"] for e in found["log"] if e["event"] == "start")):
         value.pop("root")  # where the images are may differ

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from udskd.training.signals import Stopped, StopRequest
+from udskd.training.runtime.signals import Stopped, StopRequest
 
 
 @pytest.mark.parametrize("number", StopRequest.SIGNALS)

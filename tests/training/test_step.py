@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from udskd import models
-from udskd.config import StudentConfig, TrainingConfig
-from udskd.training.network import Network
-from udskd.training.runtime import Runtime
-from udskd.training.step import Step
-from udskd.training.task import Inputs, Task
-from udskd.training.world import World
+from udskd.config.schema import StudentConfig, TrainingConfig
+from udskd.models import zoo
+from udskd.training.engine.step import Step
+from udskd.training.engine.task import Inputs, Task
+from udskd.training.networks.trainable import Network
+from udskd.training.runtime.device import Runtime
+from udskd.training.runtime.distributed import World
 
 OPTIONS = TrainingConfig(lr=0.1, warmup_epochs=0, device="cpu")
 
@@ -30,7 +30,7 @@ class Classify(Task):
 
     def __post_init__(self) -> None:
         torch.manual_seed(0)
-        model = models.build("tiny_plain_2", 3, 8)
+        model = zoo.build("tiny_plain_2", 3, 8)
         for name, module in list(model.module.named_modules()):
             if isinstance(module, torch.nn.BatchNorm2d):
                 model.module.set_submodule(name, torch.nn.Identity())

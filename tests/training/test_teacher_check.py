@@ -13,14 +13,14 @@ import torch
 
 from tests.training.conftest import write_tree
 from tests.training.test_run import events
-from udskd import recipe
-from udskd.config import Config
+from udskd.config import schema
+from udskd.config.schema import Config
 from udskd.errors import CheckpointError, ConfigError
+from udskd.models.checkpoints import load_weights
 from udskd.training import train
-from udskd.training.cache_writer import cache_teacher
-from udskd.training.checkpoint import load_weights
-from udskd.training.students import StudentsTask
-from udskd.training.teacher_check import at_most, doubt, is_at_chance, moved_classes
+from udskd.training.evaluation.teacher_check import at_most, doubt, is_at_chance, moved_classes
+from udskd.training.tasks.students import StudentsTask
+from udskd.training.teacher_cache.writer import cache_teacher
 
 Numbers = npt.NDArray[np.int64]
 
@@ -163,7 +163,7 @@ def good(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     run = tmp_path_factory.mktemp("good") / "run"
     values = {"method": "kd", "training.epochs": 1, "teacher.epochs": 15}
-    summary = train(recipe.with_values(tiny_config(photographs, run), values))
+    summary = train(schema.with_values(tiny_config(photographs, run), values))
     assert summary["teacher"]["top1"] > 80
     return run / "teacher.safetensors"
 
@@ -171,7 +171,7 @@ def good(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def with_teacher(config: Config, photographs: Path, tensors: dict[str, torch.Tensor], folder: Path) -> Config:
     torch.save(tensors, folder / "t.pth")
     values = {"data.root": str(photographs), "teacher.checkpoint": str(folder / "t.pth"), "training.epochs": 1}
-    return recipe.with_values(config, values)
+    return schema.with_values(config, values)
 
 
 def reordered(file: Path, order: list[int]) -> dict[str, torch.Tensor]:
@@ -186,7 +186,7 @@ def test_a_teacher_with_its_classes_in_another_order_is_warned_of_once(
     config = with_teacher(config, photographs, reordered(good, [2, 0, 1]), tmp_path)
     if cached:
         cache_teacher(config, tmp_path / "cache")
-        config = recipe.with_values(config, {"teacher.cache": str(tmp_path / "cache")})
+        config = schema.with_values(config, {"teacher.cache": str(tmp_path / "cache")})
     train(config)
     lines = [line for line in capsys.readouterr().out.splitlines() if "warning about" in line]
     assert len(lines) == 1
@@ -242,7 +242,7 @@ def test_a_teacher_of_this_run_that_has_learnt_nothing_is_warned_of(
 ) -> None:
     values = {"data.root": str(photographs), "teacher.epochs": 1, "teacher.lr": 1e-9, "training.epochs": 1}
     values |= {"teacher.weight_decay": 0.0}
-    train(recipe.with_values(config, values))
+    train(schema.with_values(config, values))
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "warning about" in line]
     assert "the teacher of this run: it answers" in line
     assert "teacher.epochs" in line
@@ -256,7 +256,7 @@ def test_a_teacher_that_overflows_in_its_own_arithmetic_is_refused(
     config = with_teacher(config, photographs, tensors, tmp_path)
     monkeypatch.setattr(StudentsTask, "losses", lambda *_: pytest.fail("the students were trained"))
     with pytest.raises(CheckpointError, match=r"t\.pth gives answers that are NaN or infinite in fp16: set teacher\.p"):
-        train(recipe.with_values(config, {"teacher.precision": "fp16"}))
+        train(schema.with_values(config, {"teacher.precision": "fp16"}))
 
 
 @pytest.mark.parametrize("method", ["kd", "udskd"])

@@ -14,13 +14,14 @@ import torch
 from tests.training.conftest import tiny_config
 from tests.training.test_run import events, on_call, outcome
 from tests.training.variants import options, run_of
-from udskd import methods, recipe
-from udskd.config import Config
+from udskd import methods
+from udskd.config import schema, toml
+from udskd.config.schema import Config
 from udskd.errors import CheckpointError, Interrupted
+from udskd.models.checkpoints import load_weights
 from udskd.training import evaluate_run, train
-from udskd.training.checkpoint import load_weights
-from udskd.training.optim import Schedule
-from udskd.training.students import StudentsTask
+from udskd.training.networks.optim import Schedule
+from udskd.training.tasks.students import StudentsTask
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def test_a_teacher_trained_in_the_run_is_shaped_as_one_that_was_given(config: Co
     """Its weights are an average here, which nothing trains."""
     config = options(config, {"method": "cud", "training.epochs": 1})
     train(config)
-    given = recipe.with_values(config, {"teacher.checkpoint": str(run_of(config) / "teacher.safetensors")})
+    given = schema.with_values(config, {"teacher.checkpoint": str(run_of(config) / "teacher.safetensors")})
     train(replace(given, output=str(tmp_path / "given")))
     own, after = (load_weights(f / "teacher_shaped.safetensors")[0] for f in (run_of(config), tmp_path / "given"))
     assert all(torch.equal(own[name], after[name]) for name in own)
@@ -71,7 +72,7 @@ def test_the_summary_says_which_stage_the_teacher_had(config: Config, teacher_we
 def test_a_run_stopped_in_its_stage_continues_there(
     config: Config, teacher_weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from udskd.training.teacher import StageTask
+    from udskd.training.tasks.teacher import StageTask
 
     config = options(config, {"method": "cud", "teacher.checkpoint": teacher_weights})
     train(replace(config, output=str(tmp_path / "straight")))
@@ -87,7 +88,7 @@ def test_a_stage_is_not_continued_from_another_teacher(config: Config, teacher_w
     config = options(config, {"method": "cud", "teacher.checkpoint": teacher_weights, "training.epochs": 1})
     train(config)
     (run_of(config) / "summary.json").unlink()
-    other = recipe.with_values(config, {"teacher.checkpoint": str(shaped / "teacher_shaped.safetensors")})
+    other = schema.with_values(config, {"teacher.checkpoint": str(shaped / "teacher_shaped.safetensors")})
     with pytest.raises(CheckpointError, match=r"teacher_shaped\.safetensors was made of another teacher"):
         train(other, resume=run_of(config))
 
@@ -96,13 +97,13 @@ def test_a_stage_begun_anew_with_another_teacher_can_be_continued(
     config: Config, teacher_weights: str, shaped: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped before anything of the stage was saved, a run may be given another teacher."""
-    from udskd.training.teacher import StageTask
+    from udskd.training.tasks.teacher import StageTask
 
     def fail() -> None:
         raise ZeroDivisionError
 
     config = options(config, {"method": "cud", "teacher.checkpoint": teacher_weights, "training.epochs": 1})
-    other = recipe.with_values(config, {"teacher.checkpoint": str(shaped / "teacher_shaped.safetensors")})
+    other = schema.with_values(config, {"teacher.checkpoint": str(shaped / "teacher_shaped.safetensors")})
     for first, task in ((config, StageTask), (other, StudentsTask)):
         with monkeypatch.context() as patch:
             on_call(patch, task, "losses", 1, fail)
@@ -112,7 +113,7 @@ def test_a_stage_begun_anew_with_another_teacher_can_be_continued(
 
 
 def test_the_stage_has_a_learning_rate_of_its_own(shaped: Path) -> None:
-    config = recipe.load(shaped / "config.toml")
+    config = toml.load(shaped / "config.toml")
     schedule = Schedule.of(config.cud.stage_lr, epochs=2, warmup_epochs=1.0, steps_per_epoch=3)
     rates = [event["lr_teacher_shaped"] for event in events(shaped, "teacher_stage_epoch")]
     assert rates == [schedule.lr(2), schedule.lr(5)]
@@ -121,7 +122,7 @@ def test_the_stage_has_a_learning_rate_of_its_own(shaped: Path) -> None:
 
 def test_the_control_is_the_cross_entropy_that_the_teacher_had() -> None:
     values = {"method": "kd", "teacher.stage": "cross_entropy", "teacher.label_smoothing": 0.1}
-    stage = methods.teacher_stage(recipe.with_values(Config(), values))
+    stage = methods.teacher_stage(schema.with_values(Config(), values))
     assert stage is not None
     logits, target = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 4
     expected = torch.nn.functional.cross_entropy(logits, target, label_smoothing=0.1)

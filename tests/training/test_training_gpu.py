@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from tests.training.conftest import tiny_config
-from udskd import recipe
-from udskd.config import Config
-from udskd.training import fit, train
-from udskd.training.checkpoint import load_weights
-from udskd.training.step import Step
+from udskd.config import schema
+from udskd.config.schema import Config
+from udskd.models.checkpoints import load_weights
+from udskd.training import train
+from udskd.training.engine import loop
+from udskd.training.engine.step import Step
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 VARIANTS: list[dict[str, Any]] = [
@@ -41,7 +42,7 @@ RANDOM: list[dict[str, Any]] = [{"method": "variance", "variance.source": s} for
 
 def on_gpu(tree: Path, output: Path, **options: Any) -> Config:
     base = {"training.device": "cuda", "training.clip_grad_norm": 1.0, "training.epochs": 4}
-    return recipe.with_values(tiny_config(tree, output), base | options)
+    return schema.with_values(tiny_config(tree, output), base | options)
 
 
 @pytest.mark.parametrize("options", VARIANTS + METHODS + RANDOM, ids=str)
@@ -50,7 +51,7 @@ def test_nothing_waits_for_the_gpu_within_a_step(
 ) -> None:
     """Twelve steps of each phase, from the batch on the host to the update, under PyTorch's own alarm."""
     steps = [0]
-    inputs, run = fit._inputs, Step.run
+    inputs, run = loop._inputs, Step.run
 
     def alarmed(function: Any) -> Any:
         def wrapper(*args: Any) -> Any:
@@ -66,7 +67,7 @@ def test_nothing_waits_for_the_gpu_within_a_step(
         steps[0] += 1
         return alarmed(run)(*args)
 
-    monkeypatch.setattr(fit, "_inputs", alarmed(inputs))
+    monkeypatch.setattr(loop, "_inputs", alarmed(inputs))
     monkeypatch.setattr(Step, "run", counted)
     train(on_gpu(tree, tmp_path / "run", **options))
     assert steps[0] >= 24

@@ -12,13 +12,13 @@ import torch.distributed as dist
 from torch.distributed import HashStore
 
 from tests.training.conftest import write_tree
-from udskd import recipe
-from udskd.config import Config
+from udskd.config import schema
+from udskd.config.schema import Config
 from udskd.errors import ConfigError, DataError, PeerFailed
 from udskd.training import train
-from udskd.training.meter import Meter
-from udskd.training.signals import StopRequest
-from udskd.training.world import Vote, World
+from udskd.training.engine.meter import Meter
+from udskd.training.runtime.distributed import Vote, World
+from udskd.training.runtime.signals import StopRequest
 
 
 class Work:
@@ -45,7 +45,7 @@ def test_unreadable_images_of_all_processes_count_together(
     monkeypatch.setattr(World, "gather", gather)
     options = {"method": "ce", "data.root": str(root), "data.max_unreadable": 0.07}  # 2 of the 36 images, not 3
     with pytest.raises(DataError, match="3 of 36 training images"):
-        train(recipe.with_values(config, options))
+        train(schema.with_values(config, options))
 
 
 def told_by(rank: int, store: HashStore) -> tuple[Exception, float]:

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from udskd import cli
+from udskd.cli import main as cli
 from udskd.data.batch import Views
-from udskd.training import checkpoint, folder
-from udskd.training.metrics import Metrics
-from udskd.training.signals import StopRequest
-from udskd.training.students import StudentsTask
-from udskd.training.teacher import TeacherTask
+from udskd.training.evaluation.metrics import Metrics
+from udskd.training.runtime.signals import StopRequest
+from udskd.training.storage import checkpoint, run_folder
+from udskd.training.tasks.students import StudentsTask
+from udskd.training.tasks.teacher import TeacherTask
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Trap:
     def install(self) -> None:
         """Set it up in this process, which has no other use."""
         self.pid = os.getpid()
-        for module in (checkpoint, folder):
+        for module in (checkpoint, run_folder):
             module.open = self._open  # type: ignore[attr-defined]
         for name in ("fsync", "replace", "mkdir", "unlink"):
             setattr(os, name, self._caught(getattr(os, name), name, write=True))

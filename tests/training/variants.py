@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from udskd import methods, recipe
-from udskd.config import Config
+from udskd import methods
+from udskd.config import schema
+from udskd.config.schema import Config
 
 SHORT = {"teacher.epochs": 1, "training.epochs": 2, "cud.stage_epochs": 2, "sdkd.stages": 2}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -29,7 +30,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def options(config: Config, values: dict[str, Any]) -> Config:
-    return recipe.with_values(config, {**SHORT, **values})
+    return schema.with_values(config, {**SHORT, **values})
 
 
 def run_of(config: Config) -> Path:
@@ -44,7 +45,7 @@ class Watch:
         from udskd.doctor.trial import Trial
 
         images = EmbeddedSet("train", 48)
-        self.trial = Trial(recipe.with_values(config, {"teacher.checkpoint": None}), images)
+        self.trial = Trial(schema.with_values(config, {"teacher.checkpoint": None}), images)
 
     def weights(self, name: str) -> dict[str, Tensor]:
         (part,) = (part for part in self.trial.task.parts if part.role == name)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from udskd.config import DataConfig
+from udskd.config.schema import DataConfig
 from udskd.data.batch import Batch
-from udskd.data.embedded import EmbeddedSet
+from udskd.data.dataset import ImageSet, UnreadableImage, class_hash
 from udskd.data.folder import FolderSet, open_folder
 from udskd.data.loader import EvalLoader, TrainLoader, check_readable
+from udskd.data.normalize import to_device
 from udskd.data.pack import pack
 from udskd.data.packed import PackedSet, has_packs, open_packs
-from udskd.data.prepare import to_device
-from udskd.data.ring import on_device
-from udskd.data.sets import ImageSet, UnreadableImage, class_hash
-from udskd.data.share import Share
+from udskd.data.prefetch import on_device
+from udskd.data.shard import Share
+from udskd.data.synthetic import EmbeddedSet
 from udskd.errors import DataError
 
 __all__ = [

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from udskd.config import DataConfig
-from udskd.data import views
+from udskd.config.schema import DataConfig
+from udskd.data import augment
+from udskd.data.dataset import ImageSet, Pixels, UnreadableImage
 from udskd.data.resize import View, crop_resize
-from udskd.data.sets import ImageSet, Pixels, UnreadableImage
 
 Complaint = tuple[str, str]
 """Name of an image that cannot be read, and why."""
@@ -151,18 +151,18 @@ class TrainViews(Views):
         self.images, self.config, self.seed = images, config, seed
 
     def begin(self, request: Request) -> Job:
-        draws = views.crop_draws(self.seed, request.epoch, request.indices)
+        draws = augment.crop_draws(self.seed, request.epoch, request.indices)
         scale, size = self.config.crop_scale, self.config.image_size
 
         def view(row: int, width: int, height: int) -> View:
-            return View(*views.crop_box(draws[row], width, height, scale), size, size, 0, 0)
+            return View(*augment.crop_box(draws[row], width, height, scale), size, size, 0, 0)
 
         return _job(request, size, view)
 
     def views_of(self, request: Request, shapes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The View of each image, [B, 8], of their heights and widths [B, 2]."""
-        draws, size = views.crop_draws(self.seed, request.epoch, request.indices), self.config.image_size
-        boxes = views.crop_boxes(draws, shapes, self.config.crop_scale)
+        draws, size = augment.crop_draws(self.seed, request.epoch, request.indices), self.config.image_size
+        boxes = augment.crop_boxes(draws, shapes, self.config.crop_scale)
         return np.concatenate([boxes, np.tile([size, size, 0, 0], (len(boxes), 1))], axis=1)
 
     def finish(self, request: Request, pixels: Tensor, unreadable: dict[int, Complaint]) -> Parcel:
@@ -171,13 +171,13 @@ class TrainViews(Views):
         readable[list(unreadable)] = False
         rows, mix = np.flatnonzero(readable), None
         if config.mixup > 0:
-            strengths = views.mixup_strengths(self.seed, epoch, indices[:-1], config.mixup)
+            strengths = augment.mixup_strengths(self.seed, epoch, indices[:-1], config.mixup)
             rows, mix = _pairs(readable, strengths)
         batch = Batch(
             images=as_images(pixels if readable.all() else pixels[send(torch.from_numpy(rows), pixels.device)]),
             labels=torch.from_numpy(self.images.labels[indices[rows]]),
             indices=torch.from_numpy(indices[rows if mix is None else rows[:-1]]),
-            flips=torch.from_numpy(views.flips(self.seed, epoch, indices[rows], config.flip)),
+            flips=torch.from_numpy(augment.flips(self.seed, epoch, indices[rows], config.flip)),
             mix=mix,
             step=step,
             part=part,
@@ -185,7 +185,7 @@ class TrainViews(Views):
         return Parcel(batch, _in_order(unreadable))
 
 
-def _pairs(readable: npt.NDArray[np.bool_], strengths: views.Floats) -> tuple[npt.NDArray[np.intp], Tensor]:
+def _pairs(readable: npt.NDArray[np.bool_], strengths: augment.Floats) -> tuple[npt.NDArray[np.intp], Tensor]:
     """Rows to keep, then one more as the last one's partner, and the strengths.
 
     An image whose partner cannot be read stays unmixed. To mix it with the next but one would make it depend on where
@@ -206,7 +206,7 @@ class EvalViews(Views):
 
     def begin(self, request: Request) -> Job:
         size, share = self.config.image_size, self.config.eval_crop
-        return _job(request, size, lambda _, width, height: views.central_view(width, height, size, share))
+        return _job(request, size, lambda _, width, height: augment.central_view(width, height, size, share))
 
     def finish(self, request: Request, pixels: Tensor, unreadable: dict[int, Complaint]) -> Parcel:
         if unreadable:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from udskd.data.dataset import Pixels, UnreadableImage
 from udskd.data.formats import JPEG_SUFFIXES, NAMES
-from udskd.data.sets import Pixels, UnreadableImage
 
 try:
     import simplejpeg  # type: ignore[import-untyped]  # PIL's bits, from the same library, in less time

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from udskd.data.dataset import ImageSet, Pixels, common_classes, content_digest, few
 from udskd.data.decode import are_jpegs, read_area, read_bytes, read_pixels
 from udskd.data.formats import SUFFIXES
-from udskd.data.sets import ImageSet, Pixels, common_classes, content_digest, few
 from udskd.data.tree import Tree, find_files
 from udskd.errors import DataError
 

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import numpy as np
 import torch
 
-from udskd.config import DataConfig
-from udskd.data import views
+from udskd.config.schema import DataConfig
+from udskd.data import augment
 from udskd.data.batch import Batch, Complaint, EvalViews, Parcel, Probe, Request, TrainViews
+from udskd.data.dataset import ImageSet, few
 from udskd.data.resident import ResidentEvaluation, ResidentTraining
-from udskd.data.sets import ImageSet, few
-from udskd.data.share import Share
+from udskd.data.shard import Share
 from udskd.data.workers import Poll, Progress, hire, nothing
 from udskd.errors import DataError
 
@@ -82,7 +82,7 @@ class TrainLoader:
         self._workers.close()
 
     def _requests(self, epoch: int, start_step: int) -> Iterator[Request]:
-        order = views.order(self.seed, epoch, len(self.images))
+        order = augment.order(self.seed, epoch, len(self.images))
         rows = np.arange(self.share.rows(self.batch_size) + int(self.config.mixup > 0))
         for step in range(start_step, self.steps_per_epoch):
             for part in range(self.share.parts):

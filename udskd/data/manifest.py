@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from udskd.data.sets import ImageSet, UnreadableImage, few
+from udskd.data.dataset import ImageSet, UnreadableImage, few
 from udskd.data.workers import Poll, in_order, nothing
 from udskd.errors import CheckpointError
 

@@ -15,10 +15,10 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from udskd.data.dataset import UnreadableImage, class_hash, few
 from udskd.data.decode import complaints, decode, is_plain_jpeg, read_bytes
 from udskd.data.folder import FolderSet, open_folder
 from udskd.data.packed import ENTRY, MAGIC, PREFIX, SPLITS, VERSION, pack_file
-from udskd.data.sets import UnreadableImage, class_hash, few
 from udskd.data.workers import in_order, nothing
 from udskd.errors import ConfigError, DataError
 

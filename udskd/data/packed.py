@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from udskd.data.dataset import ImageSet, Pixels, UnreadableImage, common_classes, content_digest, crc_digest
 from udskd.data.decode import are_jpegs, decode
-from udskd.data.sets import ImageSet, Pixels, UnreadableImage, common_classes, content_digest, crc_digest
 from udskd.errors import DataError
 
 MAGIC, VERSION = b"udskdpck", 1

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from udskd.data.batch import Complaint, EvalViews, Parcel, Request, TrainViews, send
+from udskd.data.dataset import ImageSet, Pixels, UnreadableImage
 from udskd.data.resize import crop_resize_batch, has_kernel
-from udskd.data.sets import ImageSet, Pixels, UnreadableImage
 from udskd.data.workers import Poll, Progress, Workers, hire, in_order, nothing
 from udskd.errors import DataError
 

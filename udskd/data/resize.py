@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from udskd import _library
+from udskd import _native
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -39,7 +39,7 @@ class View(NamedTuple):
 
 def has_kernel(device_type: str) -> bool:
     """Whether the compiled library makes the views of images on a device."""
-    return _library.has_kernels(device_type) and hasattr(torch.ops.udskd, _OPERATOR)
+    return _native.has_kernels(device_type) and hasattr(torch.ops.udskd, _OPERATOR)
 
 
 def crop_resize(pixels: Pixels, view: View, out: Pixels) -> None:
@@ -116,7 +116,7 @@ def _batch_with_pillow(
     pixels: Tensor, offsets: Tensor, shapes: Tensor, views: npt.NDArray[np.int64], out: Tensor
 ) -> None:
     if pixels.device.type != "cpu":
-        reason = _library.unavailable(pixels.device.type) if pixels.device.type == "cuda" else None
+        reason = _native.unavailable(pixels.device.type) if pixels.device.type == "cuda" else None
         raise NotImplementedError(f"views of images on {pixels.device}: {reason or 'there is no kernel for it'}")
     source, target = pixels.numpy(), out.numpy()
     for row, (begin, (height, width)) in enumerate(zip(offsets.tolist(), shapes.tolist(), strict=True)):

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from udskd.data.batch import Job, Parcel, Request, Views
-from udskd.data.sets import ImageSet
+from udskd.data.dataset import ImageSet
 from udskd.errors import DataError
 
 T = TypeVar("T")

@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import torch
 
-from udskd import recipe
-from udskd.config import Config, DataConfig
+from udskd import methods
+from udskd.config import schema
+from udskd.config.schema import Config, DataConfig
 from udskd.data import FolderSet, ImageSet, open_sets
 from udskd.data.packed import PackedSet
 from udskd.data.resident import LEFT_IN_RAM, LEFT_ON_GPU, available_memory, check_fits
@@ -19,7 +20,7 @@ from udskd.doctor.rates import Sample, loader_rate, sample
 from udskd.doctor.trial import Trial, seconds
 from udskd.doctor.verdict import Findings, Way, rate, size, verdict
 from udskd.errors import ConfigError, DataError
-from udskd.training.runtime import Runtime
+from udskd.training.runtime.device import Runtime
 
 IMAGES = 300  # of the set that are looked at
 ROWS = 32  # of a batch where the loader alone is measured: its rate hardly depends on it, and short batches end sooner
@@ -38,7 +39,7 @@ def data(config: Config) -> int:
     Raises:
         ConfigError, DataError: as `udskd train` would.
     """
-    recipe.check(config)
+    methods.check(config)
     if int(os.environ.get("WORLD_SIZE") or 1) > 1:
         raise ConfigError("udskd doctor is for one process: start it without torchrun")
     runtime, (images, val) = Runtime.of(config.training), open_sets(config.data)
@@ -175,7 +176,7 @@ def _copy(config: DataConfig, runtime: Runtime) -> None:
 def _step(config: Config, some: Sample, runtime: Runtime) -> float | None:
     """Images per second of the training step; on a slow processor of one with fewer images."""
     training = config.training
-    config = recipe.with_values(config, {"training.compile": False, "data.loader": "threads", "data.workers": 0})
+    config = schema.with_values(config, {"training.compile": False, "data.loader": "threads", "data.workers": 0})
     try:
         value, rows = _step_rate(config, some, runtime)
     except torch.OutOfMemoryError:
@@ -198,7 +199,7 @@ def _step_rate(config: Config, some: Sample, runtime: Runtime) -> tuple[float, i
 
 def _trial(config: Config, some: Sample, rows: int, budget: float) -> float:
     """Seconds of a step of so many images, from a batch as the loader gives it to the updated weights."""
-    trial = Trial(recipe.with_values(config, {"training.batch_size": rows}), some.repeated(rows))
+    trial = Trial(schema.with_values(config, {"training.batch_size": rows}), some.repeated(rows))
     try:
         batch = trial.batch()
         warm_up = 5 if trial.runtime.device.type == "cuda" else 1  # a graph is captured at the fourth

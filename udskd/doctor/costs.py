@@ -14,12 +14,12 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from PIL import Image
 
-from udskd.config import DataConfig
+from udskd.config.schema import DataConfig
 from udskd.data import FolderSet, UnreadableImage
 from udskd.data.batch import Request, TrainViews
+from udskd.data.dataset import Pixels
 from udskd.data.decode import decode, read_bytes
 from udskd.data.packed import PackedSet
-from udskd.data.sets import Pixels
 from udskd.doctor.rates import Sample
 from udskd.errors import DataError
 

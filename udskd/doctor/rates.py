@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from udskd.config import DataConfig
+from udskd.config.schema import DataConfig
 from udskd.data import Batch, ImageSet, TrainLoader
-from udskd.data.ring import on_device
-from udskd.data.sets import Pixels
+from udskd.data.dataset import Pixels
+from udskd.data.prefetch import on_device
 
 T = TypeVar("T")
 

@@ -10,26 +10,27 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from udskd import methods, recipe
-from udskd.config import Config, Stem, StudentConfig, TeacherConfig
+from udskd import methods
+from udskd.config import schema
+from udskd.config.schema import Config, Stem, StudentConfig, TeacherConfig
 from udskd.data import Batch, EvalLoader, ImageSet, Share, TrainLoader, to_device
 from udskd.methods import STUDENTS
-from udskd.models import Model
+from udskd.models.loading import stem_of
+from udskd.models.zoo import Model
 from udskd.progress import Display
-from udskd.training import teacher
-from udskd.training.fit import train_epoch
-from udskd.training.folder import RunFolder
-from udskd.training.network import build_model
-from udskd.training.position import Position
-from udskd.training.runtime import Runtime
-from udskd.training.session import Session
-from udskd.training.signals import StopRequest
-from udskd.training.step import Step
-from udskd.training.students import Plan, StudentsTask
-from udskd.training.task import Inputs
-from udskd.training.teacher import Taught
-from udskd.training.weights import stem_of
-from udskd.training.world import Vote, World
+from udskd.training.engine.loop import train_epoch
+from udskd.training.engine.session import Session
+from udskd.training.engine.state import Position
+from udskd.training.engine.step import Step
+from udskd.training.engine.task import Inputs
+from udskd.training.networks.trainable import build_model
+from udskd.training.runtime.device import Runtime
+from udskd.training.runtime.distributed import Vote, World
+from udskd.training.runtime.signals import StopRequest
+from udskd.training.storage.run_folder import RunFolder
+from udskd.training.tasks import teacher
+from udskd.training.tasks.students import Plan, StudentsTask
+from udskd.training.tasks.teacher import Taught
 
 WITHOUT = {"teacher.checkpoint": None, "training.save_every": 0.0}
 
@@ -40,7 +41,7 @@ class Trial:
 
     def __init__(self, config: Config, images: ImageSet) -> None:
         """Raises ConfigError for what the device cannot do, and DataError for too few images."""
-        self.config = config = recipe.with_values(config, {"teacher.stem": _stem(config), **WITHOUT})
+        self.config = config = schema.with_values(config, {"teacher.stem": _stem(config), **WITHOUT})
         world, training = World(), config.training
         self.runtime = Runtime.of(training, world)
         self.runtime.loss_backend(config.loss)

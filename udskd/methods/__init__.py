@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from udskd.config import Config
+from udskd.config import rules
+from udskd.config.schema import Config
+from udskd.config.suggest import did_you_mean
 from udskd.errors import ConfigError
 from udskd.methods.akd import AdaptiveDistillation
 from udskd.methods.base import COMPONENTS, STUDENTS, Answers, Method, Needs, Setting, Shape, Shaped, TeacherStage
@@ -31,6 +33,7 @@ __all__ = [
     "Shaped",
     "TeacherStage",
     "build",
+    "check",
     "get",
     "names",
     "teacher_stage",
@@ -94,11 +97,17 @@ def teacher_stage(config: Config) -> TeacherStage | None:
     return _find("teacher.stage", name, _STAGES, ("auto", "none"))(config)
 
 
+def check(config: Config) -> None:
+    """Refuse options that the method cannot have together, and values out of range, by name. Called where a run is
+    about to start."""
+    build(config)
+    teacher_stage(config)
+    rules.check(config)
+
+
 def _find(what: str, name: str, known: dict[str, T], others: tuple[str, ...] = ()) -> T:
     """others: further names that the option takes."""
     if name not in known:
-        from udskd.recipe import did_you_mean
-
         near, words = did_you_mean(name, known), ", ".join([*others, *known])
         raise ConfigError(f'unknown {what} "{name}"{near}; known are {words}')
     return known[name]

@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from udskd.config import Config
+from udskd.config.method_schema import AkdConfig
+from udskd.config.schema import Config
 from udskd.errors import ConfigError
-from udskd.method_config import AkdConfig
+from udskd.loss.reference import kl_divergence
 from udskd.methods.base import STUDENTS, Answers, Setting, Shape
 from udskd.methods.operator import OperatorMethod, Terms, cross_entropies, plus
-from udskd.reference import kl_divergence
 
 
 class AdaptiveDistillation(OperatorMethod):

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from udskd.config import Config
+from udskd.config.schema import Config
 
 COMPONENTS = ("ce_a", "ce_b", "kd_a", "kd_b", "peer_a", "peer_b")
 STUDENTS = ("student_a", "student_b")

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from udskd.config import Config
-from udskd.losses import training_loss
+from udskd.config.schema import Config
+from udskd.loss.functional import training_loss
 from udskd.methods.base import Answers, Setting, Shape, Shaped
 
 EXCLUDED = -10.0

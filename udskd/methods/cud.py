@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from udskd.config import Config
+from udskd.config.schema import Config
 from udskd.errors import ConfigError
+from udskd.loss.uncertainty import entropy
 from udskd.methods.base import Answers, Shape, Shaped, TeacherStage
 from udskd.methods.masses import at_least_float32, bound_logits, clip_wrong_mass, label_index
 from udskd.methods.operator import OperatorMethod
-from udskd.uncertainty import entropy
 
 
 class _MovesMass(Shape):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar
 
-from udskd.config import Config
+from udskd.config.schema import Config
 from udskd.methods.base import Answers, Shape
 from udskd.methods.operator import OperatorMethod, Terms
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.nn import functional as F
 
-from udskd.config import Config
+from udskd.config.schema import Config
 from udskd.methods.base import TeacherStage
 from udskd.methods.operator import OperatorMethod
 

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from udskd.config import Config
-from udskd.losses import DualStudentLossOutput, training_loss
+from udskd.config.schema import Config
+from udskd.loss.functional import DualStudentLossOutput, training_loss
 from udskd.methods.base import COMPONENTS, STUDENTS, Answers, Method, Shape
 
 Terms = dict[str, Tensor]

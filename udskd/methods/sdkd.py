@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from udskd.config import Config
+from udskd.config.schema import Config
 from udskd.errors import ConfigError
-from udskd.losses import training_loss
+from udskd.loss.functional import training_loss
 from udskd.methods.base import STUDENTS, Answers, Features, Needs, Ramp, Setting, Shape
 from udskd.methods.operator import OperatorMethod, Terms, plus, side_by_side
-from udskd.stages import Layer, choose_layers
+from udskd.models.features import Layer, choose_layers
 
 _HALF = (torch.bfloat16, torch.float16)
 _SHORTEST = 1e-4

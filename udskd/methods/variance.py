@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from udskd.config import Config
+from udskd.config.schema import Config
 from udskd.errors import ConfigError
 from udskd.methods.base import Answers, Needs, Shape, Shaped
 from udskd.methods.operator import OperatorMethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from udskd.config import Config
+from udskd.config.schema import Config
 from udskd.methods.base import Shape
 from udskd.methods.operator import OperatorMethod
 

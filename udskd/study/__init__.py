@@ -9,15 +9,15 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from udskd import report
-from udskd.config import Config
+from udskd.config.schema import Config
 from udskd.data import EmbeddedSet
 from udskd.errors import ConfigError
+from udskd.files import write_atomic
 from udskd.methods import STUDENTS
+from udskd.results import table
 from udskd.study import figure, trials
 from udskd.study.seed import merged, of_seed, of_truth
 from udskd.study.tables import Chapter, chapters
-from udskd.training.checkpoint import write_atomic
 
 FOLDER = Path("runs/study")
 NAME = "uncertainty"
@@ -68,7 +68,7 @@ def show(answers: Sequence[Chapter]) -> None:
     """Prints every chapter."""
     for chapter in answers:
         print(f"\n{chapter.title}\n\n{chapter.text}\n")
-        report.show(chapter.sections)
+        table.show(chapter.sections)
 
 
 def document(command: str, shared: Config, seeds: int, answers: Sequence[Chapter]) -> str:

@@ -19,7 +19,7 @@ from matplotlib.figure import SubFigure
 
 from udskd.data import EmbeddedSet
 from udskd.methods import STUDENTS
-from udskd.plots import COLOURS, INK, STYLE, save
+from udskd.results.plots import COLOURS, INK, STYLE, save
 from udskd.study.measures import Floats, by_rank
 from udskd.study.seed import BAYES, TEACHER
 from udskd.study.tables import Numbers

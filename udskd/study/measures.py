@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from udskd.training.metrics import BINS, bin_of
+from udskd.training.evaluation.metrics import BINS, bin_of
 
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
@@ -65,8 +65,9 @@ def calibration(true: Floats, p: Floats) -> dict[str, float]:
 
     "kl": KL(true ‖ p), nats. "confidence_gap": |confidence - t|, with confidence = max_c p_c and t the true
     probability of that same class. "over_confidence": confidence - t, positive where p claims too much. "ece":
-    Σ_b (n_b / n)·|mean of t - mean of confidence| over the bins of the usual ECE (udskd.training.metrics), with t in
-    place of whether the label agrees. "total_variation": Σ_c |p_c - true_c| / 2.
+    Σ_b (n_b / n)·|mean of t - mean of confidence| over the bins of the usual ECE
+    (udskd.training.evaluation.metrics), with t in place of whether the label agrees. "total_variation":
+    Σ_c |p_c - true_c| / 2.
     """
     confidence = p.max(-1)
     excess = confidence - expected_hits(true, p)

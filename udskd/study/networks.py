@@ -11,14 +11,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from udskd.config import Config
+from udskd.config.schema import Config
 from udskd.data import EmbeddedSet
-from udskd.demo import logits_of
+from udskd.demo.demo import logits_of
 from udskd.errors import CheckpointError
+from udskd.files import PREDICTIONS
 from udskd.methods import STUDENTS, Answers
 from udskd.study.measures import Floats, restored
-from udskd.training.predictions import FILE
-from udskd.training.teacher import SHAPED
+from udskd.training.tasks.teacher import SHAPED
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def said(run: Path, config: Config, shared_teacher: Tensor, images: EmbeddedSet)
 
 def student_predictions(run: Path, images: EmbeddedSet) -> dict[str, Floats]:
     """By role: probabilities [N, C] from the run's predictions. CheckpointError without them, or of other images."""
-    file = run / FILE
+    file = run / PREDICTIONS
     try:
         stored = safetensors.numpy.load_file(file)
         found = {role: restored(stored[role]) for role in STUDENTS}

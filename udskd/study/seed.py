@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from udskd import methods
-from udskd.config import Config
+from udskd.config.schema import Config
 from udskd.data import EmbeddedSet
-from udskd.demo import logits_of
+from udskd.demo.demo import logits_of
 from udskd.methods import STUDENTS, Answers
 from udskd.methods.operator import OperatorMethod
 from udskd.methods.udskd import UncertaintyAwareDualStudent
@@ -28,7 +28,7 @@ from udskd.study.measures import (
     total_variation,
 )
 from udskd.study.networks import Said, said
-from udskd.training.evaluate import spearman
+from udskd.training.evaluation.evaluate import spearman
 
 Row = dict[str, float]
 Tables = dict[str, dict[str, Row]]

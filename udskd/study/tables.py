@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from udskd.data import EmbeddedSet
 from udskd.methods import STUDENTS
-from udskd.report import Section, cell, markdown
+from udskd.results.table import Section, cell, markdown
 from udskd.study.measures import by_rank
 from udskd.study.seed import BAYES, TEACHER
 

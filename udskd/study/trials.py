@@ -6,8 +6,9 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from udskd import demo, recipe
-from udskd.config import Config
+from udskd.config import schema, toml
+from udskd.config.schema import Config
+from udskd.demo import demo
 from udskd.training import train
 
 TEACHES = "kd"
@@ -42,11 +43,11 @@ RUNS: dict[str, dict[str, Any]] = {
 
 def settings(epochs: int | None) -> Config:
     """What all runs share: the recipe of `udskd demo`, with other epochs for teacher and students if given."""
-    config = recipe.load(demo.RECIPE)
+    config = toml.load(demo.RECIPE)
     if epochs is None:
         return config
     phases = ("training.epochs", "teacher.epochs", "cud.stage_epochs")
-    return recipe.with_values(config, dict.fromkeys(phases, epochs))
+    return schema.with_values(config, dict.fromkeys(phases, epochs))
 
 
 def folder_of(output: Path, name: str, seed: int) -> Path:
@@ -59,7 +60,7 @@ def config_of(shared: Config, output: Path, name: str, seed: int) -> Config:
     values = {"seed": seed, "output": str(folder_of(output, name, seed)), **RUNS[name]}
     if name != TEACHES:
         values["teacher.checkpoint"] = str(folder_of(output, TEACHES, seed) / "teacher.safetensors")
-    return recipe.with_values(shared, values)
+    return schema.with_values(shared, values)
 
 
 def configs_of(shared: Config, output: Path, seed: int) -> dict[str, Config]:

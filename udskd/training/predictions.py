@@ -10,10 +10,9 @@ from collections.abc import Mapping
 import safetensors.numpy
 from torch import nn
 
-from udskd.disagreement import FILE as FILE
-from udskd.training.checkpoint import write_atomic
-from udskd.training.evaluate import predict
-from udskd.training.session import Session
+from udskd.files import PREDICTIONS, write_atomic
+from udskd.training.engine.session import Session
+from udskd.training.evaluation.evaluate import predict
 
 LARGEST = 256 * 2**20  # bytes
 
@@ -25,9 +24,9 @@ def write(session: Session, networks: Mapping[str, nn.Module]) -> None:
     """
     size = 2 * len(networks) * len(session.val.images) * len(session.classes)
     if size > LARGEST:
-        session.display.line(f"{FILE}: left out, it would take {size / 2**20:.0f} MiB")
+        session.display.line(f"{PREDICTIONS}: left out, it would take {size / 2**20:.0f} MiB")
         return
     data, runtime = session.config.data, session.runtime
     rows = predict(networks, session.val, data, runtime, session.display, session.vote.poll)
     if session.world.main:
-        write_atomic(session.folder.path / FILE, safetensors.numpy.save(rows))
+        write_atomic(session.folder.path / PREDICTIONS, safetensors.numpy.save(rows))

@@ -1,0 +1,93 @@
+"""Imports go downward only: the order of the folders, what functions import late, and that there is no circle."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1] / "udskd"
+# From top to bottom. A module is in the layer with the longest name that is its own or that of a folder above it.
+LAYERS = (
+    *("__main__", "cli", "study", "doctor", "demo"),
+    *("training", "training.tasks", "training.teacher_cache", "training.engine", "training.networks"),
+    *("training.evaluation", "training.storage", "training.runtime"),
+    *("methods", "results", "loss", "models", "data", "config"),
+    *("progress", "files", "errors", "_native", "_version"),
+)
+# What functions may import: (module, what it imports), and why not at the top of the file.
+LATE = {
+    ("cli.main", "training"): "a mistake in the options is found before torchvision is imported",
+    ("cli.main", "training.teacher_cache.writer"): "likewise",
+    ("cli.main", "results.table"): "a command imports what it needs, no more",
+    ("cli.main", "demo.demo"): "likewise",
+    ("cli.main", "cli.pack"): "likewise",
+    ("cli.main", "doctor"): "likewise",
+    ("cli.main", "study"): "likewise",
+    ("results.table", "results.plots"): "matplotlib takes a second to import",
+}
+
+
+def modules() -> dict[str, ast.Module]:
+    """Every module by its name below udskd; that of udskd itself is "__init__"."""
+    found = {}
+    for path in ROOT.rglob("*.py"):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        found[name if name == "__init__" else name.removesuffix(".__init__")] = ast.parse(path.read_text())
+    return found
+
+
+MODULES = modules()
+
+
+def imported(node: ast.AST) -> Iterator[str]:
+    """The modules of udskd that an import statement names."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name.removeprefix("udskd.") for alias in node.names if alias.name.startswith("udskd."))
+    elif isinstance(node, ast.ImportFrom) and node.module and f"{node.module}.".startswith("udskd."):
+        base = node.module.removeprefix("udskd").removeprefix(".")
+        for alias in node.names:
+            inner = f"{base}.{alias.name}".removeprefix(".")
+            yield inner if inner in MODULES else base or "__init__"
+
+
+def imports(name: str) -> set[str]:
+    found = {target for node in ast.walk(MODULES[name]) for target in imported(node)}
+    return found - {"__init__", "_C"}
+
+
+def late_imports(name: str) -> set[tuple[str, str]]:
+    functions = [node for node in ast.walk(MODULES[name]) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    return {(name, target) for function in functions for node in ast.walk(function) for target in imported(node)}
+
+
+def layer(name: str) -> int:
+    of = [place for place, top in enumerate(LAYERS) if f"{name}.".startswith(f"{top}.")]
+    assert of, f"{name} is in no layer: give it a place in LAYERS"
+    return max(of, key=lambda place: len(LAYERS[place]))
+
+
+def test_no_module_imports_from_above() -> None:
+    upward = [
+        f"{name} imports {target}"
+        for name in MODULES
+        if name != "__init__"
+        for target in imports(name)
+        if layer(target) < layer(name)
+    ]
+    assert not upward
+
+
+def test_no_modules_import_each_other() -> None:
+    TopologicalSorter({name: imports(name) - {name} for name in MODULES}).prepare()
+
+
+def test_functions_import_only_what_has_a_reason() -> None:
+    found = {pair for name in MODULES for pair in late_imports(name)}
+    assert found == LATE.keys()
+
+
+def test_the_package_has_few_entries() -> None:
+    entries = {path.name for path in ROOT.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert len(entries) <= 18, sorted(entries)

@@ -1,0 +1,71 @@
+"""Loads the compiled library, if there is one, and remembers why not: `import udskd` works either way."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+
+from udskd._version import __version__
+
+native: dict[str, Any] = {}
+"""What the compiled library says of itself; empty without one."""
+
+problem: str | None = None
+"""Why there is no compiled library, or None."""
+
+try:
+    from udskd import _C  # type: ignore[attr-defined]
+
+    native = _C.build_info()
+except ImportError as error:
+    problem = f"the compiled library cannot be loaded ({error})"
+    warnings.warn(
+        f"udskd: {problem}; the slower reference backend is used. Rebuild with: pip install --no-build-isolation .",
+        stacklevel=3,
+    )
+else:
+    if native["simd_problem"]:
+        warnings.warn(f"udskd: {native['simd_problem']}", stacklevel=3)
+
+
+def has_kernels(device_type: str) -> bool:
+    """Whether the compiled library can work on tensors of a device. Cheap: asked at every call of the loss."""
+    return problem is None and (device_type == "cpu" or (device_type == "cuda" and bool(native["cuda_archs"])))
+
+
+def unavailable(backend: str) -> str | None:
+    """Why a backend ("cuda", "cpu", "reference") cannot run here, or None if it can."""
+    if backend == "reference":
+        return None
+    if problem is not None:
+        return problem
+    if backend == "cuda" and not native["cuda_archs"]:
+        return "this build has no CUDA kernels (no nvcc when it was compiled)"
+    if backend == "cuda" and not torch.cuda.is_available():
+        return "PyTorch sees no CUDA device"
+    return None
+
+
+def build_info() -> dict[str, Any]:
+    """What this build holds.
+
+    Returns:
+        version, torch (the PyTorch in use), compiled (bool), simd (the level in use, or None), simd_levels (compiled
+        ones), cuda_compiled (bool),
+        cuda_archs (such as ["7.5", "9.0"]), cuda_ptx (the architecture whose PTX newer devices compile, or None),
+        backends ({name: None if it can run here, else why not}).
+    """
+    archs = native.get("cuda_archs", [])
+    return {
+        "version": __version__,
+        "torch": torch.__version__,
+        "compiled": problem is None,
+        "simd": native.get("simd"),
+        "simd_levels": list(native.get("simd_levels", [])),
+        "cuda_compiled": bool(archs),
+        "cuda_archs": [arch.removesuffix("+PTX") for arch in archs],
+        "cuda_ptx": next((arch.removesuffix("+PTX") for arch in archs if arch.endswith("+PTX")), None),
+        "backends": {name: unavailable(name) for name in ("cuda", "cpu", "reference")},
+    }

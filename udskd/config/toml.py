@@ -1,0 +1,117 @@
+"""Recipes: TOML to Config and back, strictly. Keys, types and choices come from the dataclasses in schema.py."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from udskd.config.rules import check
+from udskd.config.schema import Config
+from udskd.config.suggest import did_you_mean
+from udskd.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
+
+T = TypeVar("T")
+
+
+def load(path: str | Path) -> Config:
+    """Read a recipe. Keys that are left out keep their defaults.
+
+    Raises ConfigError for a missing file, TOML that does not parse, an unknown section or key, a value of the wrong
+    type, and every value out of range (udskd.config.rules).
+    """
+    try:
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no recipe at {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the recipe {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    try:
+        config = _from_table(Config, table, "")
+        check(config)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return config
+
+
+def dump(config: Config) -> str:
+    """TOML text that load() reads back to an equal Config. Options that are None, their default, are left out."""
+    values = asdict(config)
+    lines = [
+        f"{key} = {_toml(value)}" for key, value in values.items() if not isinstance(value, dict) and value is not None
+    ]
+    for section, table in values.items():
+        if isinstance(table, dict):
+            lines += ["", f"[{section}]"]
+            lines += [f"{key} = {_toml(value)}" for key, value in table.items() if value is not None]
+    return "\n".join(lines) + "\n"
+
+
+def _from_table(cls: type[T], table: dict[str, Any], section: str) -> T:
+    hints = get_type_hints(cls)
+    names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        name = f"{section}.{key}" if section else key
+        if key not in names:
+            kind = "section" if isinstance(value, dict) else "key"
+            place = f"in section [{section}]" if section else "at the top level"
+            raise ConfigError(f'unknown {kind} "{key}" {place}{did_you_mean(key, sorted(names))}')
+        if is_dataclass(hints[key]):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{name} is a section: write [{name}] and its keys below, not {name} = {value!r}")
+            values[key] = _from_table(hints[key], value, name)
+        else:
+            values[key] = _convert(name, value, hints[key])
+    return cls(**values)
+
+
+def _convert(name: str, value: Any, hint: Any) -> Any:
+    """The TOML value as the option's type; a whole number may stand for a float, an array for a tuple."""
+    options = [
+        h for h in (get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)) if h is not type(None)
+    ]
+    for option in options:
+        if get_origin(option) is Literal and value in get_args(option) and isinstance(value, str):
+            return value
+        if get_origin(option) is tuple and isinstance(value, list) and len(value) == len(get_args(option)):
+            return tuple(_convert(name, v, h) for v, h in zip(value, get_args(option), strict=True))
+        if option is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+        if option in (int, str, bool) and type(value) is option:
+            return value
+    came = f"{value!r} ({type(value).__name__})" if not isinstance(value, str) else f'"{value}"'
+    near = (
+        did_you_mean(value, get_args(options[0]))
+        if isinstance(value, str) and get_origin(options[0]) is Literal
+        else ""
+    )
+    raise ConfigError(f"{name} must be {_in_words(options[0])}, got {came}{near}")
+
+
+def _in_words(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(f'"{choice}"' for choice in get_args(hint))
+    if get_origin(hint) is tuple:
+        return f"an array of {len(get_args(hint))} numbers"
+    return {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}[hint]
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (tuple, list)):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, str):  # JSON's escapes are TOML's, but TOML also forbids DEL
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value)

@@ -1,0 +1,97 @@
+"""The picture that `udskd demo` ends with: the ladder of methods, and the teacher's uncertainty beside the true one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import SubFigure
+
+from udskd.data import EmbeddedSet
+from udskd.results.plots import COLOURS, INK, STYLE, save
+from udskd.results.runs import ROLES, Group
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """True entropy of each of N images, in nats, and the weight that a teacher's certainty gives it: [N] each."""
+
+    images: EmbeddedSet
+    true_entropy: Floats
+    weight: Floats
+
+
+def draw(groups: Sequence[Group], teacher: Uncertainty, best: float, path: Path) -> None:
+    """The ladder, and how well the teacher's certainty follows the true uncertainty of every image."""
+    with plt.rc_context(STYLE):
+        figure = plt.figure(figsize=(11, 5.6))
+        top, bottom = figure.subfigures(2, 1, height_ratios=[1, 2.5], squeeze=False)[:, 0]
+        images(top, teacher)
+        left, right = bottom.subplots(1, 2)
+        ladder(left, groups, best)
+        weights(right, teacher)
+        save(figure, path)
+
+
+def images(figure: SubFigure, teacher: Uncertainty, count: int = 10) -> None:
+    """Images from the clearest to the most ambiguous, with their true entropy and the teacher's weight."""
+    order = np.argsort(teacher.true_entropy)
+    picked = order[np.linspace(0, len(order) - 1, count).round().astype(int)]
+    figure.suptitle(
+        "from clear to ambiguous: true entropy H, and the weight w that the teacher's certainty gives", size=10
+    )
+    for axis, index in zip(figure.subplots(1, count, squeeze=False)[0], picked, strict=True):
+        axis.imshow(teacher.images.pixels(int(index)), interpolation="nearest")
+        axis.set_xlabel(f"H {teacher.true_entropy[index]:.2f}\nw {teacher.weight[index]:.2f}", size=9)
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+        axis.grid(visible=False)
+
+
+def ladder(axis: Axes, groups: Sequence[Group], best: float) -> None:
+    """Top-1 of both students, rung by rung, below the teacher's and the best possible."""
+    for role, marker, shift in zip(ROLES, "os", (-0.12, 0.12), strict=True):
+        for row, group in enumerate(groups):
+            value = group.values(role, "top1")[0]
+            axis.plot(value, row + shift, marker, color=COLOURS[group.method], markersize=9)
+            box = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"}
+            axis.annotate(
+                f"{value:.1f}", (value, row + shift), (9, 0), textcoords="offset points", va="center", size=9, bbox=box
+            )
+        axis.plot([], [], marker, color=INK, markersize=7, label=groups[0].model(role))
+    taught = next(run.summary["teacher"]["top1"] for group in groups for run in group.runs if run.summary["teacher"])
+    axis.axvline(taught, color=INK, linestyle="--", linewidth=1.2, label=f"teacher {taught:.1f}")
+    axis.axvline(best, color=INK, linestyle=":", linewidth=1.2, label=f"best possible {best:.1f}")
+    axis.set_yticks(range(len(groups)), [group.label for group in groups])
+    axis.set_ylim(len(groups) - 0.5, -0.5)
+    axis.grid(visible=False, axis="y")
+    axis.margins(x=0.12)
+    axis.set_title("the ladder")
+    axis.set_xlabel("top-1 accuracy (%)")
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=9)
+
+
+def weights(axis: Axes, teacher: Uncertainty) -> None:
+    """The teacher's weight of each image against the image's true entropy; the line is a perfect teacher's."""
+    classes, limit = len(teacher.images.classes), float(teacher.true_entropy.max())
+    axis.plot(
+        teacher.true_entropy, teacher.weight, "o", color=COLOURS["udskd"], alpha=0.25, markersize=4, markeredgewidth=0
+    )
+    axis.plot(
+        [0, limit],
+        [1, 1 - limit / np.log(classes)],
+        color=INK,
+        linewidth=1.5,
+        label="a teacher that knows p(class | image)",
+    )
+    axis.set_title("is the teacher's certainty right?")
+    axis.set_xlabel("true entropy of the image (nats)")
+    axis.set_ylabel("weight w = 1 - H / log C")
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=9)

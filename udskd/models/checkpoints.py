@@ -1,0 +1,204 @@
+"""Files of weights: udskd's own safetensors, which say what they hold, other safetensors, and PyTorch's state dicts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from udskd.data import class_hash
+from udskd.errors import CheckpointError
+from udskd.files import read_bytes, read_pickle, write_atomic
+from udskd.models import tiny
+from udskd.models.zoo import BuiltStem
+
+FORMAT = "udskd-weights-3"
+_OLDER = "udskd-weights-2"  # has no stem mark, no eval_crop and no hash of its metadata
+STATE = b"udskd-state-1 "  # begins a file of training state, which is none of weights
+
+
+@dataclass(frozen=True)
+class WeightsInfo:
+    """What a weights file says about itself."""
+
+    model: str
+    stem: str
+    classes: tuple[str, ...]
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    eval_crop: float | None = None
+    """data.eval_crop of the run; None in a file of an older udskd, which did not record it."""
+
+    @property
+    def class_hash(self) -> str:
+        """Hash of the class names in order."""
+        return class_hash(self.classes)
+
+
+def save_weights(path: Path, tensors: dict[str, Tensor], info: WeightsInfo) -> None:
+    """Write a network's state dict and what it belongs to. CheckpointError if the disk does not take it.
+
+    A network of torchvision's with another stem gets one tensor more, see stem_mark().
+    """
+    # safetensors keeps no strides: whoever loads channels_last weights lays them out again
+    contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    metadata = {
+        "format": FORMAT,
+        "sha256": fingerprint(contiguous),
+        "model": info.model,
+        "stem": info.stem,
+        "classes": json.dumps(info.classes),
+        "class_hash": info.class_hash,
+        "image_size": str(info.image_size),
+        "mean": json.dumps(info.mean),
+        "std": json.dumps(info.std),
+    }
+    if info.eval_crop is not None:
+        metadata["eval_crop"] = str(info.eval_crop)
+    metadata["metadata_sha256"] = _metadata_sum(metadata)
+    write_atomic(path, save_safetensors(contiguous | stem_mark(info.model, info.stem), metadata=metadata))
+
+
+def load_weights(path: Path) -> tuple[dict[str, Tensor], WeightsInfo]:
+    """Read what save_weights wrote. CheckpointError if it is missing, truncated, or not one of udskd's."""
+    tensors, metadata = _read_safetensors(path)
+    if not is_own(metadata):
+        raise CheckpointError(f"{path} holds no udskd metadata (model, classes): it was not written by udskd")
+    return _checked(path, tensors, metadata)
+
+
+def load_safetensors_file(path: Path) -> tuple[dict[str, Tensor], WeightsInfo | None]:
+    """As load_weights, but a file that udskd did not write is a plain state dict, without WeightsInfo."""
+    tensors, metadata = _read_safetensors(path)
+    return _checked(path, tensors, metadata) if is_own(metadata) else (_plain(path, tensors), None)
+
+
+def is_own(metadata: Mapping[str, str]) -> bool:
+    """Whether a safetensors file's metadata are of save_weights, of whatever version."""
+    return metadata.get("format", "").startswith("udskd-weights-")
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    data = read_bytes(path)
+    try:
+        tensors = load_safetensors(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is truncated or not a safetensors file ({error})") from None
+    return tensors, header.get("__metadata__") or {}
+
+
+def _checked(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> tuple[dict[str, Tensor], WeightsInfo]:
+    version = metadata["format"]
+    if version not in (FORMAT, _OLDER):
+        raise CheckpointError(f"{path} has the format {version}, which this version of udskd does not know: update it")
+    try:
+        info = _info(metadata)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: its metadata cannot be understood ({error})") from None
+    tensors, mark = take_stem_mark(tensors)
+    expected = info.stem if version == FORMAT and stem_mark(info.model, info.stem) else None
+    sums = metadata.get("class_hash"), metadata.get("sha256")
+    is_whole = version == _OLDER or _metadata_sum(metadata) == metadata.get("metadata_sha256")
+    if (info.class_hash, fingerprint(tensors)) != sums or mark != expected or not is_whole:
+        raise CheckpointError(f"{path} is damaged: its contents do not match their SHA-256")
+    return tensors, info
+
+
+def _metadata_sum(metadata: Mapping[str, str]) -> str:
+    entries = sorted((name, value) for name, value in metadata.items() if name != "metadata_sha256")
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+
+
+def _info(metadata: Mapping[str, str]) -> WeightsInfo:
+    """ValueError, in words, for what save_weights cannot have written."""
+    values: dict[str, Any] = {}
+    for name, (read, is_sound) in _METADATA.items():
+        if name not in metadata and name != "eval_crop":
+            raise ValueError(f"there is no {name}")
+        try:
+            values[name] = read(metadata[name]) if name in metadata else None
+            sound = is_sound(values[name])
+        except (ValueError, TypeError):
+            sound = False
+        if not sound:
+            raise ValueError(f"{name} is {metadata[name]!r}"[:200])
+    return WeightsInfo(**values)
+
+
+def _floats(text: str) -> tuple[float, ...]:
+    return tuple(map(float, json.loads(text)))
+
+
+# Entry of the metadata: how it is read, and whether what was read makes sense.
+_METADATA: dict[str, tuple[Callable[[str], Any], Callable[[Any], bool]]] = {
+    "model": (str, bool),
+    "stem": (str, lambda stem: stem in get_args(BuiltStem)),
+    "classes": (
+        lambda text: tuple(json.loads(text)),
+        lambda classes: len(classes) > 1 and all(isinstance(name, str) for name in classes),
+    ),
+    "image_size": (int, lambda size: size > 0),
+    "mean": (_floats, lambda mean: len(mean) == 3 and all(map(math.isfinite, mean))),
+    "std": (_floats, lambda std: len(std) == 3 and all(math.isfinite(s) and s > 0 for s in std)),
+    "eval_crop": (float, lambda crop: crop is None or 0 < crop <= 1),
+}
+
+
+_MARK = "udskd: stem '{}' is not torchvision's, so load this file with udskd.load"
+_MARKED = re.compile(re.escape(_MARK).replace(r"\{\}", r"(\w+)"))
+
+
+def stem_mark(model: str, stem: str) -> dict[str, Tensor]:
+    """A tensor whose name says that a network of torchvision's has another stem than there; {} where it has not.
+
+    With other strides, many networks keep the names and the shapes of all their weights. torchvision's network would
+    take them without a word and be wrong; the mark is a key that load_state_dict does not expect and names.
+    """
+    return {} if stem == "imagenet" or tiny.is_tiny(model) else {_MARK.format(stem): torch.zeros(1, dtype=torch.uint8)}
+
+
+def take_stem_mark(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
+    """The tensors without a stem_mark, and the stem that it names."""
+    marks = {name: match[1] for name in tensors if (match := _MARKED.fullmatch(name))}
+    rest = {name: tensor for name, tensor in tensors.items() if name not in marks}
+    return rest, next(iter(marks.values()), None)
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) of tensors by name: names, dtypes, shapes and bytes, wherever they lie."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def load_state_dict(path: Path) -> dict[str, Tensor]:
+    """A plain PyTorch state dict (torchvision's files), also under "model" or "state_dict", or from DataParallel."""
+    data = read_bytes(path)
+    if data.startswith(STATE):
+        raise CheckpointError(f"{path} is the state of a training, for --resume: give a .safetensors file of that run")
+    loaded = read_pickle(path, memoryview(data))
+    for key in ("model", "state_dict"):
+        loaded = loaded[key] if isinstance(loaded.get(key), dict) else loaded
+    return _plain(path, loaded)
+
+
+def _plain(path: Path, loaded: dict[str, Any]) -> dict[str, Tensor]:
+    if not loaded or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in loaded.items()):
+        raise CheckpointError(f"{path} is not a state dict: it holds something other than named tensors")
+    return {name.removeprefix("module."): value for name, value in loaded.items()}

@@ -1,0 +1,139 @@
+"""Trained networks for use elsewhere: udskd.load("runs/a/student_a.safetensors")."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from udskd.config.schema import DataConfig
+from udskd.data import ImageSet, to_device
+from udskd.data.batch import EvalViews, Request
+from udskd.data.dataset import Pixels
+from udskd.data.decode import complaints, pixels_of
+from udskd.errors import CheckpointError, DataError
+from udskd.files import PREDICTIONS
+from udskd.models.loading import load_own_network
+
+OneImage: TypeAlias = "Image.Image | npt.NDArray[np.uint8] | Tensor"
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A trained network with all that it needs to be used."""
+
+    name: str
+    """Of the model, such as "mobilenet_v2"."""
+    stem: str
+    """First layers: "imagenet" is torchvision's network, "half" and "small" are not."""
+    classes: tuple[str, ...] = field(repr=False)
+    """Their names, in the order of the logits."""
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    eval_crop: float
+    """Share of the resized image's side that preprocess() keeps."""
+    module: nn.Module = field(repr=False)
+    """Images float32 [B, 3, S, S] -> logits [B, C]; in eval mode, on the CPU."""
+
+    def preprocess(self, images: OneImage | Sequence[OneImage]) -> Tensor:
+        """What the network takes, float32 [B, 3, S, S] with S = image_size, bit for bit as in the run's evaluation.
+
+        images: one PIL image (turned upright by its EXIF orientation), one array or tensor uint8 [H, W, 3] in RGB, or
+        a sequence of these, also as one uint8 [B, H, W, 3]; their sizes may differ.
+
+        Raises ValueError for arrays of another shape or dtype, DataError for an image that PIL cannot decode.
+        """
+        data = DataConfig(
+            image_size=self.image_size,
+            eval_crop=self.eval_crop,
+            flip=0.0,
+            mean=_three(self.mean),
+            std=_three(self.std),
+        )
+        given = _Given(images, self.classes)
+        batch, unreadable = EvalViews(given, data)[Request(0, 0, np.arange(len(given)))]
+        if batch is None:
+            name, reason = unreadable[0]
+            raise DataError(f"{name} cannot be decoded: {reason}")
+        return to_device(batch, data, "cpu", len(self.classes))[0]
+
+    @torch.no_grad()
+    def predict(self, images: OneImage | Sequence[OneImage]) -> Tensor:
+        """p(class | image), float32 [B, C], of images as preprocess() takes them."""
+        parameter = next(self.module.parameters())
+        return torch.softmax(self.module(self.preprocess(images).to(parameter)).float(), -1)
+
+
+def load(path: str | os.PathLike[str]) -> LoadedModel:
+    """The network in a .safetensors file that a run wrote: a student, the teacher, teacher_shaped, or a best one.
+
+    Nothing in the file is executed. Raises CheckpointError if it is missing, damaged, or was not written by udskd.
+    """
+    file = Path(path).expanduser()
+    if file.is_dir():
+        raise CheckpointError(f"{file} is a folder{_files(file)}")
+    if file.exists() and file.suffix != ".safetensors":
+        raise CheckpointError(
+            f"{file} is not a .safetensors file: udskd.load takes those of udskd train, which say what they hold"
+        )
+    model, info = load_own_network(file)
+    if info.eval_crop is None:
+        warnings.warn(
+            f"{file} is of an older udskd and does not record data.eval_crop: {DataConfig.eval_crop} is assumed",
+            stacklevel=2,
+        )
+    crop = DataConfig.eval_crop if info.eval_crop is None else info.eval_crop
+    module = model.module.eval()
+    return LoadedModel(info.model, info.stem, info.classes, info.image_size, info.mean, info.std, crop, module)
+
+
+def _files(folder: Path) -> str:
+    names = sorted(file.name for file in folder.glob("*.safetensors") if file.name != PREDICTIONS)
+    return f": load one of its files, {', '.join(names)}" if names else " without weights: give a .safetensors file"
+
+
+def _three(values: tuple[float, ...]) -> tuple[float, float, float]:
+    first, second, third = values
+    return first, second, third
+
+
+class _Given(ImageSet):
+    """Images that the caller has; they have no labels."""
+
+    def __init__(self, images: OneImage | Sequence[OneImage], classes: tuple[str, ...]) -> None:
+        several = isinstance(images, Sequence) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4)
+        self._images = list(images) if several else [images]  # type: ignore[arg-type]
+        for index, image in enumerate(self._images):
+            if not isinstance(image, Image.Image):
+                _check(image, index)
+        self.classes = classes
+        self.labels = np.zeros(len(self._images), dtype=np.int64)
+
+    def name(self, index: int) -> str:
+        return f"image {index}"
+
+    def pixels(self, index: int) -> Pixels:
+        image = self._images[index]
+        if isinstance(image, Image.Image):
+            with complaints(self.name(index)):
+                return np.ascontiguousarray(pixels_of(image))
+        return np.ascontiguousarray(image.cpu().numpy() if isinstance(image, Tensor) else image)
+
+
+def _check(image: object, index: int) -> None:
+    expected = "expected a PIL image, or an array or tensor uint8 [H, W, 3]"
+    if not isinstance(image, (np.ndarray, Tensor)):
+        raise ValueError(f"images: image {index} is a {type(image).__name__}, {expected}")
+    if image.dtype not in (np.uint8, torch.uint8) or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        shape, dtype = list(image.shape), str(image.dtype).removeprefix("torch.")
+        raise ValueError(f"images: image {index} is {dtype} {shape}, {expected}")

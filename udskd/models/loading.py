@@ -1,0 +1,144 @@
+"""Networks out of files: udskd's own safetensors, and plain PyTorch state dicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from udskd.config.schema import DataConfig, Stem, TeacherConfig
+from udskd.errors import CheckpointError, ConfigError
+from udskd.models import tiny, zoo
+from udskd.models.checkpoints import WeightsInfo, load_safetensors_file, load_state_dict, load_weights, take_stem_mark
+
+
+def load_network(path: Path, options: TeacherConfig | None, classes: tuple[str, ...], data: DataConfig) -> zoo.Model:
+    """A trained network for images of these classes; with options, it must be the model (and stem) that they ask for.
+
+    Stem "auto" is the stem that the file names. A file that names none is torchvision's, at every image size.
+
+    Raises CheckpointError if the file is missing, truncated, or holds another model, another stem, other classes (or
+    the same in another order), another normalisation of the images, or weights that are not finite.
+    """
+    tensors, info = _read(path)
+    if info is None:
+        if options is None:
+            raise CheckpointError(f"{path} does not say which model it holds: give a .safetensors file of udskd's")
+        return _plain_network(path, tensors, options, len(classes), data.image_size)
+    _check(path, info, options, classes, data)
+    model = _own_network(path, tensors, info, data.image_size)
+    return replace(model, trained_at=info.image_size)
+
+
+def load_own_network(path: Path) -> tuple[zoo.Model, WeightsInfo]:
+    """The network in a file of save_weights, for images as it was trained on. CheckpointError as for load_network."""
+    tensors, info = load_weights(path)
+    return _own_network(path, tensors, info, info.image_size), info
+
+
+def stem_of(path: Path, options: TeacherConfig) -> Stem:
+    """The stem that the network of a file gets. CheckpointError as for load_network."""
+    tensors, info = _read(path)
+    return _plain_stem(path, tensors, options)[1] if info is None else _stem(path, info.stem, options)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], WeightsInfo | None]:
+    return load_safetensors_file(path) if path.suffix == ".safetensors" else (load_state_dict(path), None)
+
+
+def _check(
+    path: Path, info: WeightsInfo, options: TeacherConfig | None, classes: tuple[str, ...], data: DataConfig
+) -> None:
+    if options is not None and info.model != options.model:
+        raise CheckpointError(f'{path} holds a "{info.model}", but the recipe asks for "{options.model}"')
+    if options is not None:
+        _stem(path, info.stem, options)
+    if info.classes != classes:
+        raise CheckpointError(f"{path} was trained for other classes: {_difference(info.classes, classes)}")
+    if (info.mean, info.std) != (data.mean, data.std):
+        raise CheckpointError(
+            f"{path} was trained with data.mean {list(info.mean)} and data.std {list(info.std)}, "
+            f"not {list(data.mean)} and {list(data.std)}: train on images that are normalised alike"
+        )
+
+
+def _stem(path: Path, named: str, options: TeacherConfig) -> zoo.BuiltStem:
+    """The stem that a file names. CheckpointError if the recipe asks for another one."""
+    if options.stem not in ("auto", named):
+        raise CheckpointError(f'{path} has stem "{named}", but the recipe asks for "{options.stem}": set it to "auto"')
+    stem: zoo.BuiltStem = named  # type: ignore[assignment]
+    return stem
+
+
+def _own_network(path: Path, tensors: dict[str, Tensor], info: WeightsInfo, image_size: int) -> zoo.Model:
+    stem: zoo.BuiltStem = info.stem  # type: ignore[assignment]
+    try:
+        model = zoo.build(info.model, len(info.classes), image_size, stem)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    _fill(path, model.module, tensors)
+    return model
+
+
+def _plain_network(
+    path: Path, tensors: dict[str, Tensor], options: TeacherConfig, classes: int, image_size: int
+) -> zoo.Model:
+    tensors, stem = _plain_stem(path, tensors, options)
+    model = zoo.build(options.model, classes, image_size, stem)
+    _fill(path, model.module, tensors)
+    return model
+
+
+def _plain_stem(path: Path, tensors: dict[str, Tensor], options: TeacherConfig) -> tuple[dict[str, Tensor], Stem]:
+    """A state dict without its stem mark, if it has one because it was copied from a file of udskd's; and its stem.
+
+    torchvision's own files say nothing about themselves. An explicit stem is taken at its word there.
+    """
+    tensors, mark = take_stem_mark(tensors)
+    if mark is not None:
+        return tensors, _stem(path, mark, options)
+    return tensors, "imagenet" if options.stem == "auto" and not tiny.is_tiny(options.model) else options.stem
+
+
+def _fill(path: Path, module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    wanted = module.state_dict()
+    missing, unknown = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    if missing or unknown:
+        what = f"it lacks {missing[0]}" if missing else f"it has {unknown[0]}, which the network has not"
+        counts = f"{len(missing)} missing, {len(unknown)} unknown"
+        raise CheckpointError(f"{path} does not fit the network: {what} ({counts})")
+    for name in wanted:
+        if tensors[name].shape != wanted[name].shape:
+            raise CheckpointError(
+                f"{path} does not fit the network: {name} is {list(tensors[name].shape)} in the file and "
+                f"{list(wanted[name].shape)} in the network (another number of classes, stem or image size)"
+            )
+        wanted[name] = tensors[name]
+    try:
+        module.load_state_dict(wanted)  # not `tensors`: MNASNet asks for its version, which a state dict carries
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path} does not fit the network: {reason}") from None
+    if (fault := find_fault(module.state_dict())) is not None:  # also of what overflows in the network's dtype
+        raise CheckpointError(f"{path} holds no usable network: {fault}; give the weights of a training that succeeded")
+
+
+def find_fault(tensors: Mapping[str, Tensor]) -> str | None:
+    """What no trained network's weights have, by the name of the first tensor that has it: a value that is not finite,
+    or a negative variance, of which batch-norm takes the root. None if all is well."""
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            bad = int((~tensor.isfinite()).sum())
+            return f"{name} has {bad} of {tensor.numel()} values that are NaN or infinite"
+        if name.endswith("running_var") and (tensor < 0).any():
+            return f"{name} has a negative variance, {float(tensor.min()):.3g}"
+    return None
+
+
+def _difference(theirs: tuple[str, ...], ours: tuple[str, ...]) -> str:
+    if len(theirs) != len(ours):
+        return f"{len(theirs)} classes, not these {len(ours)}"
+    where = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
+    return f'class {where} is "{theirs[where]}" there and "{ours[where]}" here'

@@ -1,0 +1,172 @@
+"""Classification networks by name, with a stem that suits the size of the images."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from udskd.config.schema import Stem
+from udskd.config.suggest import did_you_mean
+from udskd.errors import ConfigError
+from udskd.models import tiny
+
+BuiltStem = Literal["imagenet", "half", "small"]
+_BOUND_TO_SIZE = ("VisionTransformer", "MaxVit")  # built for one size: the stride of the patches cannot change
+SMALL_BELOW = 96  # pixels: the side of the image below which "auto" keeps the early resolution
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network and how it was built."""
+
+    name: str
+    stem: BuiltStem
+    num_classes: int
+    image_size: int
+    module: nn.Module
+    trained_at: int | None = None
+    """Side of the images that its weights were trained on, in pixels, where their file records it."""
+
+    def describe(self) -> str:
+        """One line for the log: name, parameters, stem, and the size of its training images if it is another one."""
+        text = f"{self.name}, {parameter_count(self.module) / 1e6:.3g} M parameters, stem {self.stem}"
+        other = self.trained_at not in (None, self.image_size)
+        return f"{text}, trained on images of {self.trained_at} px" if other else text
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Number of trainable values."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def build(name: str, num_classes: int, image_size: int, stem: Stem = "auto") -> Model:
+    """A randomly initialised network for images [B, 3, image_size, image_size] -> logits [B, num_classes].
+
+    Most of torchvision's networks shrink the image by four before their first stage, which suits 224 px. stem
+    "imagenet" leaves that as it is, "half" shrinks by two, "small" not at all; "auto" is "small" below 96 px and
+    "imagenet" otherwise, and where a network has no stem to change (vision transformers) always "imagenet".
+
+    Raises ConfigError for an unknown name, a stem that the network cannot have, and images too small for it.
+    """
+    if tiny.is_tiny(name):
+        model = Model(name, "small", num_classes, image_size, tiny.build(name, num_classes))
+        if stem not in ("auto", "small"):
+            raise ConfigError(
+                f'model "{name}" has no stem "{stem}": the tiny networks never shrink the image early (use "auto")'
+            )
+        return model
+    wanted: BuiltStem = ("small" if image_size < SMALL_BELOW else "imagenet") if stem == "auto" else stem
+    module = _torchvision(name, num_classes, image_size)
+    if wanted != "imagenet" and not _relax(module, wanted):
+        if stem != "auto":
+            raise ConfigError(
+                f'model "{name}" has no early down-sampling for stem "{stem}" to change: use stem "imagenet"'
+            )
+        wanted = "imagenet"
+    _try(name, module, num_classes, image_size)
+    return Model(name, wanted, num_classes, image_size, module)
+
+
+def _torchvision(name: str, num_classes: int, image_size: int) -> nn.Module:
+    import torchvision
+    from torchvision.models import get_model, list_models  # type: ignore[attr-defined]
+
+    zoo = list_models(module=torchvision.models)
+    if name not in zoo:
+        known = "any of torchvision's classification models, tiny_plain_W or tiny_separable_W"
+        raise ConfigError(f'unknown model "{name}"{did_you_mean(name, [*zoo, *tiny.FAMILIES])}; known are {known}')
+    options: dict[str, object] = {"num_classes": num_classes}
+    if name in ("googlenet", "inception_v3"):  # one output in training as well, and torchvision's own initialisation
+        options |= {"aux_logits": False, "init_weights": True}
+    if name.startswith("vit_"):
+        options["image_size"] = image_size
+    if name.startswith("maxvit"):
+        options["input_size"] = (image_size, image_size)
+    try:
+        module: nn.Module = get_model(name, weights=None, **options)
+    except (ValueError, RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f'model "{name}" cannot be built for images of {image_size} px: {reason}') from None
+    return module
+
+
+def _relax(module: nn.Module, stem: BuiltStem) -> bool:
+    """Take the first factor of four in down-sampling out of the network, or of it only the second two for "half".
+
+    The layers that down-sample are found by looking, not by name: those with a stride, in the order in which they
+    run, grouped by the resolution that they receive (parallel branches of a block receive the same). False if there
+    are none that can be changed.
+    """
+    if type(module).__name__ in _BOUND_TO_SIZE:
+        return False
+    groups = _strided_layers(module)
+    if not groups:
+        return False
+    first = groups[0]
+    if _stride(first[0][1]) == 4:  # one convolution does it all (ConvNeXt, AlexNet)
+        _set_stride(module, first, 2 if stem == "half" else 1)
+        return True
+    for group in groups[1:2] if stem == "half" else groups[:2]:
+        _set_stride(module, group, 1)
+    return True
+
+
+def _strided_layers(module: nn.Module) -> list[list[tuple[str, nn.Module]]]:
+    groups: dict[int, list[tuple[str, nn.Module]]] = {}
+    twin = copy.deepcopy(module).to("meta").eval()  # shapes only: costs no arithmetic
+
+    def record(name: str) -> Callable[..., None]:
+        def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            groups.setdefault(inputs[0].shape[-1], []).append((name, layer))
+
+        return hook
+
+    for name, layer in twin.named_modules():
+        if isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)) and _stride(layer) > 1:
+            layer.register_forward_pre_hook(record(name))
+    with torch.no_grad():
+        twin(torch.zeros(1, 3, 224, 224, device="meta"))
+    return [groups[size] for size in sorted(groups, reverse=True)]
+
+
+def _stride(layer: nn.Module) -> int:
+    stride = layer.stride
+    return int(stride[0] if isinstance(stride, tuple) else stride)  # type: ignore[arg-type]
+
+
+def _set_stride(module: nn.Module, layers: list[tuple[str, nn.Module]], stride: int) -> None:
+    for name, _ in layers:
+        layer = module.get_submodule(name)
+        if isinstance(layer, (nn.MaxPool2d, nn.AvgPool2d)):
+            module.set_submodule(name, nn.Identity())
+        elif isinstance(layer, nn.Conv2d) and layer.in_channels == 3:
+            module.set_submodule(name, _first_convolution(layer, stride))
+        elif isinstance(layer, nn.Conv2d):
+            layer.stride = (stride, stride)
+
+
+def _first_convolution(old: nn.Conv2d, stride: int) -> nn.Conv2d:
+    """3x3 in place of the larger kernels that go with an early stride."""
+    new = nn.Conv2d(3, old.out_channels, 3, stride, 1, bias=old.bias is not None)
+    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
+    if new.bias is not None:
+        nn.init.zeros_(new.bias)
+    return new
+
+
+def _try(name: str, module: nn.Module, num_classes: int, image_size: int) -> None:
+    """One pass of shapes, so that images too small for the network are refused before anything is trained."""
+    twin = copy.deepcopy(module).to("meta").eval()
+    try:
+        with torch.no_grad():
+            logits = twin(torch.zeros(2, 3, image_size, image_size, device="meta"))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f'model "{name}" does not take images of {image_size} px: {reason}') from None
+    if logits.shape != (2, num_classes):
+        raise ConfigError(f'model "{name}" gives {list(logits.shape)} instead of [2, {num_classes}] logits')

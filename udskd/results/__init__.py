@@ -1,0 +1,1 @@
+"""What finished runs left behind, as tables and plots. Nothing here trains."""

@@ -1,0 +1,140 @@
+"""The figures of `udskd compare`, in Okabe and Ito's palette, safe for colour-blind readers."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from udskd.results.runs import ROLES, Group
+
+COLOURS = {
+    **{"ce": "#7a7a7a", "kd": "#e69f00", "dml": "#009e73", "udskd": "#0072b2"},
+    **{"cud": "#a6761d", "variance": "#66a61e", "sdkd": "#7b3294", "akd": "#e7298a", "dkd": "#1b4f72"},
+    **{"er_kd": "#b22222", "wsl": "#20b2aa"},
+}
+VARIANTS = ["#cc79a7", "#56b4e9", "#d55e00", "#8c6bb1", "#f0c800"]
+INK, FAINT = "#222222", "#d9d9d9"
+STYLE: Any = {
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "savefig.dpi": 160,
+    "figure.constrained_layout.use": True,
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": "#999999",
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.6,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+}
+
+
+def accuracy(groups: Sequence[Group], path: Path) -> None:
+    """Top-1 of every group, a panel for each student."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 2, figsize=(10, 1.6 + 0.42 * len(groups)), sharey=True)
+        for axis, role in zip(axes, ROLES, strict=True):
+            dots(axis, groups, role, "top1")
+            axis.set_title(students(groups, role))
+            axis.set_xlabel("top-1 accuracy (%)")
+        save(figure, path)
+
+
+def calibration(groups: Sequence[Group], path: Path) -> None:
+    """Expected calibration error, negative log-likelihood and Brier score: a row for each student."""
+    names = {"ece": "ECE, 15 bins", "nll": "negative log-likelihood", "brier": "Brier score"}
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(2, 3, figsize=(12, 2.6 + 0.84 * len(groups)), sharey=True, squeeze=False)
+        for row, role in zip(axes, ROLES, strict=True):
+            row[0].set_title(students(groups, role))
+            for axis, (metric, name) in zip(row, names.items(), strict=True):
+                dots(axis, groups, role, metric)
+                axis.set_xlabel(f"{name} (lower is better)")
+        save(figure, path)
+
+
+def curves(groups: Sequence[Group], path: Path) -> None:
+    """Top-1 and negative log-likelihood over the epochs: the seeds' mean in a band of one standard deviation."""
+    names = {"top1": "top-1 accuracy (%)", "nll": "negative log-likelihood"}
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(2, 2, figsize=(10, 7), sharex=True, squeeze=False)
+        for row, (metric, name) in zip(axes, names.items(), strict=True):
+            row[0].set_ylabel(name)
+            for axis, role in zip(row, ROLES, strict=True):
+                for group, colour in zip(groups, colours(groups), strict=True):
+                    curve(axis, group, role, metric, colour)
+        for role, top, bottom in zip(ROLES, axes[0], axes[1], strict=True):
+            top.set_title(students(groups, role))
+            bottom.set_xlabel("epoch")
+        handles, labels = axes[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(groups), 4))
+        save(figure, path)
+
+
+def dots(axis: Axes, groups: Sequence[Group], role: str, metric: str) -> None:
+    """A row for each group: the mean, one standard deviation to both sides, and below it every seed as a faint dot."""
+    for row, (group, colour) in enumerate(zip(groups, colours(groups), strict=True)):
+        values = group.values(role, metric)
+        if not values:
+            continue
+        mean, spread = statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+        axis.errorbar(mean, row, xerr=spread, fmt="o", color=colour, markersize=8, capsize=4, elinewidth=2)
+        if len(values) > 1:
+            axis.plot(values, [row + 0.26] * len(values), "o", color=colour, alpha=0.5, markersize=4, markeredgewidth=0)
+    axis.set_yticks(range(len(groups)), [group.label for group in groups])
+    axis.set_ylim(len(groups) - 0.4, -0.6)
+    axis.grid(visible=False, axis="y")
+    axis.margins(x=0.12)
+
+
+def curve(axis: Axes, group: Group, role: str, metric: str, colour: str) -> None:
+    """One group's curve, over the epochs that all its seeds evaluated."""
+    series = [{event["epoch"]: event[role][metric] for event in run.epochs if role in event} for run in group.runs]
+    epochs = sorted(set.intersection(*(set(values) for values in series)))
+    if not epochs:
+        return
+    values = np.array([[one[epoch] for epoch in epochs] for one in series])
+    mean = values.mean(axis=0)
+    axis.plot(epochs, mean, color=colour, linewidth=2, label=group.label)
+    if len(series) > 1:
+        spread = values.std(axis=0, ddof=1)
+        axis.fill_between(epochs, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
+
+
+def colours(groups: Sequence[Group]) -> list[str]:
+    """Its own colour to the plain form of each method, the variants' colours to the others."""
+    spare = itertools.cycle(VARIANTS)
+    return [COLOURS[group.label] if group.label in COLOURS else next(spare) for group in groups]
+
+
+def students(groups: Sequence[Group], role: str) -> str:
+    models = dict.fromkeys(group.model(role) for group in groups)
+    return f"{' / '.join(models)} ({role})"
+
+
+def save(figure: Figure, path: Path) -> None:
+    figure.savefig(path)
+    plt.close(figure)

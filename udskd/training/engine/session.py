@@ -1,0 +1,48 @@
+"""What every part of one run shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from udskd.config.schema import Config
+from udskd.data import EvalLoader, TrainLoader
+from udskd.data.manifest import Manifest
+from udskd.models.checkpoints import WeightsInfo, save_weights
+from udskd.models.zoo import Model
+from udskd.progress import Display
+from udskd.training.runtime.device import Runtime
+from udskd.training.runtime.distributed import Vote, World
+from udskd.training.storage.run_folder import RunFolder
+
+
+@dataclass
+class Session:
+    """The options, the folder, the device and processes, the loaders, the screen and the wish to stop."""
+
+    config: Config
+    folder: RunFolder
+    runtime: Runtime
+    train: TrainLoader
+    val: EvalLoader
+    classes: tuple[str, ...]
+    display: Display
+    vote: Vote
+    manifest: Manifest | None = None
+    """The list of the images, in the process that writes it."""
+    saved: str = "no complete epoch"
+    """What an interrupted run can rely on, in words."""
+
+    @property
+    def world(self) -> World:
+        return self.runtime.world
+
+    def save_weights(self, path: Path, model: Model, result: nn.Module) -> None:
+        """Write `result`, the weights that training made of a model; one process does it for all."""
+        if not self.world.main:
+            return
+        data = self.config.data
+        info = WeightsInfo(model.name, model.stem, self.classes, data.image_size, data.mean, data.std, data.eval_crop)
+        save_weights(path, result.state_dict(), info)

@@ -1,0 +1,93 @@
+"""One optimisation step of a task: forward, loss, backward, clipping, update, in one or several parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
+
+from udskd.training.engine.cuda_graph import StepGraph
+from udskd.training.engine.task import Inputs, Task
+from udskd.training.runtime.device import Runtime
+
+
+class Step:
+    """Runs the parts of each step. Nothing is read back from the device."""
+
+    def __init__(self, task: Task, runtime: Runtime, parts: int, rows: int, cuda_graph: bool) -> None:
+        """parts: into which a step is cut; rows: images in one of them, over all processes the same."""
+        self._task, self._runtime, self._parts, self._rows = task, runtime, parts, rows
+        self._scaler = GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
+        self._graph = StepGraph(runtime.device) if cuda_graph else None
+
+    def run(self, inputs: Inputs, part: int, step: int) -> dict[str, Tensor]:
+        """Part `part` of step `step` (counted from 0 over all epochs); after the last part the networks are updated.
+
+        Returns the task's terms for these images, in memory that the next call may overwrite. An image that could not
+        be read counts as a gradient of 0, so a part may have fewer rows than the others, or none.
+        """
+        last = part == self._parts - 1
+        if last:
+            for trained in self._task.trained:
+                trained.set_lr(step)
+        if self._graph is not None and len(inputs.images) == self._rows:
+            return self._graph.run(inputs, self._whole)
+        with ExitStack() as stack:
+            if not last:  # gradients of the processes meet once a step
+                for trained in self._task.trained:
+                    stack.enter_context(trained.no_sync())
+            terms = self._gradients(inputs)
+        if last:
+            self.update()
+        return terms
+
+    def state(self) -> dict[str, Any]:
+        """The loss scale, for --resume."""
+        return self._scaler.state_dict()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        if state:
+            self._scaler.load_state_dict(state)
+
+    def _whole(self, inputs: Inputs) -> dict[str, Tensor]:
+        terms = self._gradients(inputs)
+        self.update()
+        return terms
+
+    def _gradients(self, inputs: Inputs) -> dict[str, Tensor]:
+        rows = len(inputs.images)
+        if rows == 0:
+            if self._runtime.world.alone:
+                return {}
+            with self._unseen():  # the others wait for our gradients, though they are 0
+                self._backward(inputs.blank(self._rows), 0.0)
+            return {}
+        return self._backward(inputs, rows / (self._rows * self._parts))
+
+    def _backward(self, inputs: Inputs, share: float) -> dict[str, Tensor]:
+        terms = self._task.losses(inputs)
+        loss = terms["loss"] if share == 1 else terms["loss"] * share
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        # detached: else autograd's nodes would live on into the next step, bound to the stream of this one
+        return {name: value.detach() for name, value in terms.items()}
+
+    @contextmanager
+    def _unseen(self) -> Iterator[None]:
+        """Batch-norm's statistics stay as they are."""
+        buffers = [b for trained in self._task.trained for b in trained.module.buffers()]
+        kept = [b.clone() for b in buffers]
+        yield
+        for buffer, value in zip(buffers, kept, strict=True):
+            buffer.copy_(value)
+
+    def update(self) -> None:
+        """Move all weights by their gradients, which are used up."""
+        for network in self._task.networks:
+            if not any(p.grad is not None for p in network.module.parameters()):
+                return  # no image of this step could be read
+        for trained in self._task.trained:
+            trained.update(self._scaler)
+        self._scaler.update()

@@ -1,0 +1,71 @@
+"""A trained run evaluated again: `udskd eval`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from udskd.config.schema import DataConfig
+from udskd.data import EvalLoader, Share, open_sets
+from udskd.errors import CheckpointError, Interrupted
+from udskd.models import loading
+from udskd.progress import Display
+from udskd.training.evaluation.evaluate import EVALUATED, brief, evaluate
+from udskd.training.networks.trainable import ROLES
+from udskd.training.runtime.device import Runtime
+from udskd.training.runtime.distributed import Vote, World
+from udskd.training.runtime.signals import Stopped, StopRequest
+from udskd.training.storage.run_folder import RunFolder
+from udskd.training.tasks.teacher import SHAPED
+
+
+def evaluate_run(run: Path, data_root: str | None = None) -> dict[str, Any]:
+    """Evaluate a run's trained networks on its validation images, or on those of another root with the same classes.
+
+    Returns metrics by role ("teacher" only where the run trained one). Under torchrun the processes share the images;
+    the result is the same. Raises CheckpointError if the classes differ.
+    """
+    world = World.join()
+    stop = StopRequest(patient=not world.alone)
+    display = Display(silent=not world.main)
+    try:
+        with stop:
+            networks, loader, data, runtime = world.together(lambda: _to_evaluate(run, data_root, world))
+            results = evaluate(networks, loader, data, runtime, display, Vote(world, stop).poll)
+    except Stopped:
+        raise Interrupted("stopped before the evaluation was complete") from None
+    except Exception as error:
+        if (told := world.told(error, stop)) is error:
+            raise
+        raise told from None
+    finally:
+        world.leave(failed=sys.exc_info()[0] is not None)
+    for role, metrics in results.items():
+        display.line(f"{role}: {brief(metrics)}  top-5 {metrics['top5']:.2f} %  brier {metrics['brier']:.3f}")
+    return results
+
+
+def _to_evaluate(
+    run: Path, data_root: str | None, world: World
+) -> tuple[dict[str, nn.Module], EvalLoader, DataConfig, Runtime]:
+    config = RunFolder.open(run).config
+    data = config.data if data_root is None else replace(config.data, root=data_root)
+    files = {role: run / f"{role}.safetensors" for role in (*ROLES, SHAPED) if (run / f"{role}.safetensors").exists()}
+    if not {"student_a", "student_b"} <= files.keys():
+        raise CheckpointError(f"{run} holds no trained students yet: udskd train --resume {run} continues it")
+    runtime, (_, val_set) = Runtime.of(config.training, world), open_sets(data)
+    networks = {
+        role: runtime.place(loading.load_network(file, None, val_set.classes, data).module)
+        for role, file in files.items()
+    }
+    share = Share(world.rank, world.ranks)
+    return (
+        networks,
+        EvalLoader(val_set, data, batch_size=min(config.training.batch_size, EVALUATED), share=share),
+        data,
+        runtime,
+    )

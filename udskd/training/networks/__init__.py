@@ -1,0 +1,1 @@
+"""Networks in training, and the frozen teacher."""

@@ -1,0 +1,173 @@
+"""Weights in training: a network with its optimiser, schedule, average and best result, or a method's own part."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import nn
+from torch.amp.grad_scaler import GradScaler
+
+from udskd.config.schema import StudentConfig, TeacherConfig, TrainingConfig
+from udskd.models import zoo
+from udskd.models.features import Tapped
+from udskd.training.networks.ema import Average
+from udskd.training.networks.optim import Schedule, sgd
+from udskd.training.runtime.device import Runtime, derive_seed
+
+ROLES = ("teacher", "student_a", "student_b")
+
+
+class Trained:
+    """Weights by their role, their optimiser and its schedule."""
+
+    def __init__(
+        self,
+        role: str,
+        module: nn.Module,
+        lr: float,
+        weight_decay: float,
+        training: TrainingConfig,
+        runtime: Runtime,
+        epochs: int,
+        steps_per_epoch: int,
+    ) -> None:
+        self.role, self.module = role, module
+        self.schedule = Schedule.of(
+            lr, epochs=epochs, warmup_epochs=training.warmup_epochs, steps_per_epoch=steps_per_epoch
+        )
+        # a graph reads its learning rate from the device
+        self._lr = torch.zeros((), device=runtime.device) if training.cuda_graph else None
+        rate = lr if self._lr is None else self._lr
+        self.optimizer = sgd(module, lr=rate, momentum=training.momentum, weight_decay=weight_decay)
+        self.clip = training.clip_grad_norm
+
+    def no_sync(self) -> contextlib.AbstractContextManager[object]:
+        """Within it, gradients are added up here and not yet over the processes."""
+        return contextlib.nullcontext()
+
+    def set_lr(self, step: int) -> None:
+        """The learning rate of a step, counted from 0 over all epochs."""
+        if self._lr is not None:
+            self._lr.fill_(self.schedule.lr(step))
+            return
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule.lr(step)
+
+    def update(self, scaler: GradScaler) -> None:
+        """Clip and update. Reads nothing back from the device. A scaled loss that overflowed leaves the weights
+        alone."""
+        if self.clip:
+            scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.module.parameters(), self.clip)
+        scaler.step(self.optimizer)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that --resume needs; the schedule is a function of the step and needs nothing."""
+        return {"model": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from what state() gave."""
+        self.module.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self._lr is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self._lr
+
+
+class Network(Trained):
+    """A network; nothing of one student reaches the other but through the loss."""
+
+    def __init__(
+        self,
+        role: str,
+        model: zoo.Model,
+        options: TeacherConfig | StudentConfig,
+        training: TrainingConfig,
+        runtime: Runtime,
+        epochs: int,
+        steps_per_epoch: int,
+        layers: tuple[str, ...] = (),
+    ) -> None:
+        """With layers, forward(images) gives the logits and a tuple of these layers' outputs."""
+        self.model = model
+        module = runtime.synced(runtime.place(model.module))
+        trained = Tapped(module, layers) if layers else module
+        self._parallel = None if runtime.world.alone else runtime.parallel(trained, model.image_size)
+        forward = self._parallel or trained
+        self.forward: Any = torch.compile(forward) if training.compile else forward
+        lr = training.lr if options.lr is None else options.lr
+        decay = training.weight_decay if options.weight_decay is None else options.weight_decay
+        super().__init__(role, module, lr, decay, training, runtime, epochs, steps_per_epoch)
+        self.average = Average(self.module, training.ema_decay) if training.ema_decay else None
+        self.best: dict[str, float] = {}
+
+    @property
+    def result(self) -> nn.Module:
+        """What is evaluated and saved: the average where one is kept, else the network."""
+        return self.module if self.average is None else self.average.module
+
+    def no_sync(self) -> contextlib.AbstractContextManager[object]:
+        return contextlib.nullcontext() if self._parallel is None else self._parallel.no_sync()
+
+    def update(self, scaler: GradScaler) -> None:
+        """Clip, update, average."""
+        super().update(scaler)
+        if self.average is not None:
+            self.average.update(self.module)
+
+    def is_best(self, metrics: dict[str, float], epoch: int) -> bool:
+        """Remember the result if it is the best top-1 so far."""
+        if metrics["top1"] <= self.best.get("top1", -1.0):
+            return False
+        self.best = {"top1": metrics["top1"], "epoch": epoch}
+        return True
+
+    def state(self) -> dict[str, Any]:
+        average = None if self.average is None else self.average.state()
+        return {**super().state(), "average": average, "best": self.best}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        super().load_state(state)
+        if self.average is not None:
+            self.average.load_state(state["average"])
+        self.best = dict(state["best"])
+
+
+class Part(Trained):
+    """What a method trains beside the networks. It may have parameters, or buffers alone."""
+
+    def __init__(
+        self,
+        role: str,
+        module: nn.Module,
+        lr: float,
+        training: TrainingConfig,
+        runtime: Runtime,
+        epochs: int,
+        steps_per_epoch: int,
+    ) -> None:
+        self._world = runtime.world
+        module = runtime.synced(runtime.place(module))
+        super().__init__(role, module, lr, training.weight_decay, training, runtime, epochs, steps_per_epoch)
+
+    def update(self, scaler: GradScaler) -> None:
+        """The mean of all processes' gradients and buffers, then as for a network.
+
+        DistributedDataParallel is not for this: it wants one forward pass through a module for each backward pass.
+        """
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        self._world.average([*gradients, *(b for b in self.module.buffers() if b.is_floating_point())])
+        if gradients:
+            super().update(scaler)
+
+
+def build_model(
+    role: str, options: TeacherConfig | StudentConfig, num_classes: int, image_size: int, seed: int
+) -> zoo.Model:
+    """The role's network with weights that depend on the seed and the role alone, not on what was built before it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, ROLES.index(role)))
+        return zoo.build(options.model, num_classes, image_size, options.stem)

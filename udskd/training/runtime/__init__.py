@@ -1,0 +1,1 @@
+"""The device, the other processes, and signals."""

@@ -1,0 +1,174 @@
+"""Where and in which arithmetic the networks run."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from udskd.config.schema import LossConfig, TrainingConfig
+from udskd.data import Batch, on_device
+from udskd.errors import ConfigError
+from udskd.loss import dispatch
+from udskd.training.runtime.distributed import World
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Device, precision and memory format of one run, and the processes that share it."""
+
+    device: torch.device
+    precision: Literal["fp32", "bf16", "fp16"]
+    memory_format: torch.memory_format
+    world: World = field(default_factory=World)
+    sync_batchnorm: bool = False
+
+    @staticmethod
+    def of(training: TrainingConfig, world: World | None = None) -> Runtime:
+        """Resolve "auto"; of several processes, each has the GPU of its number on its machine.
+
+        Raises ConfigError if a device is asked for that this machine does not have, or an option that it cannot do.
+        """
+        world, name = world or World(), training.device
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        device = torch.device(name)
+        if device.type == "cuda" and not world.alone:
+            if ":" in name:
+                raise ConfigError(f'training.device is "{name}", but several processes cannot share it: say "cuda"')
+            device = torch.device("cuda", world.local_rank)
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            count = torch.cuda.device_count()
+            raise ConfigError(
+                f'training.device is "{device}", but PyTorch sees {count or "no"} CUDA device{"s" * (count > 1)}'
+            )
+        _check(training, device, world)
+        if device.type == "cuda":
+            device = torch.device("cuda", device.index or 0)
+            torch.cuda.set_device(device)  # graphs and collectives ask for the current one
+            torch.backends.cudnn.benchmark = True  # all batches are of one shape
+        precision = training.precision
+        if precision == "auto":
+            precision = "bf16" if device.type == "cuda" else "fp32"
+        layout = torch.channels_last if training.channels_last else torch.contiguous_format
+        return Runtime(device, precision, layout, world, training.sync_batchnorm)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the networks' arithmetic."""
+        return DTYPES[self.precision]
+
+    def dtype_of(self, precision: str) -> torch.dtype:
+        """That of another arithmetic; "auto" is the networks'."""
+        return self.dtype if precision == "auto" else DTYPES[precision]
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Half precision where asked for; the loss stays outside, it raises its logits to fp32 itself."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.precision != "fp32")
+
+    def synced(self, module: nn.Module) -> nn.Module:
+        """The module with batch-norm over the images of all processes, if that is wanted and there are several. Before
+        anything else holds one of its layers, since they are replaced."""
+        if self.world.alone or not self.sync_batchnorm:
+            return module
+        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+        return converted
+
+    def parallel(self, module: nn.Module, image_size: int) -> DistributedDataParallel:
+        """The module with its gradients averaged over the processes, batch-norm's statistics being those of rank 0."""
+        devices = [self.device.index] if self.device.type == "cuda" else None
+        parallel = DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
+        self._settle(parallel, image_size)
+        return parallel
+
+    def _settle(self, parallel: DistributedDataParallel, image_size: int) -> None:
+        """One pass for nothing. After the first, DDP sorts the gradients into other buckets, and where a value lies
+        decides in which order it is summed up: the first step of a continued run would differ from the same step of
+        one that never stopped, from three processes on."""
+        module = parallel.module
+        kept = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+        images = torch.zeros((2, 3, image_size, image_size), device=self.device)
+        module.train()
+        with self.autocast():
+            out = parallel(images.to(memory_format=self.memory_format))
+        logits, *_ = out if isinstance(out, tuple) else (out,)
+        logits.float().sum().backward()
+        module.zero_grad(set_to_none=True)
+        module.load_state_dict(kept)
+
+    def seed(self, *parts: int) -> None:
+        """Restart the device's random numbers (dropout) from a seed made of numbers, and of our rank."""
+        seed = derive_seed(*parts, self.world.rank)
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
+
+    def place(self, module: nn.Module) -> nn.Module:
+        """The module on the device, in the memory format (which is for image tensors and 4-dimensional weights)."""
+        return module.to(device=self.device).to(memory_format=self.memory_format)  # type: ignore[call-overload, no-any-return]
+
+    def stream(self, batches: Iterable[Batch]) -> Generator[Batch]:
+        """The batches on the device, copied ahead of their use; each is gone when the next one is asked for."""
+        return on_device(batches, self.device)
+
+    def send(self, values: Tensor) -> Tensor:
+        """A small tensor of the host on the device, without waiting for it."""
+        if self.device.type == "cuda":
+            values = values.pin_memory()
+        return values.to(self.device, non_blocking=True)
+
+    def finish(self) -> None:
+        """Wait for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def loss_backend(self, loss: LossConfig) -> str:
+        """The implementation of the loss that runs here. ConfigError if the one asked for cannot."""
+        try:
+            return dispatch.choose(loss.backend, self.device)
+        except ValueError as error:
+            raise ConfigError(f'loss.backend is "{loss.backend}", but {error}') from None
+
+    def describe(self) -> str:
+        """One line for the log."""
+        name = (
+            torch.cuda.get_device_name(self.device)
+            if self.device.type == "cuda"
+            else platform.processor() or platform.machine()
+        )
+        layout = "channels_last" if self.memory_format == torch.channels_last else "contiguous"
+        return f"{self.device} ({name}), {self.precision}, {layout}"
+
+
+def _check(training: TrainingConfig, device: torch.device, world: World) -> None:
+    if training.sync_batchnorm and device.type != "cuda":
+        raise ConfigError("training.sync_batchnorm needs CUDA devices: PyTorch has it for nothing else")
+    if not training.cuda_graph:
+        return
+    against = {
+        "a CUDA device": device.type != "cuda",
+        "a single process": not world.alone,
+        "training.accumulate = 1": training.accumulate > 1,
+        'another precision than "fp16"': training.precision == "fp16",
+    }
+    for need, missing in against.items():
+        if missing:
+            raise ConfigError(f"training.cuda_graph needs {need}")
+
+
+def derive_seed(*parts: int) -> int:
+    """One 63-bit seed from several numbers, so that nearby seeds and the phases of a run share no random numbers."""
+    value = 0x9E3779B97F4A7C15
+    for part in parts:  # the finaliser of splitmix64
+        value = (value ^ part) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+        value = (value ^ value >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+        value ^= value >> 31
+    return value >> 1

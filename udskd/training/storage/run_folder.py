@@ -1,0 +1,237 @@
+"""The run folder: config.toml, environment.json, images.manifest, log.jsonl, checkpoints/, the trained networks, the
+students' predictions, summary.json."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import platform
+import sys
+import threading
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+try:
+    import fcntl
+except ImportError:  # not on this system
+    fcntl = None  # type: ignore[assignment]
+
+from udskd._version import __version__
+from udskd.config import toml
+from udskd.config.schema import Config
+from udskd.data.manifest import FILE as MANIFEST
+from udskd.data.manifest import Manifest, read_manifest, to_bytes
+from udskd.errors import CheckpointError, ConfigError
+from udskd.files import write_atomic
+from udskd.training.storage.checkpoint import previous
+
+
+class RunFolder:
+    """One run's files. create() makes it, open() finds one that exists.
+
+    Of several processes one writes; the others' folders have writes = False, and what they would write is left out.
+    """
+
+    def __init__(self, path: Path, writes: bool = True) -> None:
+        self.path = path
+        self.writes = writes
+        self.checkpoints = path / "checkpoints"
+        self._unreadable: set[str] | None = None
+        self._noting = threading.Lock()
+        self._claim: Any = None
+
+    def check_free(self) -> None:
+        """ConfigError unless there is nothing at the path, an empty folder, or what a killed create() left."""
+        if (self.path / "config.toml").exists():
+            resume = f"an unfinished run (udskd train --resume {self.path} continues it)"
+            state = "a finished run" if self.complete else resume
+            raise ConfigError(f"{self.path} already holds {state}: choose another --output")
+        if self.path.exists() and not (self.path.is_dir() and all(map(_unborn, self.path.iterdir()))):
+            raise ConfigError(f"{self.path} exists and is not an empty folder: choose another --output")
+
+    def create(self, config: Config, images: Manifest | None) -> None:
+        """Make the folder, with the config, the environment and the list of the images in it."""
+        if not self.writes:
+            return
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"cannot make the run folder {self.path}: {error.strerror or error}") from error
+        write_atomic(self.path / "environment.json", _json(environment()))
+        self._write_manifest(images)
+        write_atomic(self.path / "config.toml", toml.dump(config).encode())
+        self.claim()
+
+    def claim(self) -> None:
+        """Keep other processes from writing here until release(), or our end. ConfigError if another one does so."""
+        if fcntl is None or not self.writes:
+            return
+        try:  # a lock that ends with its process, however that ends; the processes that decode images do not inherit it
+            self._claim = open(self.path / "environment.json", "ab")  # noqa: SIM115
+            fcntl.lockf(self._claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise ConfigError(f"{self.path} is being trained by another process: stop that one first") from None
+        except OSError:  # a file system without locks, or one that takes nothing, which will be told soon
+            return
+
+    def release(self) -> None:
+        """Let others write here."""
+        if self._claim is not None:
+            self._claim.close()
+
+    @staticmethod
+    def open(path: Path, writes: bool = True) -> RunFolder:
+        """The folder of a run, finished or not. ConfigError if it is not one."""
+        if not (path / "config.toml").is_file():
+            raise ConfigError(f"{path} is not a run folder: it has no config.toml")
+        return RunFolder(path, writes)
+
+    def resume(self, images: Manifest | None) -> None:
+        """Note that the run continues, and where: in a file of its own, for the log is that of an undisturbed run."""
+        if not self.writes:
+            return
+        try:
+            self.checkpoints.mkdir(exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"cannot write into {self.path}: {error.strerror or error}") from error
+        self._write_manifest(images)
+        self._append("restarts.jsonl", {"time": round(time.time(), 3), **environment()})
+
+    def manifest(self) -> Manifest | None:
+        """The list of the images that the run was begun with; None if an earlier version began it.
+
+        Raises CheckpointError if it is damaged.
+        """
+        return read_manifest(self.path / MANIFEST)
+
+    def _write_manifest(self, images: Manifest | None) -> None:
+        if images is not None:
+            write_atomic(self.path / MANIFEST, to_bytes(images))
+
+    def forget_state(self, name: str) -> None:
+        """Remove the training state of a phase that is complete."""
+        state = self.checkpoints / f"{name}.pt"
+        try:
+            for path in (state, previous(state)) if self.writes else ():
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"cannot remove {path}: {error.strerror or error}") from error
+
+    @property
+    def config(self) -> Config:
+        """The options that the run was started with."""
+        return toml.load(self.path / "config.toml")
+
+    @property
+    def begun(self) -> bool:
+        """Whether the folder is a run's."""
+        return (self.path / "config.toml").exists()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run has ended and its summary is written."""
+        return (self.path / "summary.json").exists()
+
+    def summary(self) -> dict[str, Any]:
+        """The summary of a complete run."""
+        try:
+            summary: dict[str, Any] = json.loads((self.path / "summary.json").read_text())
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self.path / 'summary.json'} cannot be read: {error}") from None
+        return summary
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """The last file of a run: its presence makes the run complete."""
+        if self.writes:
+            write_atomic(self.path / "summary.json", _json(summary))
+
+    def log(self, event: str, **values: Any) -> None:
+        """Append one line to log.jsonl."""
+        if self.writes:
+            self._append("log.jsonl", {"event": event, "time": round(time.time(), 3), **values})
+
+    def unreadable(self, name: str, reason: str) -> bool:
+        """Log an image that cannot be read, once in a run. Whether it is news. Any thread may call it."""
+        with self._noting:
+            if self._unreadable is None:
+                self._unreadable = {event["name"] for event in self.events("unreadable")}
+            if name in self._unreadable:
+                return False
+            self._unreadable.add(name)
+            self.log("unreadable", name=name, reason=reason)
+            return True
+
+    def begun_by(self, torchrun: str | None) -> bool:
+        """Whether this very torchrun, with all its restarts, began the run."""
+        try:
+            began = json.loads((self.path / "environment.json").read_text()).get("torchrun")
+        except (OSError, ValueError):
+            return False
+        return self.begun and torchrun is not None and began == torchrun
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The log's events of one name, in order; a line torn by a crash is left out."""
+        return [event for event in self._events() if event["event"] == name]
+
+    def rewind(self, name: str, epochs: int) -> None:
+        """Forget logged epochs beyond the saved ones, which a crash between log line and checkpoint leaves, and what
+        was logged after them: it will happen again."""
+        self._unreadable = None
+        if not self.writes:
+            return
+        kept = list(itertools.takewhile(lambda e: e["event"] != name or e["epoch"] <= epochs, self._events()))
+        write_atomic(self.path / "log.jsonl", "".join(json.dumps(e) + "\n" for e in kept).encode())
+
+    def _append(self, name: str, value: dict[str, Any]) -> None:
+        try:
+            with open(self.path / name, "ab+") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(size - 1, 0))
+                torn = file.read() not in (b"", b"\n")  # a line that a crash cut short is left to itself
+                file.write(b"\n" * torn + json.dumps(value).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())  # the state that is saved next counts on it
+        except OSError as error:
+            raise CheckpointError(f"cannot write {self.path / name}: {error.strerror or error}") from error
+
+    def _events(self) -> list[dict[str, Any]]:
+        path = self.path / "log.jsonl"
+        events = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            try:
+                events.append(json.loads(line))
+            except ValueError:
+                continue
+        return events
+
+
+def environment() -> dict[str, Any]:
+    """What a reader needs to know about where the numbers came from."""
+    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "command": " ".join(["udskd", *sys.argv[1:]]),
+        "torchrun": os.environ.get("TORCHELASTIC_RUN_ID"),
+        "udskd": __version__,
+        "torch": torch.__version__,
+        "torchvision": metadata.version("torchvision"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cuda": cuda,
+    }
+
+
+def _unborn(path: Path) -> bool:
+    """Whether this is all that there is of a run killed while its folder was made."""
+    name = path.name.removesuffix(".tmp")
+    return name in ("environment.json", MANIFEST, "config.toml") or (name == "checkpoints" and not any(path.iterdir()))
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()

@@ -1,0 +1,1 @@
+"""What is trained: a teacher, or two students."""

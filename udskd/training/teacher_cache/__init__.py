@@ -1,0 +1,1 @@
+"""The teacher's logits of every view, computed once for several runs."""
