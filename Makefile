@@ -118,8 +118,8 @@ SANITIZED = -q -x -rfE -p no:cacheprovider --capture=sys
 # tests run beside those of the levels, and are shown after them.
 sanitize: $(VENV)/installed  ## the operator's tests under AddressSanitizer and UndefinedBehaviorSanitizer: every SIMD level, and CUDA's
 	$(SAY) "compiling the CPU kernels with sanitizers into build/sanitize"
-	@mkdir -p build/sanitize && cd build/sanitize && rm -rf csrc tests udskd
-	@tar -c --exclude=__pycache__ --exclude='*.so' csrc tests udskd setup.py pyproject.toml README.md LICENSE | tar -x -C build/sanitize
+	@mkdir -p build/sanitize && cd build/sanitize && rm -rf csrc tests udskd recipes
+	@tar -c --exclude=__pycache__ --exclude='*.so' csrc tests udskd recipes setup.py pyproject.toml README.md LICENSE | tar -x -C build/sanitize
 	@cd build/sanitize && UDSKD_CUDA=0 UDSKD_SANITIZE=1 UDSKD_STRICT=1 ../../$(BIN)/python setup.py build_ext --inplace --force >log 2>&1 || \
 	  { cat log; exit 1; }
 	@for runtime in asan ubsan; do \

@@ -85,9 +85,11 @@ def extension() -> Extension:
     sources = [
         CSRC / "module.cpp",
         CSRC / "ops.cpp",
-        *(CSRC / "backend").glob("*.cpp"),
-        *(CSRC / "distill").glob("*.cpp"),
-        *(CSRC / "image").glob("*.cpp"),
+        *(
+            path
+            for folder in ("common", "loss", "loss/cpu", "image", "image/cpu")
+            for path in (CSRC / folder).glob("*.cpp")
+        ),
     ]
     # -Wno-psabi: vectors are passed by value between functions that are all inlined, so no ABI is involved.
     warnings = ["-Wall", "-Wextra", "-Wno-psabi", *(["-Werror"] if STRICT else [])]
@@ -116,7 +118,7 @@ def extension() -> Extension:
         cpp_extension.CUDA_HOME = cuda  # None under a CPU-only PyTorch, whatever the environment says
         archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default_archs(cuda))
         cxx.append(f'-DUDSKD_CUDA_ARCHS="{archs.replace(" ", ";")}"')
-        for folder in ("distill/cuda", "image/cuda"):
+        for folder in ("loss/cuda", "image/cuda"):
             sources += [*(CSRC / folder).glob("*.cpp"), *(CSRC / folder).glob("*.cu")]
         system += ["-isystem", f"{cuda}/include"]
         library_dirs += [lib for lib in (f"{cuda}/lib64", f"{cuda}/lib") if Path(lib).is_dir()]

@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
-#include "backend/simd.h"
-#include "distill/plan_cuda.h"
+#include "common/simd.h"
+#include "loss/plan.h"
 
 #ifndef UDSKD_CUDA_ARCHS
 #define UDSKD_CUDA_ARCHS ""  // setup.py gives the list, such as "7.5;9.0;12.0+PTX", when the CUDA kernels are compiled

@@ -1,8 +1,8 @@
-// Every operator's schema on one screen. Kernels are registered by the backends (distill/), derivatives in Python
+// Every operator's schema on one screen. Kernels are registered by the backends (loss/, image/), derivatives in Python
 // (udskd/loss/ops.py).
 #include <torch/csrc/stable/library.h>
 
-#ifdef UDSKD_EMULATE  // see distill/operator.h
+#ifdef UDSKD_EMULATE  // see loss/operator.h
 STABLE_TORCH_LIBRARY(udskd_emulated, m) {
 #else
 STABLE_TORCH_LIBRARY(udskd, m) {

@@ -97,5 +97,5 @@ def test_the_reference_backend_is_always_available() -> None:
 
 @pytest.mark.skipif(torch.version.cuda is None, reason="a PyTorch without CUDA")
 def test_pytorchs_current_stream_is_found_where_the_cuda_kernels_look_for_it() -> None:
-    loaded = ctypes.CDLL("libtorch_cuda.so", mode=os.RTLD_NOLOAD | os.RTLD_LAZY)  # as csrc/distill/cuda/device.h does
+    loaded = ctypes.CDLL("libtorch_cuda.so", mode=os.RTLD_NOLOAD | os.RTLD_LAZY)  # as csrc/common/cuda/device.h does
     assert loaded.aoti_torch_get_current_cuda_stream

@@ -81,7 +81,7 @@ def test_sdist_holds_all_that_the_repository_needs(sdist: Path) -> None:
     repository = sdist.parents[1]
     sources = {path for top in ("csrc", "tests", "udskd", "recipes") for path in (repository / top).rglob("*.*")}
     wanted = {str(path.relative_to(repository)) for path in sources}
-    assert {"csrc/ops.cpp", "csrc/distill/cuda/rows_float.cu", "tests/conftest.py", "udskd/demo/demo.toml"} <= wanted
+    assert {"csrc/ops.cpp", "csrc/loss/cuda/rows_float.cu", "tests/conftest.py", "udskd/demo/demo.toml"} <= wanted
     assert (wanted | {"LICENSE", "README.md", "Makefile", "setup.py", "CHANGELOG.md", ".ci/run"}) - held == set()
 
 

@@ -6,7 +6,8 @@
 
 #include <cstdint>
 
-#include "../backend/storage.h"
+#include "../common/storage.h"
+#include "../common/tensor.h"
 
 namespace udskd {
 

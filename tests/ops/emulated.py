@@ -91,7 +91,7 @@ def usual() -> None:
 
 @contextmanager
 def forced(regime: str) -> Iterator[None]:
-    """One regime of csrc/distill/plan_cuda.h for all rows inside that it holds."""
+    """One regime of csrc/loss/plan.h for all rows inside that it holds."""
     os.environ["UDSKD_CUDA_PLAN"] = regime
     try:
         yield

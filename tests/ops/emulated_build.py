@@ -20,16 +20,16 @@ import udskd
 ROOT = Path(__file__).parents[2]
 SOURCES = (
     "csrc/ops.cpp",
-    "csrc/distill/plan_cuda.cpp",
-    "csrc/distill/cuda/*.cpp",
-    "csrc/distill/cuda/*.cu",
+    "csrc/loss/plan.cpp",
+    "csrc/loss/cuda/*.cpp",
+    "csrc/loss/cuda/*.cu",
     "csrc/image/taps.cpp",
     "csrc/image/cuda/*.cpp",
     "csrc/image/cuda/*.cu",
     "tests/emulator/*.cpp",
 )
 HEADERS = ("csrc/**/*.h", "tests/emulator/*.h")
-NOT_OURS = ("csrc/cpu/*", "*_cpu.h")  # headers of the CPU kernels
+NOT_OURS = ("csrc/*/cpu/*",)  # headers of the CPU kernels
 COMPILER = "c++"
 JOBS = 2  # compilers at a time
 SANITIZE = os.environ.get("UDSKD_EMULATED_SANITIZE") == "1"

@@ -1,4 +1,4 @@
-"""The regimes of csrc/distill/plan_cuda.h, and problems at their edges, for the tests of the emulated CUDA kernels."""
+"""The regimes of csrc/loss/plan.h, and problems at their edges, for the tests of the emulated CUDA kernels."""
 
 from __future__ import annotations
 

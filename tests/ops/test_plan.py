@@ -1,4 +1,4 @@
-"""Which CUDA kernel a problem gets: csrc/distill/plan_cuda.h, asked without a GPU."""
+"""Which CUDA kernel a problem gets: csrc/loss/plan.h, asked without a GPU."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def _step_by_step(
 def _mix_rows(rows: Tensor, mix: Tensor) -> Tensor:
     """mix[i] * rows[i] + (1 - mix[i]) * rows[i + 1]: [B + 1, ...] to [B, ...].
 
-    Each step is rounded, unlike in torch.lerp, which may or may not fuse two of them; csrc/image/normalize_job_cpu.h
+    Each step is rounded, unlike in torch.lerp, which may or may not fuse two of them; csrc/image/cpu/normalize_job.h
     has the same steps. The difference of whole numbers is exact, so that two equal rows give just that row.
     """
     shares = mix.view(-1, *[1] * (rows.dim() - 1))

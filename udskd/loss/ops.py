@@ -25,7 +25,7 @@ class Operators:
 
     namespace: Any  # of torch.ops
     device: str  # the type of its tensors' device
-    columns: int  # kept of each row for the backward pass: csrc/distill, enum SavedColumn and Column
+    columns: int  # kept of each row for the backward pass: csrc/loss, enum SavedColumn and Column
     gpu: bool  # one launch computes a pass, and nothing waits for it
 
 

@@ -1,11 +1,11 @@
 // Views of images on CUDA: from tensors to the kernel.
-#include "../../distill/operator.h"
-
 #include <torch/csrc/stable/ops.h>
 
 #include <vector>
 
-#include "../../distill/cuda/device.h"
+#include "../../common/cuda/device.h"
+#include "../../common/registration.h"
+#include "../../common/tensor.h"
 #include "../taps.h"
 #include "../view.h"
 #include "resize.h"

@@ -2,7 +2,7 @@
 //
 // It resizes what it needs of the axis that goes first over again, without a word to its neighbours. That is little:
 // twice the work at most where an image is made smaller, and the bytes come from the cache.
-#include "../../backend/cuda.h"
+#include "../../common/cuda/cuda.h"
 #include "../taps.h"
 #include "resize.h"
 

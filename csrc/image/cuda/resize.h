@@ -1,6 +1,6 @@
 #pragma once
 
-#include "../../backend/cuda_host.h"
+#include "../../common/cuda/cuda_host.h"
 #include "tables.h"
 
 namespace udskd::cuda {

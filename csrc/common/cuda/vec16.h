@@ -1,0 +1,129 @@
+// Sixteen bytes of a row of logits: read, widened to float, and written.
+//
+// A row begins anywhere. Its packets are those of memory, so that the first and the last may be partly outside of the
+// row; what is outside reads as kOutside, whose exponential is 0, and is not written.
+#pragma once
+
+#include "cuda.h"
+
+namespace udskd::cuda {
+
+using Brain = __nv_bfloat16;
+using Half = __half;
+
+// Far below every logit, yet finite when divided by a temperature.
+constexpr float kOutside = -1e34f;
+
+// E as it is in memory; Half, which has no room for kOutside, is widened as it is read.
+template <class E>
+constexpr int kCount = 16 / sizeof(E);
+
+template <class E>
+struct Packet {
+  uint4 raw[1];
+};
+
+template <>
+struct Packet<Half> {
+  uint4 raw[2];
+};
+
+__device__ inline double widened(double x) { return x; }
+__device__ inline float widened(float x) { return x; }
+__device__ inline float widened(Brain x) { return __bfloat162float(x); }
+__device__ inline float widened(Half x) { return __half2float(x); }
+
+__device__ inline uint4 floats_as_bits(const float* x) {
+  return {__float_as_uint(x[0]), __float_as_uint(x[1]), __float_as_uint(x[2]), __float_as_uint(x[3])};
+}
+
+__device__ inline void bits_as_floats(uint4 x, float* to) {
+  to[0] = __uint_as_float(x.x), to[1] = __uint_as_float(x.y), to[2] = __uint_as_float(x.z),
+  to[3] = __uint_as_float(x.w);
+}
+
+__device__ inline void widen_brains(unsigned two, float* to) {
+  to[0] = __uint_as_float(two << 16), to[1] = __uint_as_float(two & 0xffff0000u);
+}
+
+__device__ inline void widen_halves(unsigned two, float* to) {
+  const __half2_raw raw{static_cast<unsigned short>(two), static_cast<unsigned short>(two >> 16)};
+  const float2 x = __half22float2(__half2(raw));
+  to[0] = x.x, to[1] = x.y;
+}
+
+__device__ inline void widen(const Packet<float>& from, float* to) { bits_as_floats(from.raw[0], to); }
+__device__ inline void widen(const Packet<Half>& from, float* to) {
+  bits_as_floats(from.raw[0], to), bits_as_floats(from.raw[1], to + 4);
+}
+__device__ inline void widen(const Packet<Brain>& from, float* to) {
+  const uint4 x = from.raw[0];
+  widen_brains(x.x, to), widen_brains(x.y, to + 2), widen_brains(x.z, to + 4), widen_brains(x.w, to + 6);
+}
+
+__device__ inline void pack(uint4 x, Packet<float>& to) { to.raw[0] = x; }
+__device__ inline void pack(uint4 x, Packet<Brain>& to) { to.raw[0] = x; }
+__device__ inline void pack(uint4 x, Packet<Half>& to) {
+  float wide[8];
+  widen_halves(x.x, wide), widen_halves(x.y, wide + 2), widen_halves(x.z, wide + 4), widen_halves(x.w, wide + 6);
+  to.raw[0] = floats_as_bits(wide), to.raw[1] = floats_as_bits(wide + 4);
+}
+
+__device__ inline void pack(const float* x, Packet<float>& to) { to.raw[0] = floats_as_bits(x); }
+__device__ inline void pack(const float* x, Packet<Half>& to) {
+  to.raw[0] = floats_as_bits(x), to.raw[1] = floats_as_bits(x + 4);
+}
+// Exact for what was bfloat16; kOutside loses its lower half.
+__device__ inline void pack(const float* x, Packet<Brain>& to) {
+  const auto two = [&](int v) { return __float_as_uint(x[v]) >> 16 | (__float_as_uint(x[v + 1]) & 0xffff0000u); };
+  to.raw[0] = {two(0), two(2), two(4), two(6)};
+}
+
+// kOnce: nobody will read it again.
+template <bool kOnce, class E>
+__device__ Packet<E> read(const E* aligned) {
+  const uint4* const from = reinterpret_cast<const uint4*>(aligned);
+  Packet<E> packet;
+  pack(kOnce ? __ldcs(from) : *from, packet);
+  return packet;
+}
+
+__device__ inline uint4 narrowed(const float* x, const float*) { return floats_as_bits(x); }
+__device__ inline uint4 narrowed(const float* x, const Brain*) {
+  const auto two = [&](int v) {
+    const __nv_bfloat162_raw raw = __floats2bfloat162_rn(x[v], x[v + 1]);
+    return unsigned(raw.x) | unsigned(raw.y) << 16;
+  };
+  return {two(0), two(2), two(4), two(6)};
+}
+__device__ inline uint4 narrowed(const float* x, const Half*) {
+  const auto two = [&](int v) {
+    const __half2_raw raw = __floats2half2_rn(x[v], x[v + 1]);
+    return unsigned(raw.x) | unsigned(raw.y) << 16;
+  };
+  return {two(0), two(2), two(4), two(6)};
+}
+__device__ inline void narrow(float x, float* to) { *to = x; }
+__device__ inline void narrow(float x, Brain* to) { *to = __float2bfloat16_rn(x); }
+__device__ inline void narrow(float x, Half* to) { *to = __float2half_rn(x); }
+
+template <class E>
+__device__ __noinline__ void write_singly(E* row, int c, int classes, uint4 packed) {
+  const E* const x = reinterpret_cast<const E*>(&packed);
+#pragma unroll
+  for (int v = 0; v < kCount<E>; ++v)
+    if (unsigned(c + v) < unsigned(classes)) row[c + v] = x[v];
+}
+
+// The row's memory is aligned as its packets are.
+template <class E>
+__device__ void write(E* row, int c, int classes, const float* x) {
+  const uint4 packed = narrowed(x, row);
+  if (c >= 0 && c + kCount<E> <= classes) {
+    __stcs(reinterpret_cast<uint4*>(row + c), packed);
+  } else {
+    write_singly(row, c, classes, packed);
+  }
+}
+
+}  // namespace udskd::cuda

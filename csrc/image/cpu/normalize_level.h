@@ -1,0 +1,70 @@
+// Lines of pixels to numbers, compiled once for each SIMD level. No include guard, for that reason.
+
+// clang-format off
+#include "../../common/cpu/native.h"
+#include "vectors.h"
+// clang-format on
+
+// Bytes as floats; a difference of bytes is signed.
+INLINE Single as_single(Word x) {
+  typedef int32_t Integer __attribute__((vector_size(REGISTER)));
+  return __builtin_convertvector((Integer)x, Single);
+}
+
+INLINE Single load_singles(const float* from) {
+  Single x;
+  __builtin_memcpy(&x, from, sizeof x);
+  return x;
+}
+
+template <bool kMixed>
+INLINE Single pixels_at(int64_t at, const NormalizeLine& line) {
+  const Word pixels = widened(line.pixels + at);
+  if (!kMixed) return as_single(pixels);
+  const Word partner = widened(line.partner + at);
+  return as_single(pixels - partner) * line.share + as_single(partner);
+}
+
+// The channels come round again after three registers. Returns how many values are done. Streaming stores gain nothing
+// here, and lose where the memory is new or the result stays in the cache.
+template <bool kMixed>
+INLINE int64_t three_registers(const NormalizeLine line) {  // a copy, which the stores cannot change
+  Single factor[3], offset[3];
+#pragma GCC unroll 3
+  for (int k = 0; k < 3; ++k)
+    factor[k] = load_singles(line.factor + k * kWords), offset[k] = load_singles(line.offset + k * kWords);
+  int64_t at = 0;
+  for (; at + 3 * kWords <= line.values; at += 3 * kWords)
+#pragma GCC unroll 3
+    for (int k = 0; k < 3; ++k) {
+      const Single x = pixels_at<kMixed>(at + k * kWords, line) * factor[k] + offset[k];
+      __builtin_memcpy(line.out + at + k * kWords, &x, sizeof x);
+    }
+  return at;
+}
+
+inline void normalize(const NormalizeLine& line) {
+  normalize_from(line.partner ? three_registers<true>(line) : three_registers<false>(line), line);
+}
+
+// Five pixels at a time, read together with the byte before them, so that nothing is read beyond the line.
+inline void mirror(const uint8_t* from, int64_t pixels, uint8_t* to) {
+  int64_t at = 0;
+#if REGISTER > 16
+  const __m128i places = _mm_setr_epi8(13, 14, 15, 10, 11, 12, 7, 8, 9, 4, 5, 6, 1, 2, 3, 0);
+  for (; at + 5 < pixels; at += 5) {
+    const __m128i five = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 3 * (pixels - 5 - at) - 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 3 * at), _mm_shuffle_epi8(five, places));
+  }
+#endif
+  mirror_from(at, from, pixels, to);
+}
+
+inline void split(const float* __restrict from, int64_t pixels, float* __restrict planes, int64_t plane) {
+  float* __restrict green = planes + plane;
+  float* __restrict blue = green + plane;
+  for (int64_t at = 0; at < pixels; ++at)
+    planes[at] = from[3 * at], green[at] = from[3 * at + 1], blue[at] = from[3 * at + 2];
+}
+
+constexpr NormalizeLevel kNormalizeLevel{mirror, normalize, split};

@@ -1,0 +1,147 @@
+// Views of images on the CPU: the SIMD levels, the threads over images, and a plain version for what no level does.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+#include "../../common/intrinsics.h"  // before PyTorch's headers, which may have immintrin.h
+#include "../../common/registration.h"
+#include "../../common/scratch.h"
+#include "../../common/simd.h"
+#include "../../common/tensor.h"
+#include "../taps.h"
+#include "../view.h"
+#include "job.h"
+
+namespace udskd {
+namespace {
+
+#if UDSKD_X86
+#define LEVEL "../image/cpu/level.h"
+#include "../../common/each_level.h"
+#endif
+
+constexpr size_t kKept = 4 << 20;  // bytes of scratch that a thread keeps from call to call
+
+// The sum of one result's taps, `step` bytes apart.
+uint8_t blend(const uint8_t* from, int64_t step, int64_t count, const int32_t* shares) {
+  int32_t sum = 1 << (kShareBits - 1);
+  for (int64_t k = 0; k < count; ++k) sum += from[k * step] * shares[k];
+  return uint8_t(std::min(sum >> kShareBits, 255));
+}
+
+// n results of an axis for each of `lines` lines across it. `step`: from pixel to pixel of the axis, `next`: from line
+// to line, in bytes of the source and of the result.
+struct Steps {
+  int64_t step, next;
+};
+void resize_axis(const Axis& axis, int64_t n, int64_t lines, const uint8_t* from, Steps source, uint8_t* to,
+                 Steps result) {
+  for (int64_t line = 0; line < lines; ++line)
+    for (int64_t i = 0; i < 3 * n; ++i) {
+      const int64_t at = i / 3, channel = i % 3;
+      to[line * result.next + at * result.step + channel] =
+          blend(from + line * source.next + (axis.first[at] - axis.begin()) * source.step + channel, source.step,
+                axis.count[at], axis.shares + at * axis.most);
+    }
+}
+
+// On other processors, and for images that are made thousands of times smaller.
+void resize_plainly(const ResizeJob& job) {
+  const int64_t n = job.size, columns = job.x.end(n) - job.x.begin(), rows = job.y.end(n) - job.y.begin();
+  const uint8_t* const from = job.box + job.y.begin() * job.stride + 3 * job.x.begin();
+  std::vector<uint8_t> between(size_t(3 * n * (job.columns_first ? columns : rows)));
+  if (job.columns_first) {
+    resize_axis(job.y, n, columns, from, {job.stride, 3}, between.data(), {3 * columns, 3});
+    resize_axis(job.x, n, n, between.data(), {3, 3 * columns}, job.out, {3, 3 * n});
+  } else {
+    resize_axis(job.x, n, rows, from, {3, job.stride}, between.data(), {3, 3 * n});
+    resize_axis(job.y, n, n, between.data(), {3 * n, 3}, job.out, {3 * n, 3});
+  }
+}
+
+void resize(const ResizeJob& job) {
+#if UDSKD_X86
+  const ResizeLevel& level = simd_level() == kAvx512 ? avx512::kResizeLevel
+                             : simd_level() == kAvx2 ? avx2::kResizeLevel
+                                                     : baseline::kResizeLevel;
+  if (std::max(job.x.most, job.y.most) <= kMostTaps)
+    return with_scratch<kKept>(level.scratch_bytes(job), [&](void* scratch) { level.resize(job, scratch); });
+#endif
+  resize_plainly(job);
+}
+
+// An axis's taps, with memory that is kept from call to call.
+class Taps {
+ public:
+  Axis find(int64_t from, int64_t to, int64_t begin, int64_t n) {
+    const int64_t room = tap_room(from, to);
+    if (int64_t(memory_.size()) < n * (room + 2)) memory_.resize(size_t(n * (room + 2)));
+    int32_t *first = memory_.data(), *count = first + n, *shares = count + n;
+    const int64_t most = find_taps(from, to, begin, n, room, first, count, shares);
+    for (int64_t i = 1; i < n && most < room; ++i)  // closer together
+      std::copy(shares + i * room, shares + i * room + most, shares + i * most);
+    return {most, first, count, shares};
+  }
+  void trim() {
+    if (memory_.size() > 1 << 20) memory_ = {};
+  }
+
+ private:
+  std::vector<int32_t> memory_;
+};
+
+void resize_view(const uint8_t* pixels, const uint8_t* end, const Shape& shape, const View& v, int64_t size,
+                 uint8_t* out) {
+  const int64_t width = v.right - v.left, height = v.bottom - v.top, stride = 3 * shape.width;
+  const uint8_t* const box = pixels + v.top * stride + 3 * v.left;
+  if (width == v.width && height == v.height) {
+    for (int64_t y = 0; y < size; ++y) std::copy_n(box + (v.y + y) * stride + 3 * v.x, 3 * size, out + y * 3 * size);
+    return;
+  }
+  thread_local Taps across, down;
+  resize({box, stride, end, size, across.find(width, v.width, v.x, size), down.find(height, v.height, v.y, size),
+          columns_first(width, height, v.width, v.height), out});
+  across.trim(), down.trim();
+}
+
+void crop_resize(Tensor pixels, Tensor offsets, Tensor shapes, Tensor views, Tensor out) {
+  const Batch batch = read_batch(pixels, offsets, shapes, views, out);
+  for (int64_t row = 0; row < batch.images; ++row) {
+    const int64_t offset = batch.offsets[row], needed = batch.shapes[row].height * batch.shapes[row].width * 3;
+    STD_TORCH_CHECK(offset >= 0 && offset <= batch.bytes - needed, "crop_resize: image ", row, " of ", needed,
+                    " bytes at offset ", offset, " is not within the ", batch.bytes, " bytes of pixels");
+  }
+  if (batch.size == 0) return;
+  torch::stable::parallel_for(0, batch.images, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row)
+      resize_view(batch.pixels + batch.offsets[row], batch.pixels + batch.bytes, batch.shapes[row], batch.views[row],
+                  batch.size, batch.out + row * batch.size * batch.size * 3);
+  });
+}
+
+void crop_resize_one(Tensor pixels, int64_t left, int64_t top, int64_t right, int64_t bottom, int64_t width,
+                     int64_t height, int64_t x, int64_t y, Tensor out) {
+  check_given("crop_resize: pixels", pixels), check_out(out, 3, "[size, size, 3]");
+  STD_TORCH_CHECK(
+      pixels.scalar_type() == ScalarType::Byte && pixels.dim() == 3 && pixels.size(2) == 3 && pixels.is_contiguous(),
+      "crop_resize: pixels must be contiguous uint8 [height, width, 3]");
+  check_storage("crop_resize: pixels", pixels);
+  const Shape shape{pixels.size(0), pixels.size(1)};
+  const View view{left, top, right, bottom, width, height, x, y};
+  check_view(view, shape, out.size(0), 0);
+  if (out.size(0) == 0) return;
+  const uint8_t* const from = pixels.const_data_ptr<uint8_t>();
+  resize_view(from, from + pixels.numel(), shape, view, out.size(0), out.mutable_data_ptr<uint8_t>());
+}
+
+}  // namespace
+}  // namespace udskd
+
+UDSKD_IMPLEMENTATIONS(UDSKD_OPERATORS, UDSKD_KEY(CPU), m) {
+  m.impl("crop_resize", TORCH_BOX(&udskd::crop_resize));
+  m.impl("crop_resize_one", TORCH_BOX(&udskd::crop_resize_one));
+}
