@@ -9,29 +9,15 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench import table
+from bench import curves, style
 from bench.table import Row
-from udskd.results.plots import INK, STYLE, save
+from udskd.results.plots import INK, STYLE
 
-COLOURS = {  # Okabe and Ito's
-    "eager": "#7a7a7a",
-    "compile": "#e69f00",
-    "compile-reduce-overhead": "#d55e00",
-    "compile-max-autotune-no-cudagraphs": "#f0c800",
-    "liger": "#009e73",
-    "quack": "#cc79a7",
-    "udskd": "#0072b2",
-    "udskd-fused": "#56b4e9",
-    "udskd-recompute": "#a6d8f5",
-    "udskd-graph": "#004166",
-    "reference": "#bdbdbd",
-}
 MANY = 8  # shapes above which bars would say nothing
 SIDE_BY_SIDE = 32  # bars of a panel above which the panels stand below each other
 Value = Callable[[Row], float]
@@ -40,8 +26,6 @@ Value = Callable[[Row], float]
 def draw(rows: Sequence[Row], folder: Path) -> None:
     """Writes speedup.png, if eager was measured, and bandwidth.png; of many shapes a figure for each pass and dtype."""
     if len({(row["rows"], row["classes"]) for row in rows}) > MANY:
-        from bench import curves  # which builds on this
-
         curves.draw(rows, folder)
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,8 +45,8 @@ def speedup(rows: Sequence[Row], path: Path) -> None:
         axis.set_ylim(min(0.9, low / 1.4), max(2.0, high) * 1.5)
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}×")
         axis.spines["bottom"].set_visible(False)
-        axis.axhline(1, color=COLOURS["eager"], linewidth=1.5, label="eager")
-    finish(figure, axes, rows, path)
+        axis.axhline(1, color=style.COLOURS["eager"], linewidth=1.5, label="eager")
+    style.finish(figure, axes, rows, path)
 
 
 def bandwidth(rows: Sequence[Row], path: Path) -> None:
@@ -73,19 +57,19 @@ def bandwidth(rows: Sequence[Row], path: Path) -> None:
     for axis in axes:
         axis.set_ylim(0, max(copy, *(row["gb_per_s"] / size for row in rows)) * 1.12)
         axis.axhline(copy, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), label=f"a copy ({copy:.3g} {unit})")
-    finish(figure, axes, rows, path)
+    style.finish(figure, axes, rows, path)
 
 
 def panels(rows: Sequence[Row], label: str, value: Value, base: float = 0.0) -> tuple[Figure, list[Axes]]:
     """A panel for each pass and dtype, in it a group for each shape and a bar, upon the base, for each provider."""
-    kinds = list(dict.fromkeys(kind_of(row) for row in rows))
+    kinds = list(dict.fromkeys(style.kind_of(row) for row in rows))
     shapes = list(dict.fromkeys((row["rows"], row["classes"]) for row in rows))
-    bars = len(shapes) * (len(providers(rows)) + 1)
+    bars = len(shapes) * (len(style.providers(rows)) + 1)
     columns = 2 if bars <= SIDE_BY_SIDE and len(kinds) > 1 else 1
     lines = -(-len(kinds) // columns)
     size = columns * max(4.5, 0.28 * bars), 1.2 + 2.7 * lines
     figure, grid = plt.subplots(lines, columns, figsize=size, sharey=True, squeeze=False)
-    width = 0.86 / len(providers(rows))
+    width = 0.86 / len(style.providers(rows))
     for axis in grid[:, 0]:
         axis.set_ylabel(label)
     for axis in grid.flat[len(kinds) :]:
@@ -97,21 +81,17 @@ def panels(rows: Sequence[Row], label: str, value: Value, base: float = 0.0) -> 
         axis.tick_params(length=0)
         axis.grid(visible=False, axis="x")
         for x, shape in enumerate(shapes):
-            mine = [row for row in rows if (*kind_of(row), row["rows"], row["classes"]) == (*kind, *shape)]
+            mine = [row for row in rows if (*style.kind_of(row), row["rows"], row["classes"]) == (*kind, *shape)]
             group(axis, x, width, {row["provider"]: value(row) for row in mine}, base)
     return figure, list(grid.flat[: len(kinds)])
 
 
-def kind_of(row: Row) -> tuple[str, str]:
-    return table.key(row).circumstances, row["dtype"]
-
-
 def group(axis: Axes, x: float, width: float, values: dict[str, float], base: float) -> None:
     """The bars of one shape, in the order of COLOURS."""
-    names = [name for name in COLOURS if name in values]
+    names = [name for name in style.COLOURS if name in values]
     for place, name in enumerate(names):
         middle, value = x + (place - (len(names) - 1) / 2) * width, values[name]
-        axis.bar(middle, value - base, width * 0.92, base, color=COLOURS[name], label=name, zorder=2)
+        axis.bar(middle, value - base, width * 0.92, base, color=style.COLOURS[name], label=name, zorder=2)
         text = f"{value:.{0 if value >= 9.95 else 1 if value >= 0.95 else 2}f}"
         up = value >= base
         # On a white ground, for lines that cross it.
@@ -126,30 +106,6 @@ def group(axis: Axes, x: float, width: float, values: dict[str, float], base: fl
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85},
             zorder=4,
         )
-
-
-def providers(rows: Sequence[Row]) -> list[str]:
-    seen = {row["provider"] for row in rows}
-    return [name for name in COLOURS if name in seen]
-
-
-def finish(
-    figure: Figure, axes: Sequence[Axes], rows: Sequence[Row], path: Path, what: Sequence[str] = ("rows × classes",)
-) -> None:
-    """One legend for all panels, and under what circumstances this was measured."""
-    entries: dict[str, Any] = {}
-    for axis in axes:
-        handles, labels = axis.get_legend_handles_labels()
-        entries |= dict(zip(labels, handles, strict=True))
-    order = sorted(entries, key=lambda name: [*COLOURS, name].index(name))
-    figure.legend(
-        [entries[name] for name in order], order, loc="outside lower center", ncols=len(order) if len(order) < 7 else 5
-    )
-    machine, threads = rows[0]["machine"], rows[0]["threads"]
-    where = machine.get("gpu") or f"{machine['processor']}, {threads} thread{'s' * (threads > 1)}"
-    versions = rows[0]["versions"]
-    figure.suptitle(f"{', '.join(what)}; {where}, PyTorch {versions['torch']}", fontsize=9, color="#666666")
-    save(figure, path)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from bench import chart
+from bench import style
 from bench.table import Row
 from udskd.results.plots import INK, STYLE
 
@@ -19,9 +19,9 @@ def draw(rows: Sequence[Row], folder: Path) -> None:
     """Writes PASS-DTYPE.png for each, PASS-cold-DTYPE.png where the caches were."""
     folder.mkdir(parents=True, exist_ok=True)
     with plt.rc_context(STYLE):
-        for kind in dict.fromkeys(chart.kind_of(row) for row in rows):
+        for kind in dict.fromkeys(style.kind_of(row) for row in rows):
             path = folder / f"{'-'.join(kind).replace(', ', '-')}.png"
-            figure_of([row for row in rows if chart.kind_of(row) == kind], path)
+            figure_of([row for row in rows if style.kind_of(row) == kind], path)
 
 
 def figure_of(rows: Sequence[Row], path: Path) -> None:
@@ -40,7 +40,7 @@ def figure_of(rows: Sequence[Row], path: Path) -> None:
         axis.set_ylabel("µs a call")
     for axis in axes[-columns:]:
         axis.set_xlabel("classes")
-    chart.finish(figure, axes, rows, path, chart.kind_of(rows[0]))
+    style.finish(figure, axes, rows, path, style.kind_of(rows[0]))
 
 
 def panel(axis: Axes, rows: Sequence[Row]) -> None:
@@ -48,8 +48,8 @@ def panel(axis: Axes, rows: Sequence[Row]) -> None:
     what the caches hold can come."""
     axis.set_xscale("log")
     axis.set_yscale("log")
-    for name in chart.providers(rows):
+    for name in style.providers(rows):
         mine = sorted((row["classes"], row["median_us"]) for row in rows if row["provider"] == name)
-        axis.plot(*zip(*mine, strict=True), color=chart.COLOURS[name], marker="o", markersize=3, label=name)
+        axis.plot(*zip(*mine, strict=True), color=style.COLOURS[name], marker="o", markersize=3, label=name)
     floor = sorted({(row["classes"], row["minimal_bytes"] / row["copy_gb_per_s"] / 1e3) for row in rows})
     axis.plot(*zip(*floor, strict=True), color=INK, linewidth=1.2, linestyle=(0, (4, 3)), label="a copy of the bytes")

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from bench import images, machine, plain
-from bench.laps import Lap, Work, clock, summary, turns
+from bench.cpu_timing import Lap, Work, clock, summary, turns
 from bench.loss import count, write
 from bench.measure import digits
 from udskd.config.schema import DataConfig

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from bench import busy, caches, memory, providers, timing
+from bench import caches, kernel_time, memory, providers, timing
 from bench.problem import AT_ONCE, DTYPES, Case, Oracle, Problem, make, observe
 from bench.providers import Provider
 from bench.timing import Times, Work
@@ -56,7 +56,7 @@ def measure(
                 del works[provider.name], work  # and with it, its memory
                 raise
     times = timing.interleaved(works, rounds, device)
-    kernels = {name: busy.microseconds(work, device) if with_kernels else None for name, work in works.items()}
+    kernels = {name: kernel_time.microseconds(work, device) if with_kernels else None for name, work in works.items()}
     baseline = times.get("eager")
     return [
         row(case, name, times[name], baseline, copy)

@@ -23,10 +23,10 @@ from typing import Any
 
 import torch
 
-from bench import images, laps, loader, machine, plain, table, timing
+from bench import cpu_timing, images, loader, machine, plain, table, timing
+from bench.cases import LAYOUTS, Subjects, config_of, get_ready
 from bench.loss import count, write
 from bench.measure import digits
-from bench.subjects import LAYOUTS, Subjects, config_of, get_ready
 from bench.timing import Times
 from udskd.config import schema
 from udskd.data import open_sets
@@ -68,10 +68,10 @@ def part_rows(times: Mapping[tuple[str, str], Times], subjects: Subjects, batch:
 # --- epochs -----------------------------------------------------------------------------------------------------------
 
 
-def epochs(stack: ExitStack, root: Path, subjects: Subjects, options: argparse.Namespace) -> dict[Any, laps.Work]:
+def epochs(stack: ExitStack, root: Path, subjects: Subjects, options: argparse.Namespace) -> dict[Any, cpu_timing.Work]:
     """What takes turns: the loaders alone, copying alone, and whole epochs of everybody."""
     config, (train, _) = config_of(options, root), open_sets(config_of(options, root).data)
-    out: dict[Any, laps.Work] = {}
+    out: dict[Any, cpu_timing.Work] = {}
     for mode in ("threads", "resident"):
         data = schema.with_values(config, {"data.loader": mode}).data
         out["loader alone, udskd", mode, ""] = loader.ours(stack, data, options, options.expected, normalised=False)
@@ -90,23 +90,25 @@ def epochs(stack: ExitStack, root: Path, subjects: Subjects, options: argparse.N
     return out
 
 
-def epoch(train: Callable[[], int]) -> laps.Work:
+def epoch(train: Callable[[], int]) -> cpu_timing.Work:
     """A whole epoch as a lap."""
 
-    def work() -> laps.Lap:
-        begin = laps.clock()
+    def work() -> cpu_timing.Lap:
+        begin = cpu_timing.clock()
         number = train()
-        end = laps.clock()
-        return laps.Lap(number, end.wall - begin.wall, end.cpu - begin.cpu)
+        end = cpu_timing.clock()
+        return cpu_timing.Lap(number, end.wall - begin.wall, end.cpu - begin.cpu)
 
     return work
 
 
-def epoch_rows(found: Mapping[Any, Sequence[laps.Lap]], parts: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def epoch_rows(
+    found: Mapping[Any, Sequence[cpu_timing.Lap]], parts: Iterable[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
     steps = {row["whose"]: row["images_per_s"] for row in parts if row["part"] == "step"}
     out = []
     for (what, source, kind), each in found.items():
-        row = {"what": what, "images": source} | laps.summary(each)
+        row = {"what": what, "images": source} | cpu_timing.summary(each)
         out.append(row | {"of_step": digits(row["images_per_s"] / steps[what]) if kind == "step" else None})
     return out
 
@@ -167,7 +169,7 @@ def measure(options: argparse.Namespace) -> None:
         save(options, parts, [])
         report.show(sections(parts, [])[:1])
         works = epochs(stack, root, subjects, options)
-        found = laps.turns(works, options.epochs, begin + options.limit)
+        found = cpu_timing.turns(works, options.epochs, begin + options.limit)
         ends = epoch_rows({name: each for name, each in found.items() if each}, parts)
     save(options, parts, ends)
     print()

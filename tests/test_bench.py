@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench import busy, caches, call, chart, loss, machine, measure, memory, providers, table, timing
+from bench import caches, call, kernel_time, loss, machine, measure, memory, providers, style, table, timing
 from bench import problem as problem_module
 from bench.problem import OPTIONS, Case, Oracle, make, observe
 from bench.providers import FACTORIES, Provider
@@ -107,7 +107,7 @@ def test_many_shapes_are_drawn_as_curves(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_every_provider_has_its_colour() -> None:
-    assert set(chart.COLOURS) == set(FACTORIES)
+    assert set(style.COLOURS) == set(FACTORIES)
 
 
 # --- who is caught ---------------------------------------------------------------------------------------------------
@@ -305,14 +305,14 @@ def test_a_case_larger_than_the_caches_needs_no_second_batch() -> None:
 
 
 def test_kernels_are_timed_on_a_gpu_alone() -> None:
-    assert busy.microseconds(lambda times: None, "cpu") is None
+    assert kernel_time.microseconds(lambda times: None, "cpu") is None
 
 
 @pytest.mark.parametrize("asked", [False, True])
 def test_kernels_are_timed_if_that_is_asked_for(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, asked: bool
 ) -> None:
-    monkeypatch.setattr(busy, "microseconds", lambda work, device: 12.5)
+    monkeypatch.setattr(kernel_time, "microseconds", lambda work, device: 12.5)
     file = tmp_path / "rows.json"
     assert run(f"{TINY} --passes forward --providers udskd --json {file}{' --kernels' * asked}") == 0
     (row,) = json.loads(file.read_text())

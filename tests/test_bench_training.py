@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench import images, laps, loader, plain, step, subjects, timing
+from bench import cases, cpu_timing, images, loader, plain, step, timing
 from tests.training.conftest import tiny_config, write_tree
 from udskd.config import schema
 from udskd.config.schema import Config
@@ -157,20 +157,20 @@ def test_the_step_benchmark(
 
 def test_at_its_limit_no_further_round_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([1.0, 9.0])  # before the warm-up, and before the second round
-    monkeypatch.setattr(laps, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    found = laps.turns({"a": lambda: laps.Lap(1, 1.0, 1.0)}, 5, end=5.0)
+    monkeypatch.setattr(cpu_timing, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    found = cpu_timing.turns({"a": lambda: cpu_timing.Lap(1, 1.0, 1.0)}, 5, end=5.0)
     assert len(found["a"]) == 1
 
 
 def test_beyond_its_limit_nothing_is_begun() -> None:
-    assert laps.turns({"a": lambda: laps.Lap(1, 1.0, 1.0)}, 5, end=0.0) == {"a": []}
+    assert cpu_timing.turns({"a": lambda: cpu_timing.Lap(1, 1.0, 1.0)}, 5, end=0.0) == {"a": []}
 
 
 def test_an_update_by_no_gradient_changes_nothing_but_by_decay() -> None:
     module = torch.nn.Linear(3, 2)
     before = [p.detach().clone() for p in module.parameters()]
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-    subjects.moved([module], optimizer.step)()
+    cases.moved([module], optimizer.step)()
     assert all(torch.equal(p, x) for p, x in zip(module.parameters(), before, strict=True))
     assert all(p.grad is not None for p in module.parameters())
 
