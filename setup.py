@@ -21,7 +21,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 
 try:
     import pybind11
@@ -136,6 +136,8 @@ def extension() -> Extension:
 
 
 setup(
+    packages=[*find_packages(include=["udskd*"]), "udskd.recipes"],
+    package_dir={"udskd.recipes": "recipes"},
     ext_modules=[] if os.getenv("UDSKD_NATIVE") == "0" else [extension()],
     cmdclass={"build_ext": cpp_extension.BuildExtension.with_options(no_python_abi_suffix=False)},
 )

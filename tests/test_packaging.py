@@ -89,7 +89,7 @@ def test_wheel_holds_the_library_and_no_sources(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     assert sum(name.startswith("udskd/_C.") and name.endswith(".so") for name in names) == 1
-    assert {"udskd/demo/demo.toml", "udskd/py.typed"} <= set(names)
+    assert {"udskd/demo/demo.toml", "udskd/recipes/caltech20.toml", "udskd/py.typed"} <= set(names)
     assert [name for name in names if name.startswith(("csrc", "tests", "bench"))] == []
 
 
@@ -110,7 +110,7 @@ def test_wheel_works_away_from_the_sources(installed: Path, tmp_path: Path) -> N
 def test_installed_command_trains_away_from_the_sources(installed: Path, tmp_path: Path) -> None:
     command = installed.with_name("udskd")
     assert call(command, "--version", cwd=tmp_path).startswith("udskd ")
-    recipe = next(installed.parents[1].glob("lib/python*/site-packages/udskd/demo.toml"))
+    recipe = next(installed.parents[1].glob("lib/python*/site-packages/udskd/demo/demo.toml"))
     call(command, "train", recipe, "--method", "ce", "--training.epochs", "1", "--output", "run", cwd=tmp_path)
     assert (tmp_path / "run" / "summary.json").exists()
 

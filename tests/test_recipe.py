@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import udskd
 from udskd import methods
-from udskd.config import schema, toml
+from udskd.config import recipes, schema, toml
 from udskd.config.schema import Config, DataConfig, LossConfig, TeacherConfig, TrainingConfig
 from udskd.errors import ConfigError
 
@@ -140,3 +140,25 @@ def test_flatten_and_with_values_are_inverse() -> None:
     assert len(schema.flatten(config)) == 3 + sum(
         len(fields(getattr(config, f.name))) for f in fields(config) if f.name not in ("method", "seed", "output")
     )
+
+
+def test_a_recipe_that_comes_with_udskd_has_a_name() -> None:
+    assert toml.load(recipes.find("caltech20")).method == "udskd"
+    assert recipes.find("recipes/caltech20.toml") == Path("recipes/caltech20.toml")
+
+
+def test_a_file_goes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "caltech20").write_text("seed = 7\n")
+    monkeypatch.chdir(tmp_path)
+    assert toml.load(recipes.find("caltech20")).seed == 7
+
+
+def test_a_name_that_no_recipe_has_is_one_sentence() -> None:
+    with pytest.raises(
+        ConfigError, match=r'^there is no recipe "caltech2" \(did you mean "caltech20"\?\): give a TOML'
+    ):
+        recipes.find("caltech2")
+
+
+def test_every_recipe_says_what_it_is() -> None:
+    assert all(len(recipes.title(path)) > 20 for path in recipes.recipes().values())

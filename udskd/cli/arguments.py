@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from udskd.cli.options import parse
-from udskd.config import rules, schema, toml
+from udskd.config import recipes, rules, schema, toml
 from udskd.config.schema import Config
 from udskd.errors import ConfigError
 
 C = TypeVar("C", bound=Config)
-USAGE = "Give a RECIPE.toml first; the options replace its values. The loss's options also go without their prefix."
+USAGE = (
+    "Give a RECIPE.toml, or the name of a recipe (udskd recipes), first; the options replace its values. The loss's "
+    "options also go without their prefix."
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def _read(argv: Sequence[str], kind: type[C], prog: str) -> tuple[C, str | None]
     if len(positional) > 1:
         raise ConfigError(f'unexpected argument "{positional[1]}" after the recipe {positional[0]}')
     if positional:
-        return _changed(argv, kind, prog, toml.load(positional[0])), positional[0]
+        return _changed(argv, kind, prog, toml.load(recipes.find(positional[0]))), positional[0]
     return command, None
 
 

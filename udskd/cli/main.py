@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from udskd._version import __version__
 from udskd.cli import arguments
-from udskd.config import suggest
+from udskd.config import recipes, suggest
 from udskd.errors import ConfigError, Interrupted, PeerFailed, UdskdError
 
 T = TypeVar("T")
@@ -22,6 +22,7 @@ HELP = """usage: udskd COMMAND ...
 Distil a frozen teacher into two students that also teach each other.
 
 commands:
+  recipes                       the recipes that a command takes by name
   train RECIPE.toml [OPTIONS]   train (or load) the teacher, then both students; --resume RUN continues a run
   eval RUN                      evaluate a run's networks
   compare RUN...                table and plots of several runs
@@ -105,6 +106,14 @@ def _train(argv: list[str]) -> int:
     from udskd import training  # torchvision and the rest of it only once the options are known to be right
 
     training.train(config, resume=resume, previous=previous)
+    return 0
+
+
+def _recipes(argv: list[str]) -> int:
+    parser = _Parser(prog="udskd recipes", description="The recipes that come with udskd: udskd train NAME.")
+    parser.parse_args(argv)
+    for name, path in recipes.recipes().items():
+        print(f"{name:<20}{recipes.title(path)}")
     return 0
 
 
@@ -217,6 +226,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "recipes": _recipes,
     "train": _train,
     "eval": _eval,
     "compare": _compare,

@@ -1,4 +1,4 @@
-"""The options that belong to single papers, a section each; config.py has those that every run shares."""
+"""The options that belong to single papers, a section each; schema.py has those that every run shares."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ class AkdConfig:
     alpha: Literal["batch", "sample", "learned"] = "batch"
     """Share of the cross-entropy: from the gap between student and teacher, for a batch or each image; or learned."""
     gap: Literal["ce", "js", "ratio"] = "ce"
-    """What the gap is: the difference of their cross-entropies, their Jensen-Shannon divergence, or the teacher's share
-    of both cross-entropies."""
+    """What the gap is: the difference of their cross-entropies, their Jensen-Shannon divergence, or the student's share
+    of both cross-entropies, CE_s / (CE_t + CE_s)."""
     kappa: float = 1.0
     """How steeply alpha follows the difference of the cross-entropies."""
     decay: float = 0.9

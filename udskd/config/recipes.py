@@ -1,0 +1,42 @@
+"""The recipes that come with udskd, by name: recipes/*.toml of a checkout, which a wheel has as udskd/recipes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from udskd.config.suggest import did_you_mean
+from udskd.errors import ConfigError
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+def recipes() -> dict[str, Path]:
+    """Their files by name, sorted."""
+    folder = next((path for path in (_PACKAGE / "recipes", _PACKAGE.parent / "recipes") if path.is_dir()), None)
+    return {} if folder is None else {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def find(name: str) -> Path:
+    """The file of a recipe: `name` itself if it is a file's, else that of the recipe of this name.
+
+    Raises ConfigError if there is no such recipe.
+    """
+    path, known = Path(name), recipes()
+    if path.suffix or len(path.parts) != 1 or path.exists():
+        return path
+    if name not in known:
+        near = did_you_mean(name, known)
+        raise ConfigError(f'there is no recipe "{name}"{near}: give a TOML file, or one of {", ".join(known)}')
+    return known[name]
+
+
+def title(path: Path) -> str:
+    """What a recipe says of itself: the first sentence of the comment at its beginning."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comment = " ".join(line.removeprefix("#").strip() for line in lines[: _comments(lines)])
+    return comment.partition(". ")[0].rstrip(".:")
+
+
+def _comments(lines: list[str]) -> int:
+    """How many lines at the beginning are comments."""
+    return next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
