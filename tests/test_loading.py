@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -22,6 +25,7 @@ from udskd.data import EvalLoader, open_sets, to_device
 from udskd.errors import CheckpointError, DataError
 from udskd.models import zoo
 from udskd.models.checkpoints import WeightsInfo, save_weights
+from udskd.models.loading import load_network
 from udskd.training import train
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
@@ -142,6 +146,60 @@ def test_the_network_can_be_trained_on(run: Path) -> None:
     logits = model.module.train()(model.preprocess([Image.new("RGB", (9, 9))] * 2))
     nn.functional.cross_entropy(logits, torch.tensor([0, 1])).backward()
     assert all(p.grad is not None for p in model.module.parameters())
+
+
+@pytest.mark.parametrize("name", ["student_a", "student_b"])
+@pytest.mark.parametrize("change", ["as loaded", "deepcopy", "pickle", "DataParallel", "part of another"])
+def test_the_state_dict_of_a_loaded_network_keeps_the_stem(run: Path, name: str, change: str) -> None:
+    model = udskd.load(run / f"{name}.safetensors")
+    module = {
+        "as loaded": lambda: model.module,
+        "deepcopy": lambda: copy.deepcopy(model.module),
+        "pickle": lambda: pickle.loads(pickle.dumps(model.module)),
+        "DataParallel": lambda: nn.DataParallel(model.module),
+        "part of another": lambda: nn.Sequential(model.module, nn.Softmax(-1)),
+    }[change]()
+    tensors = module.state_dict()
+    assert sum("stem 'small' is not torchvision's" in key for key in tensors) == 1
+    module.load_state_dict(tensors)
+    module.load_state_dict({key: tensor for key, tensor in tensors.items() if "udskd" not in key})
+    plain = {key.removeprefix("module.").removeprefix("0."): tensor for key, tensor in tensors.items()}
+    with pytest.raises(RuntimeError, match="stem 'small' is not torchvision's, so load this file"):
+        torchvision.models.get_model(model.name, num_classes=3).load_state_dict(plain)
+
+
+def test_the_mark_of_another_stem_is_not_accepted(run: Path, tmp_path: Path) -> None:
+    model, half = udskd.load(run / "student_a.safetensors"), tmp_path / "half.safetensors"
+    tensors = zoo.build(model.name, 3, 32, "half").module.state_dict()
+    save_weights(half, tensors, WeightsInfo(model.name, "half", CLASSES, 32, MEAN, STD, 1.0))
+    with pytest.raises(RuntimeError, match="stem 'half' is not torchvision's"):
+        model.module.load_state_dict(udskd.load(half).module.state_dict())
+
+
+def test_a_loaded_network_can_be_saved_exported_and_compiled(run: Path, tmp_path: Path) -> None:
+    model, images = udskd.load(run / "student_a.safetensors"), torch.rand(2, 3, 32, 32)
+    info = WeightsInfo(model.name, model.stem, model.classes, 32, MEAN, STD, model.eval_crop)
+    save_weights(tmp_path / "again.safetensors", model.module.state_dict(), info)
+    expected = model.module(images)
+    assert torch.equal(udskd.load(tmp_path / "again.safetensors").module(images), expected)
+    traced: Any = torch.jit.trace(model.module, images)
+    exported = torch.export.export(model.module, (images,)).module()
+    compiled = torch.compile(model.module, backend="eager")
+    for other in (traced, exported, compiled):
+        torch.testing.assert_close(other(images), expected)
+    assert any("stem 'small'" in key for key in compiled.state_dict())
+
+
+def test_a_saved_state_dict_is_a_teacher_of_the_same_stem(run: Path, tmp_path: Path) -> None:
+    torch.save(udskd.load(run / "student_a.safetensors").module.state_dict(), tmp_path / "t.pth")
+    data, options = schema.DataConfig(image_size=32), schema.TeacherConfig(model="mobilenet_v2")
+    assert load_network(tmp_path / "t.pth", options, CLASSES, data).stem == "small"
+
+
+def test_a_network_of_torchvisions_stem_has_no_mark(tmp_path: Path) -> None:
+    path, module = tmp_path / "t.safetensors", zoo.build("mobilenet_v2", 3, 32, "imagenet").module
+    save_weights(path, module.state_dict(), WeightsInfo("mobilenet_v2", "imagenet", CLASSES, 32, MEAN, STD, 1.0))
+    torchvision.models.mobilenet_v2(num_classes=3).load_state_dict(udskd.load(path).module.state_dict())
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

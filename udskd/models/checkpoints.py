@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from udskd.data import class_hash
 from udskd.errors import CheckpointError
@@ -50,8 +51,9 @@ class WeightsInfo:
 def save_weights(path: Path, tensors: dict[str, Tensor], info: WeightsInfo) -> None:
     """Write a network's state dict and what it belongs to. CheckpointError if the disk does not take it.
 
-    A network of torchvision's with another stem gets one tensor more, see stem_mark().
+    A network of torchvision's with another stem gets one tensor more, see stem_mark(); `tensors` may have it already.
     """
+    tensors, _ = take_stem_mark(tensors)
     # safetensors keeps no strides: whoever loads channels_last weights lays them out again
     contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     metadata = {
@@ -175,6 +177,27 @@ def take_stem_mark(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], st
     marks = {name: match[1] for name in tensors if (match := _MARKED.fullmatch(name))}
     rest = {name: tensor for name, tensor in tensors.items() if name not in marks}
     return rest, next(iter(marks.values()), None)
+
+
+def keep_stem_mark(module: nn.Module, model: str, stem: str) -> None:
+    """Have the module's own state_dict() contain its stem_mark, and its load_state_dict() accept the mark.
+
+    Without it, a state dict that a user saves loses the stem. A state dict without a mark can still be loaded; the mark
+    of another stem stays an unexpected key.
+    """
+    if mark := stem_mark(model, stem):
+        # partial objects of functions that are found by name: a module with these hooks can be copied and pickled
+        module.register_state_dict_post_hook(partial(_add_mark, tuple(mark)))  # type: ignore[no-untyped-call]
+        module.register_load_state_dict_pre_hook(partial(_drop_mark, tuple(mark)))  # type: ignore[no-untyped-call]
+
+
+def _add_mark(names: tuple[str, ...], _module: nn.Module, tensors: dict[str, Tensor], prefix: str, *_: object) -> None:
+    tensors.update({prefix + name: torch.zeros(1, dtype=torch.uint8) for name in names})
+
+
+def _drop_mark(names: tuple[str, ...], _module: nn.Module, tensors: dict[str, Tensor], prefix: str, *_: object) -> None:
+    for name in names:
+        tensors.pop(prefix + name, None)
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:

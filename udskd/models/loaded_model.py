@@ -22,6 +22,7 @@ from udskd.data.dataset import Pixels
 from udskd.data.decode import complaints, pixels_of
 from udskd.errors import CheckpointError, DataError
 from udskd.files import PREDICTIONS
+from udskd.models.checkpoints import keep_stem_mark
 from udskd.models.loading import load_own_network
 
 OneImage: TypeAlias = "Image.Image | npt.NDArray[np.uint8] | Tensor"
@@ -43,7 +44,8 @@ class LoadedModel:
     eval_crop: float
     """Share of the resized image's side that preprocess() keeps."""
     module: nn.Module = field(repr=False)
-    """Images float32 [B, 3, S, S] -> logits [B, C]; in eval mode, on the CPU."""
+    """Images float32 [B, 3, S, S] -> logits [B, C]; in eval mode, on the CPU. Its state dict names the stem if that is
+    not torchvision's, so that it cannot be loaded into torchvision's network."""
 
     def preprocess(self, images: OneImage | Sequence[OneImage]) -> Tensor:
         """What the network takes, float32 [B, 3, S, S] with S = image_size, bit for bit as in the run's evaluation.
@@ -94,6 +96,7 @@ def load(path: str | os.PathLike[str]) -> LoadedModel:
         )
     crop = DataConfig.eval_crop if info.eval_crop is None else info.eval_crop
     module = model.module.eval()
+    keep_stem_mark(module, info.model, info.stem)
     return LoadedModel(info.model, info.stem, info.classes, info.image_size, info.mean, info.std, crop, module)
 
 

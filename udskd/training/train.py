@@ -113,7 +113,9 @@ def _measured(session: Session, taught: teacher.Taught) -> dict[str, Any]:
     """The teacher's metrics, measured once in a run."""
     known = session.world.gather(session.folder.events("teacher"))[0]
     if known and known[-1]["fingerprint"] == taught.fingerprint:
-        return {k: v for k, v in known[-1].items() if k not in ("event", "time", "fingerprint")}
+        # earlier versions did not log the stem
+        teacher.refuse_other_stem(session, taught.model, known[-1].get("stem", taught.model.stem))
+        return {k: v for k, v in known[-1].items() if k not in ("event", "time", "fingerprint", "stem")}
     if known:
         raise CheckpointError(
             f"{session.folder.path} was started with another teacher than {session.config.teacher.checkpoint}: "
@@ -124,9 +126,11 @@ def _measured(session: Session, taught: teacher.Taught) -> dict[str, Any]:
     results = evaluate_answers(networks, session.val, session.config.data, session.runtime, session.display, poll)
     metrics, answers = results["teacher"]
     if not math.isfinite(metrics["nll"]):
+        precision = session.runtime.precision
+        or_fp32 = "" if precision == "fp32" else ", or set training.precision to fp32"
         raise CheckpointError(
             f"{teacher.origin(session)} gives answers that are NaN or infinite to the validation images in "
-            f"{session.runtime.precision} arithmetic: give another teacher, or set training.precision to fp32"
+            f"{precision} arithmetic: give another teacher{or_fp32}"
         )
     _refuse_overflow(session, taught)
     stage = methods.teacher_stage(session.config)
@@ -134,7 +138,7 @@ def _measured(session: Session, taught: teacher.Taught) -> dict[str, Any]:
     measured = {"model": taught.model.name, **taught_further, **metrics}
     session.display.line(f"teacher: {brief(measured)}")
     _warn(session, taught.model, doubt(session.val.images.labels, answers, session.classes))
-    session.folder.log("teacher", fingerprint=taught.fingerprint, **measured)
+    session.folder.log("teacher", fingerprint=taught.fingerprint, stem=taught.model.stem, **measured)
     return measured
 
 

@@ -126,6 +126,15 @@ def origin(session: Session) -> str:
     return session.config.teacher.checkpoint or "the teacher of this run"
 
 
+def refuse_other_stem(session: Session, model: Model, stem: str) -> None:
+    """CheckpointError if the run began with a teacher of another stem than this one of the same weights."""
+    if model.stem != stem:
+        raise CheckpointError(
+            f'{session.folder.path} was started with a teacher of stem "{stem}", but {origin(session)} with the same '
+            f'weights has stem "{model.stem}": put that one back, or start another run'
+        )
+
+
 def _file(session: Session) -> Path | None:
     own = _own(session)
     if session.config.teacher.checkpoint is not None:
@@ -146,16 +155,20 @@ def _train(session: Session, model: Model) -> Model:
 def _further(session: Session, model: Model, stage: TeacherStage) -> Model:
     """The teacher after a stage that this run has made already, or makes now."""
     origin, file = fingerprint(model.module.state_dict()), _own(session, SHAPED)
-    begun = [event["origin"] for event in session.folder.events("teacher_stage")][-1:]
+    events = session.folder.events("teacher_stage")[-1:]
+    begun = [event["origin"] for event in events]
     if file.exists():
         # which teacher it came from is looked at here, since nothing else remembers it once the stage is complete
         if begun != [origin]:
             raise CheckpointError(f"{file} was made of another teacher: put that one back, or start another run")
         shaped = load_network(file, session.config.teacher, session.classes, session.config.data)
+        refuse_other_stem(session, model, shaped.stem)
     else:
+        if begun == [origin]:
+            refuse_other_stem(session, model, events[0].get("stem", model.stem))  # earlier versions did not log it
         task = StageTask(session, model, stage, origin)
         if session.world.main and begun != [origin]:
-            session.folder.log("teacher_stage", name=stage.name, origin=origin)
+            session.folder.log("teacher_stage", name=stage.name, origin=origin, stem=model.stem)
         shaped = _trained(session, task, stage.epochs)
         session.saved = "the teacher and its further training, but no epoch of the students,"
     session.folder.forget_state(SHAPED)
