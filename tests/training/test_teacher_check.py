@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from udskd.config.schema import Config
 from udskd.errors import CheckpointError, ConfigError
 from udskd.models.checkpoints import load_weights
 from udskd.training import train
-from udskd.training.evaluation.teacher_check import at_most, doubt, is_at_chance, moved_classes
+from udskd.training.evaluation.teacher_check import _Margins, at_most, doubt, is_at_chance, moved_classes
 from udskd.training.tasks.students import StudentsTask
 from udskd.training.teacher_cache.writer import cache_teacher
 
@@ -112,7 +113,7 @@ def test_a_teacher_that_takes_some_classes_for_others_is_not_doubted(few: int) -
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize(("classes", "each"), [(2, 200), (10, 100), (25, 40), (100, 50), (1000, 50)])
+@pytest.mark.parametrize(("classes", "each"), [(2, 8000), (3, 2000), (10, 200), (25, 40), (100, 10), (1000, 50)])
 def test_answers_by_chance_are_doubted_but_not_for_their_order(classes: int, each: int, seed: int) -> None:
     labels = labels_of(classes, each)
     found = doubt(labels, answers_of(labels, classes, 0.0, seed), names(classes))
@@ -122,12 +123,90 @@ def test_answers_by_chance_are_doubted_but_not_for_their_order(classes: int, eac
 
 @pytest.mark.parametrize("answer", [0, 9])
 def test_one_answer_to_all_images_is_chance_however_the_classes_are_filled(answer: int) -> None:
-    labels = np.repeat(np.arange(10), [500, 10, 10, 10, 10, 10, 10, 10, 10, 100])
+    labels = np.repeat(np.arange(10), [1000, 20, 20, 20, 20, 20, 20, 20, 20, 200])
     answers = np.full(len(labels), answer)
     found = doubt(labels, answers, names(10))
     assert found is not None
     share = 100 * (labels == answer).mean()
-    assert found.text == f"it answers {share:.1f} % of 680 validation images right, and chance {share:.1f} %"
+    assert found.text == f"it answers {share:.1f} % of 1360 validation images right, and chance {share:.1f} %"
+
+
+def skewed(classes: int, images: int) -> Numbers:
+    """95 % of the images are of class 0."""
+    return np.where(np.arange(images) % 20 == 0, 1 + np.arange(images) // 20 % (classes - 1), 0)
+
+
+@pytest.mark.parametrize("images", [100, 300, 1000, 5000])
+@pytest.mark.parametrize("classes", [2, 3, 10, 100])
+@pytest.mark.parametrize("known", [0.05, 0.1, 0.15])
+def test_a_teacher_that_knows_some_images_is_not_at_chance_however_frequent_the_classes_are(
+    classes: int, images: int, known: float
+) -> None:
+    rng = np.random.default_rng(classes * images)
+    for labels in (np.arange(images) % classes, skewed(classes, images)):
+        for other in (labels, np.arange(classes), np.zeros(1, dtype=np.int64)):  # what it answers, if it does not know
+            for _ in range(5):
+                answers = np.where(rng.random(images) < known, labels, rng.choice(other, images))
+                assert not is_at_chance(labels, answers)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("classes", "images"), [(2, 50_000), (10, 20_000), (100, 20_000)])
+def test_answers_by_chance_are_doubted_where_one_class_is_frequent(classes: int, images: int, seed: int) -> None:
+    labels = skewed(classes, images)
+    assert is_at_chance(labels, np.random.default_rng(seed).permutation(labels))
+
+
+def test_a_rare_class_that_is_found_more_often_than_by_chance_is_knowledge() -> None:
+    labels, answers = np.repeat([0, 1], [950, 50]), np.zeros(1000, dtype=np.int64)
+    answers[:40] = answers[950:960] = 1  # 50 answers of the rare class, 10 of them right: 2.5 by chance
+    assert not is_at_chance(labels, answers)
+    assert doubt(labels, answers, names(2)) is None
+
+
+def test_mean_and_variance_of_the_right_answers_are_those_over_all_orders() -> None:
+    labels, answers = np.array([0, 0, 0, 1, 1, 2, 2]), np.array([0, 0, 1, 1, 1, 1, 2])
+    hits = [int((labels == np.array(order)).sum()) for order in itertools.permutations(answers.tolist())]
+    margins = _Margins.of(labels, answers)
+    assert margins.hits == pytest.approx(np.mean(hits))
+    assert margins.variance == pytest.approx(np.var(hits))
+
+
+def test_the_right_answers_of_a_weak_teacher_have_the_distribution_of_simulated_ones() -> None:
+    rng, labels = np.random.default_rng(0), skewed(4, 2000)
+    own = [0, 0, 0, 1, 2, 3]
+    above, variances = [], []
+    for _ in range(4000):
+        answers = np.where(rng.random(2000) < 0.05, labels, rng.choice(own, 2000))
+        margins = _Margins.of(labels, answers)
+        weak = margins.of_weak_teacher(0.05)
+        above.append((labels == answers).sum() - weak.hits)
+        variances.append(weak.variance)
+    assert np.mean(above) == pytest.approx(0, abs=4 * np.std(above) / len(above) ** 0.5)
+    assert np.var(above) == pytest.approx(np.mean(variances), rel=0.1)
+
+
+@pytest.mark.parametrize("answer", [0, 1])
+def test_of_one_class_nothing_can_be_known(answer: int) -> None:
+    labels = np.zeros(5000, dtype=np.int64)
+    assert not is_at_chance(labels, labels + answer)
+    assert not is_at_chance(labels[:1], labels[:1])
+
+
+@pytest.mark.parametrize("each", [16, 32, 64])
+def test_pairs_that_are_confused_with_a_preference_are_not_another_order(each: int) -> None:
+    rng, labels = np.random.default_rng(0), labels_of(20, each)
+    for _ in range(50):
+        right = rng.uniform(0.2, 0.8, 20)[labels]
+        assert moved_classes(labels, np.where(rng.random(len(labels)) < right, labels, labels ^ 1), 20) == {}
+
+
+@pytest.mark.parametrize("classes", [3, 10, 20])
+def test_two_exchanged_classes_of_a_good_teacher_are_seen_in_few_images(classes: int) -> None:
+    labels = labels_of(classes, 16)
+    answers = np.where(labels < 2, 1 - labels, labels)
+    answers[[4, 21]] = [0, 1]  # 15 of 16 images of each are answered as the other
+    assert moved_classes(labels, answers, classes) == {0: 1, 1: 0}
 
 
 @pytest.mark.parametrize(("classes", "each"), [(10, 2), (3, 3), (100, 1)])
@@ -153,7 +232,7 @@ def test_the_binomial_tail_is_the_sum_of_its_terms(k: int, n: int, p: float) -> 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tree with enough validation images to know."""
-    return write_tree(tmp_path_factory.mktemp("photographs"), train=12, val=40)
+    return write_tree(tmp_path_factory.mktemp("photographs"), train=12, val=120)
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +311,7 @@ def test_a_teacher_of_another_normalisation_is_warned_of(
     config = with_teacher(config, photographs, load_weights(good)[0], tmp_path)
     train(replace(config, data=replace(config.data, mean=(100.0, 100.0, 100.0))))
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "warning about" in line]
-    for word in ("it answers 33.3 % of 120 validation images right, and chance 33.3 %", "data.mean", "teacher.stem"):
+    for word in ("it answers 33.3 % of 360 validation images right, and chance 33.3 %", "data.mean", "teacher.stem"):
         assert word in line
     assert events(Path(config.output or ""), "teacher_warning")[0]["cause"] == "chance"
 
