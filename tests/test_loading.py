@@ -141,6 +141,14 @@ def test_an_image_that_cannot_be_decoded_is_named(run: Path, tmp_path: Path) -> 
         udskd.load(run / "student_a.safetensors").preprocess(images)
 
 
+def test_a_copy_whose_brightness_range_is_lost_is_refused(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.pgm").write_bytes(b"P5 8 8 65535 " + bytes(range(128)))
+    model, image = udskd.load(run / "student_a.safetensors"), Image.open(tmp_path / "x.pgm")
+    assert model.preprocess(image).shape == (1, 3, 32, 32)
+    with pytest.raises(DataError, match=r'image 0 cannot be decoded: .*mode "I" .* as Image.open\(\) returned it'):
+        model.preprocess(image.copy())
+
+
 def test_the_network_can_be_trained_on(run: Path) -> None:
     model = udskd.load(run / "student_b.safetensors")
     logits = model.module.train()(model.preprocess([Image.new("RGB", (9, 9))] * 2))
@@ -227,12 +235,46 @@ def test_a_pickle_is_never_read(tmp_path: Path) -> None:
         udskd.load(tmp_path / "t.safetensors")
 
 
-@pytest.mark.parametrize("name", ["predictions", "foreign"])
-def test_safetensors_without_our_metadata_are_one_sentence(run: Path, tmp_path: Path, name: str) -> None:
+def test_safetensors_without_our_metadata_are_one_sentence(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
-    folder = run if name == "predictions" else tmp_path
-    with pytest.raises(CheckpointError, match=rf"{name}\.safetensors holds no udskd metadata .*not written by udskd$"):
-        udskd.load(folder / f"{name}.safetensors")
+    with pytest.raises(CheckpointError, match=r"foreign\.safetensors holds no udskd metadata .*not written by udskd$"):
+        udskd.load(tmp_path / "foreign.safetensors")
+
+
+def test_predictions_are_named_and_the_weights_beside_them(run: Path) -> None:
+    words = r"holds the students' predictions, not weights: load one of its files, student_a\.safetensors, "
+    with pytest.raises(CheckpointError, match=words):
+        udskd.load(run / "predictions.safetensors")
+
+
+def test_a_suffix_in_capitals_is_the_same_suffix(run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "T.SAFETENSORS"
+    path.write_bytes((run / "student_a.safetensors").read_bytes())
+    assert udskd.load(path).name == "mobilenet_v2"
+    data, options = schema.DataConfig(image_size=32, mean=MEAN, std=STD), schema.TeacherConfig(model="mobilenet_v2")
+    assert load_network(path, options, CLASSES, data).stem == "small"
+
+
+def test_an_unknown_home_folder_is_one_sentence() -> None:
+    with pytest.raises(CheckpointError, match=r"there is no checkpoint at ~nosuch/x\.safetensors: the home folder"):
+        udskd.load("~nosuch/x.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int32, torch.uint8, torch.bool])
+def test_weights_of_another_kind_of_number_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    tensors = zoo.build("tiny_plain_2", 3, 8).module.state_dict()
+    tensors["classifier.weight"] = tensors["classifier.weight"].to(dtype)
+    torch.save(tensors, tmp_path / "t.pth")
+    words = rf"t\.pth does not fit the network: classifier\.weight is {str(dtype)[6:]} in the file and float32 in"
+    with pytest.raises(CheckpointError, match=words):
+        load_network(tmp_path / "t.pth", schema.TeacherConfig(model="tiny_plain_2"), CLASSES, schema.DataConfig())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_are_taken(tmp_path: Path, dtype: torch.dtype) -> None:
+    tensors = zoo.build("tiny_plain_2", 3, 8).module.state_dict()
+    torch.save({name: tensor.to(dtype) for name, tensor in tensors.items()}, tmp_path / "t.pth")
+    load_network(tmp_path / "t.pth", schema.TeacherConfig(model="tiny_plain_2"), CLASSES, schema.DataConfig())
 
 
 def saved(folder: Path, info: WeightsInfo, tensors: dict[str, torch.Tensor] | None = None) -> Path:

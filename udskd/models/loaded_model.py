@@ -53,6 +53,9 @@ class LoadedModel:
         images: one PIL image (turned upright by its EXIF orientation), one array or tensor uint8 [H, W, 3] in RGB, or
         a sequence of these, also as one uint8 [B, H, W, 3]; their sizes may differ.
 
+        Give a PIL image as Image.open() returned it: a copy has lost its format and the tags of a TIFF. Of images with
+        more than 8 bits, a copy of mode "I" is refused, and one of a TIFF whose 0 is white comes out inverted.
+
         Raises ValueError for arrays of another shape or dtype, DataError for an image that PIL cannot decode.
         """
         data = DataConfig(
@@ -81,13 +84,7 @@ def load(path: str | os.PathLike[str]) -> LoadedModel:
 
     Nothing in the file is executed. Raises CheckpointError if it is missing, damaged, or was not written by udskd.
     """
-    file = Path(path).expanduser()
-    if file.is_dir():
-        raise CheckpointError(f"{file} is a folder{_files(file)}")
-    if file.exists() and file.suffix != ".safetensors":
-        raise CheckpointError(
-            f"{file} is not a .safetensors file: udskd.load takes those of udskd train, which say what they hold"
-        )
+    file = _weights_file(path)
     model, info = load_own_network(file)
     if info.eval_crop is None:
         warnings.warn(
@@ -98,6 +95,23 @@ def load(path: str | os.PathLike[str]) -> LoadedModel:
     module = model.module.eval()
     keep_stem_mark(module, info.model, info.stem)
     return LoadedModel(info.model, info.stem, info.classes, info.image_size, info.mean, info.std, crop, module)
+
+
+def _weights_file(path: str | os.PathLike[str]) -> Path:
+    """The path with the home folder in place of ~. CheckpointError for what can be seen to be no file of weights."""
+    try:
+        file = Path(path).expanduser()
+    except RuntimeError:
+        raise CheckpointError(f"there is no checkpoint at {os.fspath(path)}: the home folder is not known") from None
+    if file.is_dir():
+        raise CheckpointError(f"{file} is a folder{_files(file)}")
+    if file.exists() and file.suffix.lower() != ".safetensors":
+        raise CheckpointError(
+            f"{file} is not a .safetensors file: udskd.load takes those of udskd train, which say what they hold"
+        )
+    if file.exists() and file.name == PREDICTIONS:
+        raise CheckpointError(f"{file} holds the students' predictions, not weights{_files(file.parent)}")
+    return file
 
 
 def _files(folder: Path) -> str:
@@ -129,8 +143,18 @@ class _Given(ImageSet):
         image = self._images[index]
         if isinstance(image, Image.Image):
             with complaints(self.name(index)):
+                _refuse_copy(image)
                 return np.ascontiguousarray(pixels_of(image))
         return np.ascontiguousarray(image.cpu().numpy() if isinstance(image, Tensor) else image)
+
+
+def _refuse_copy(image: Image.Image) -> None:
+    """ValueError for pixels whose brightness range only their file's format tells, if the format is lost."""
+    if image.mode == "I" and image.format is None:
+        raise ValueError(
+            'its pixels are of mode "I" and it has no format, so their brightness range is not known: give the image '
+            "as Image.open() returned it, not a copy"
+        )
 
 
 def _check(image: object, index: int) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from udskd.config.schema import DataConfig, Stem, TeacherConfig
@@ -45,7 +46,7 @@ def stem_of(path: Path, options: TeacherConfig) -> Stem:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], WeightsInfo | None]:
-    return load_safetensors_file(path) if path.suffix == ".safetensors" else (load_state_dict(path), None)
+    return load_safetensors_file(path) if path.suffix.lower() == ".safetensors" else (load_state_dict(path), None)
 
 
 def _check(
@@ -115,6 +116,11 @@ def _fill(path: Path, module: nn.Module, tensors: dict[str, Tensor]) -> None:
                 f"{path} does not fit the network: {name} is {list(tensors[name].shape)} in the file and "
                 f"{list(wanted[name].shape)} in the network (another number of classes, stem or image size)"
             )
+        if not _is_compatible(tensors[name].dtype, wanted[name].dtype):
+            theirs, ours = (str(t.dtype).removeprefix("torch.") for t in (tensors[name], wanted[name]))
+            raise CheckpointError(
+                f"{path} does not fit the network: {name} is {theirs} in the file and {ours} in the network"
+            )
         wanted[name] = tensors[name]
     try:
         module.load_state_dict(wanted)  # not `tensors`: MNASNet asks for its version, which a state dict carries
@@ -123,6 +129,11 @@ def _fill(path: Path, module: nn.Module, tensors: dict[str, Tensor]) -> None:
         raise CheckpointError(f"{path} does not fit the network: {reason}") from None
     if (fault := find_fault(module.state_dict())) is not None:  # also of what overflows in the network's dtype
         raise CheckpointError(f"{path} holds no usable network: {fault}; give the weights of a training that succeeded")
+
+
+def _is_compatible(theirs: torch.dtype, ours: torch.dtype) -> bool:
+    """Whether the network can take values of a file's dtype: no complex ones, and no integers for weights."""
+    return not theirs.is_complex and (theirs.is_floating_point or not ours.is_floating_point)
 
 
 def find_fault(tensors: Mapping[str, Tensor]) -> str | None:
