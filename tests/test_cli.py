@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -114,6 +115,29 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith("udskd: error: ")
     assert all(word in err for word in words), err
+
+
+@pytest.mark.parametrize("option", ["--data.root", "--output", "--teacher.checkpoint"])
+def test_a_path_that_is_not_utf8_is_one_sentence_before_anything_is_written(
+    here: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    before = sorted(here.rglob("*"))
+    assert cli.main(["train", "recipe.toml", option, "bad\udcff"]) == 2
+    assert f"{option[2:]} is 'bad\\udcff', a name that is not UTF-8" in capsys.readouterr().err
+    assert sorted(here.rglob("*")) == before
+
+
+def test_the_home_of_nobody_is_one_sentence(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "recipe.toml", "--data.root", "~nosuch/x"]) == 2
+    assert "~nosuch/x begins with the home of a user that does not exist" in capsys.readouterr().err
+
+
+def test_pack_says_what_both_splits_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree = write_tree(tmp_path / "tree")
+    shutil.rmtree(tree / "val" / "red")
+    (tree / "val" / "red").symlink_to("../train/red")
+    assert cli.main(["pack", str(tree), str(tmp_path / "packs")]) == 0
+    assert capsys.readouterr().out.count("train and val share 12 images (first: ") == 1
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

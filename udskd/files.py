@@ -11,10 +11,18 @@ from typing import Any
 
 import torch
 
-from udskd.errors import CheckpointError
+from udskd.errors import CheckpointError, DataError
 
 PREDICTIONS = "predictions.safetensors"
 """The students' predictions in a run's folder, where the other files of that suffix are weights."""
+
+
+def expand_user(path: str | Path) -> Path:
+    """The path with ~ and ~USER replaced. DataError if there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise DataError(f"{path} begins with the home of a user that does not exist: give the whole path") from None
 
 
 def write_atomic(path: Path, *parts: bytes | memoryview, keep: Path | None = None) -> None:

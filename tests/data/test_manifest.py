@@ -17,8 +17,8 @@ import pytest
 
 from tests.data.conftest import MemorySet, make_tree, photo
 from udskd.config.schema import DataConfig
+from udskd.data import dataset, open_sets, pack
 from udskd.data import folder as folder_module
-from udskd.data import open_sets, pack
 from udskd.data.folder import FolderSet
 from udskd.data.manifest import HEAD, Manifest, difference, from_bytes, list_images, to_bytes
 from udskd.data.packed import PackedSet
@@ -90,7 +90,7 @@ def test_every_change_of_a_tree_is_named(root: Path, change: Callable[[Path], ob
 def test_every_change_is_named_when_files_are_old_and_their_marks_count(
     root: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], object], expected: str
 ) -> None:
-    monkeypatch.setattr(folder_module, "_CLOCK_STEP", 0)
+    monkeypatch.setattr(dataset, "CLOCK_STEP", 0)
     assert after(root, change) == expected
 
 
@@ -108,7 +108,7 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_files_that_were_not_touched_are_not_read_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder_module, "_CLOCK_STEP", 0)
+    monkeypatch.setattr(dataset, "CLOCK_STEP", 0)
     reads, before = count_reads(monkeypatch), listed(root)
     assert len(reads) == 10
     reads.clear()
@@ -129,7 +129,7 @@ def test_a_file_that_was_changed_a_moment_ago_is_read_again(root: Path, monkeypa
 
 
 def test_unreadable_files_belong_to_the_set(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder_module, "_CLOCK_STEP", 0)
+    monkeypatch.setattr(dataset, "CLOCK_STEP", 0)
     path = root / "train" / "cat" / "x.jpg"
     path.symlink_to(root / "nowhere")
     (root / "train" / "cat" / "y.jpg").write_bytes(b"no image")
@@ -149,10 +149,27 @@ def test_names_that_are_no_utf8_are_kept(root: Path) -> None:
 
 def test_a_pack_is_listed_without_its_images(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pack(root, tmp_path / "packs")
+    monkeypatch.setattr(dataset, "CLOCK_STEP", 0)
     monkeypatch.setattr(PackedSet, "file", lambda *_: pytest.fail("an image was read"))
     before = listed(tmp_path / "packs")
     (tmp_path / "packs").rename(tmp_path / "moved")
     assert difference(before, listed(tmp_path / "moved", before)) == ""
+
+
+def test_a_pack_that_was_damaged_or_copied_is_read_again(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack(root, tmp_path / "packs")
+    monkeypatch.setattr(dataset, "CLOCK_STEP", 0)
+    before = listed(tmp_path / "packs")
+    shutil.copytree(tmp_path / "packs", tmp_path / "copy")
+    assert difference(before, listed(tmp_path / "copy", before)) == ""
+    with open(tmp_path / "packs" / "train.pack", "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last[0] ^ 255]))
+    assert difference(before, listed(tmp_path / "packs", before)) == "1 not readable any more (train/dog/2.png)"
 
 
 @pytest.mark.parametrize("first", ["tree", "packs"])

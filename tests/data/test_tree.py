@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 from torchvision.datasets import ImageFolder
 
 from tests.data.conftest import make_tree, photo
-from udskd.data import FolderSet, PackedSet, open_folder, pack
+from udskd.data import FolderSet, PackedSet, open_folder, pack, shared_images
 from udskd.data.formats import FORMATS
 from udskd.errors import DataError
 
@@ -29,6 +31,52 @@ def encoded(tmp_path: Path, format: str) -> bytes:
     file = tmp_path / "encoded"
     photo().save(file, format)
     return file.read_bytes()
+
+
+def link(path: Path, target: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    path.symlink_to(target)
+
+
+def same_class(root: Path) -> None:
+    link(root / "val" / "cat", Path("../train/cat"))
+
+
+def nested(root: Path) -> None:
+    """train/cat -> ext/A, val/cat -> ext/A/v."""
+    make_tree(root / "ext", ["A"], train=3)
+    shutil.copytree(root / "val" / "cat", root / "ext" / "train" / "A" / "v")
+    link(root / "train" / "cat", root / "ext" / "train" / "A")
+    link(root / "val" / "cat", root / "ext" / "train" / "A" / "v")
+
+
+def below_both(root: Path) -> None:
+    shutil.copytree(root / "val" / "cat", root / "ext")
+    for split in ("train", "val"):
+        (root / split / "cat" / "more").symlink_to(root / "ext")
+
+
+def whole(root: Path) -> None:
+    link(root / "val", Path("train"))
+
+
+SHARED = {
+    "same class": (same_class, 3, "cat/0.png"),
+    "nested": (nested, 2, "cat/0.png"),
+    "below both": (below_both, 2, "cat/more/0.png"),
+    "whole": (whole, 6, "cat/0.png"),
+}
+
+
+@pytest.mark.parametrize(("make", "count", "first"), SHARED.values(), ids=SHARED)
+def test_images_that_both_splits_show_are_counted(
+    tree: Path, make: Callable[[Path], None], count: int, first: str
+) -> None:
+    assert shared_images(*open_folder(tree)) == ""
+    make(tree)
+    assert shared_images(*open_folder(tree)) == (
+        f"train and val share {count} images (first: {tree}/val/{first}): accuracy on val is not that of unseen images"
+    )
 
 
 @pytest.mark.parametrize("suffix", [suffix for format in FORMATS for suffix in format.suffixes])

@@ -128,7 +128,13 @@ def record(rank: int) -> None:
     torch.nn.Dropout.forward = lambda self, input: input  # type: ignore[method-assign]
 
 
-PATCHES = {f.__name__: f for f in (no_teacher, crash, die, full, stop, linger, record)}
+def machine(rank: int) -> None:
+    """Each process is the only one of its machine, with data and runs of its own."""
+    os.environ["LOCAL_RANK"] = "0"
+    os.chdir(f"machine{rank}")
+
+
+PATCHES = {f.__name__: f for f in (machine, no_teacher, crash, die, full, stop, linger, record)}
 
 
 def run(argv: list[str], patch: str) -> int:

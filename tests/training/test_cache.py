@@ -253,10 +253,19 @@ def test_an_image_with_another_content_is_refused(config: Config, tmp_path: Path
         cache_teacher(changed(config, teacher__cache=None), tmp_path / "cache")
 
 
-def test_a_cache_of_an_earlier_version_has_no_manifest_to_compare_with(config: Config, tmp_path: Path) -> None:
+def test_a_cache_of_an_earlier_version_has_no_manifest_to_compare_with(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And gets none from images that may be others by now."""
     config = cached(config, tmp_path / "cache")
     (tmp_path / "cache/images.manifest").unlink()
+    line = f"{tmp_path}/cache has no list of its images: that they are still the same is not checked\n"
+    capsys.readouterr()
+    cache_teacher(changed(config, teacher__cache=None), tmp_path / "cache", epochs=4)
+    assert line in capsys.readouterr().out
+    assert not (tmp_path / "cache/images.manifest").exists()
     train(config)
+    assert line in capsys.readouterr().out
 
 
 def test_a_damaged_manifest_of_a_cache_is_named(config: Config, tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from tests.training.conftest import tiny_config, write_tree
 from tests.training.test_run import on_call, outcome
 from udskd.config import schema
 from udskd.config.schema import Config
+from udskd.data import dataset, pack
 from udskd.data import folder as folder_module
-from udskd.data import pack
 from udskd.errors import CheckpointError, DataError, Interrupted
 from udskd.training import train
 from udskd.training.tasks.students import StudentsTask
@@ -108,7 +108,7 @@ def test_other_images_in_another_place_are_refused(stopped: Config, tmp_path: Pa
 def test_a_continued_run_knows_its_files_by_their_new_marks(
     stopped: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folder_module, "_CLOCK_STEP", 0)
+    monkeypatch.setattr(dataset, "CLOCK_STEP", 0)
     for path in (tmp_path / "tree").rglob("*.png"):
         os.utime(path)
     on_call(monkeypatch, StudentsTask, "losses", 1, lambda: os.kill(os.getpid(), signal.SIGINT))
@@ -188,6 +188,49 @@ def test_unreadable_training_images_belong_to_the_set(own: Config, tmp_path: Pat
     other_pixels(bad)
     with pytest.raises(DataError, match=r"1 changed \(train/red/bad\.jpg\)"):
         train(own, resume=tmp_path / "run")
+
+
+def test_a_run_whose_splits_share_images_says_so(
+    own: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(tmp_path / "tree" / "val")
+    (tmp_path / "tree" / "val").symlink_to("train")
+    train(own)
+    assert capsys.readouterr().out.count("train and val share 36 images (first: ") == 1
+    assert "train and val share 36 images" in (tmp_path / "run" / "log.jsonl").read_text()
+
+
+def earlier_log(run: Path, dead: Path) -> None:
+    """The log of an earlier version, which names an image that is not there any more as well."""
+    log = run / "log.jsonl"
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    for event in events:
+        event.pop("image", None)
+    events.append({"event": "unreadable", "time": 0, "name": str(dead), "reason": "torn"})
+    log.write_text("".join(json.dumps(event) + "\n" for event in events))
+
+
+@pytest.mark.parametrize("log", ["moved", "earlier"])
+def test_an_unreadable_image_is_the_same_one_in_another_place(
+    own: Config, tmp_path: Path, log: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = schema.with_values(own, {"data.max_unreadable": 1.5 / 37})  # one of 37 images, not two
+    root, other = tmp_path / "tree", tmp_path / "other"
+    (root / "train" / "red" / "bad.jpg").write_bytes(b"no image")
+    train(own)
+    (tmp_path / "run" / "summary.json").unlink()
+    (tmp_path / "run" / "checkpoints" / "students.pt").unlink()
+    for weights in (tmp_path / "run").glob("*.safetensors"):
+        weights.unlink()
+    capsys.readouterr()
+    if log == "moved":
+        root.rename(other)
+        own = schema.with_values(own, {"data.root": str(other)})
+    else:
+        earlier_log(tmp_path / "run", tmp_path / "elsewhere" / "train" / "red" / "bad.jpg")
+    summary = train(own, resume=tmp_path / "run")
+    assert summary["unreadable"] == 1
+    assert "skipping" not in capsys.readouterr().out
 
 
 def test_the_generated_set_continues(own: Config, tmp_path: Path) -> None:

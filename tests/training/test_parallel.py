@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +210,42 @@ def test_too_many_unreadable_images_of_one_process_are_its_sentence_and_everybod
     assert ended.codes == [1, 2]
     assert len(sentences(ended)) == 1
     assert "data.max_unreadable" in sentences(ended)[0]
+
+
+def swap(root: Path) -> None:
+    """Exchange the images of two classes, whose files have the same names."""
+    for one, other in (("red", "kept"), ("blue", "red"), ("kept", "blue")):
+        (root / "train" / one).rename(root / "train" / other)
+
+
+COPIES = {
+    "contents": (swap, "other contents of the train images"),
+    "count": (lambda root: (root / "val" / "red" / "0.png").unlink(), "17 val images instead of 18"),
+    "classes": (
+        lambda root: [(root / split / "red").rename(root / split / "rose") for split in ("train", "val")],
+        "other names of the classes",
+    ),
+    "names": (
+        lambda root: (root / "train" / "red" / "0.png").rename(root / "train" / "red" / "x.png"),
+        "other names or labels of the train images",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "words"), COPIES.values(), ids=COPIES)
+def test_machines_with_different_images_are_refused_in_one_sentence(
+    forge: Forge, tree: Path, tmp_path: Path, change: Callable[[Path], Any], words: str
+) -> None:
+    for rank in range(2):
+        here = place(tmp_path / f"machine{rank}", Path("tree"), method="ce")
+        shutil.copytree(tree, here / "tree")
+    change(tmp_path / "machine1" / "tree")
+    ended = forge.world(2, "train recipe.toml", tmp_path, "machine")
+    assert ended.codes == [2, 1], ended.err
+    advice = "give every process the same images"
+    sentence = f"process 1 does not find the images of process 0 in tree: it has {words}; {advice}"
+    assert sentences(ended) == [f"udskd: error: {sentence}"]
+    assert not (tmp_path / "machine0" / RUN).exists()
 
 
 # --- mistakes ------------------------------------------------------------------------------------------------------

@@ -36,6 +36,8 @@ def run(
         if what.ignored:
             display.line(f"{split}: {what.ignored}")
         display.line(_line(destination / f"{split}.pack", what))
+    if shared := packed["train"].shared:
+        display.line(shared)
     display.line(f"train from it with --data.root {destination}")
     return 0
 

@@ -14,6 +14,11 @@ def check(config: Config) -> None:
     """Refuse values out of range, naming the option, what came, and what is allowed. Of the method's own rules, see
     udskd.methods.check."""
     values = flatten(config)
+    for name, value in values.items():
+        if isinstance(value, str) and not _is_text(value):
+            raise ConfigError(
+                f"{name} is {value!r}, a name that is not UTF-8, which the run's recipe cannot hold: rename it"
+            )
     for pattern, (test, expected) in _RULES.items():
         for name, value in values.items():
             if re.fullmatch(pattern, name) and value is not None and not test(value):
@@ -30,6 +35,14 @@ def _finite(low: float, high: float = math.inf, *, open_low: bool = False, open_
         return math.isfinite(value) and above and (value < high if open_high else value <= high)
 
     return test
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # Python keeps bytes of a command line that are not UTF-8 as lone surrogates
+        return False
+    return True
 
 
 def _is_device(value: str) -> bool:

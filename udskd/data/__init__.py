@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from udskd.config.schema import DataConfig
 from udskd.data.batch import Batch
 from udskd.data.dataset import ImageSet, UnreadableImage, class_hash
-from udskd.data.folder import FolderSet, open_folder
+from udskd.data.folder import FolderSet, open_folder, shared_images
 from udskd.data.loader import EvalLoader, TrainLoader, check_readable
 from udskd.data.normalize import to_device
 from udskd.data.pack import pack
@@ -16,6 +14,7 @@ from udskd.data.prefetch import on_device
 from udskd.data.shard import Share
 from udskd.data.synthetic import EmbeddedSet
 from udskd.errors import DataError
+from udskd.files import expand_user
 
 __all__ = [
     "Batch",
@@ -33,6 +32,7 @@ __all__ = [
     "open_folder",
     "open_sets",
     "pack",
+    "shared_images",
     "to_device",
 ]
 
@@ -44,7 +44,7 @@ def open_sets(config: DataConfig) -> tuple[ImageSet, ImageSet]:
         DataError: the packs or the tree are not as they should be, or data.classes does not fit.
     """
     if config.root != "embedded":
-        root = Path(config.root).expanduser()
+        root = expand_user(config.root)
         return open_packs(root, config.classes) if has_packs(root) else open_folder(root, config.classes)
     train, val = EmbeddedSet("train"), EmbeddedSet("val")
     count = len(train.classes)

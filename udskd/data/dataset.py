@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import time
 import unicodedata
 import zlib
 from abc import ABC, abstractmethod
@@ -16,6 +18,9 @@ import numpy.typing as npt
 from udskd.errors import DataError
 
 Pixels = npt.NDArray[np.uint8]
+CLOCK_STEP = 2_000_000_000
+"""Nanoseconds that the times of files may be apart at the most, on any file system: two changes of a file within one
+step look like one."""
 
 
 class UnreadableImage(Exception):
@@ -64,11 +69,19 @@ class ImageSet(ABC):
 
     def relative_name(self, index: int) -> str:
         """Which image this is, wherever the set lies: CLASS/FILE, with slashes on every system."""
-        return self.name(index)
+        return self.relative(self.name(index))
+
+    def relative(self, name: str) -> str:
+        """The relative name of the image that has this name."""
+        return name
 
     def mark(self, index: int) -> tuple[int, ...]:
         """Numbers that are known without reading the image, and change whenever its content does; () if none do."""
         return ()
+
+    def recorded_digest(self, index: int) -> str | None:
+        """The digest (of `checksum`) that the set holds of an image, without reading it; None if it holds none."""
+        return None
 
     def digest(self, index: int, checksum: str) -> str:
         """A digest of one image's content: of its file, or of its pixels if it has none. Threads may call this at once.
@@ -89,6 +102,13 @@ class ImageSet(ABC):
         kinds = sorted(self.ignored.items(), key=lambda item: (-item[1], item[0]))
         listed = few((f"{kind} {number}" for kind, number in kinds), limit=8)
         return f"{count} file{'s' if count > 1 else ''} ignored: {listed}" if count else ""
+
+
+def file_mark(status: os.stat_result) -> tuple[int, ...]:
+    """The mark (ImageSet.mark) of an image in a file; () for a file that was changed just now."""
+    if time.time_ns() - status.st_ctime_ns < CLOCK_STEP:
+        return ()
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 def content_digest(content: bytes, checksum: str) -> str:

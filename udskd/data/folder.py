@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from udskd.data.dataset import ImageSet, Pixels, common_classes, content_digest, few
+from udskd.data.dataset import ImageSet, Pixels, common_classes, content_digest, few, file_mark
 from udskd.data.decode import are_jpegs, read_area, read_bytes, read_pixels
 from udskd.data.formats import SUFFIXES
 from udskd.data.tree import Tree, find_files
 from udskd.errors import DataError
-
-_CLOCK_STEP = 2_000_000_000
-"""Nanoseconds that the times of files may be apart at the most, on any file system: two changes of a file within one
-step look like one."""
+from udskd.files import expand_user
 
 
 class FolderSet(ImageSet):
@@ -35,7 +31,7 @@ class FolderSet(ImageSet):
         tree = Tree(split, other)
         self.classes = tuple(_some(tree) if classes is None else classes)
         self.paths, labels = find_files(tree, self.classes)
-        self.ignored = tree.ignored
+        self.ignored, self.folders = tree.ignored, tree.folders
         self.labels = np.array(labels, dtype=np.int64)
         self.frees_lock = are_jpegs(self.paths)
         counts = np.bincount(self.labels, minlength=len(self.classes))
@@ -44,17 +40,14 @@ class FolderSet(ImageSet):
     def name(self, index: int) -> str:
         return self.paths[index]
 
-    def relative_name(self, index: int) -> str:
-        return self.paths[index].removeprefix(os.path.join(self.root, "")).replace(os.sep, "/")
+    def relative(self, name: str) -> str:
+        return name.removeprefix(os.path.join(self.root, "")).replace(os.sep, "/")
 
     def mark(self, index: int) -> tuple[int, ...]:
         try:
-            status = os.stat(self.paths[index])
+            return file_mark(os.stat(self.paths[index]))
         except OSError:
             return ()
-        if time.time_ns() - status.st_ctime_ns < _CLOCK_STEP:
-            return ()
-        return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
     def digest(self, index: int, checksum: str) -> str:
         return content_digest(read_bytes(self.paths[index]), checksum)
@@ -64,6 +57,19 @@ class FolderSet(ImageSet):
 
     def area(self, index: int) -> int:
         return read_area(self.paths[index])
+
+
+def shared_images(train: ImageSet, val: ImageSet) -> str:
+    """A line about the images that two splits share through links to folders; "" if there are none."""
+    if not isinstance(train, FolderSet) or not isinstance(val, FolderSet):
+        return ""
+    shared = train.folders.keys() & val.folders.keys()
+    count = sum(val.folders[folder] for folder in shared)
+    if not count:
+        return ""
+    first = next(path for path in val.paths if os.path.realpath(os.path.dirname(path)) in shared)
+    images = "image" if count == 1 else "images"
+    return f"train and val share {count} {images} (first: {first}): accuracy on val is not that of unseen images"
 
 
 def _refuse_empty(images: FolderSet, empty: Sequence[str]) -> None:
@@ -104,7 +110,7 @@ def open_folder(root: str | Path, classes: int | None = None) -> tuple[FolderSet
         DataError: the root or a split is missing, the splits have different classes, a class is empty, or fewer than
             two classes (or than the wanted number) are there.
     """
-    root = Path(root).expanduser()
+    root = expand_user(root)
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
         raise DataError(f'the data root {root} {what}: give a folder with train/CLASS/* and val/CLASS/*, or "embedded"')

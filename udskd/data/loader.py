@@ -26,8 +26,8 @@ class TrainLoader:
 
     A step has `batch_size` images, of which `share` says which are ours and in how many batches. A set smaller than a
     step gives one step of all its images (that can be cut into equal pieces). Unreadable images are left out of their
-    batch, which may leave it with 0 rows; they are kept in `unreadable` (name to reason) and reported once each: to
-    `on_unreadable(name, reason)`, or as a warning.
+    batch, which may leave it with 0 rows; they are kept in `unreadable` (relative name to name and reason) and reported
+    once each: to `on_unreadable(name, reason)`, or as a warning.
 
     Raises:
         ConfigError: a step's images cannot be cut into equal pieces.
@@ -52,7 +52,7 @@ class TrainLoader:
         if self.batch_size == 0:
             raise DataError(f"{len(images)} training images are too few for {pieces} processes x training.accumulate")
         self.steps_per_epoch = len(images) // self.batch_size
-        self.unreadable: dict[str, str] = {}
+        self.unreadable: dict[str, Complaint] = {}
         self._on_unreadable = on_unreadable or _warn_unreadable
         work = TrainViews(images, config, seed)
         self._workers = (
@@ -98,18 +98,18 @@ class TrainLoader:
 
     def _note(self, unreadable: list[Complaint]) -> None:
         for name, reason in unreadable:
-            if name not in self.unreadable:
-                self.unreadable[name] = reason
+            if (image := self.images.relative(name)) not in self.unreadable:
+                self.unreadable[image] = (name, reason)
                 self._on_unreadable(name, reason)
         self.refuse_too_many(self.unreadable)
 
-    def refuse_too_many(self, unreadable: Mapping[str, str]) -> None:
-        """DataError if so many images (names and reasons) are more than config.max_unreadable allows."""
+    def refuse_too_many(self, unreadable: Mapping[str, Complaint]) -> None:
+        """DataError if so many images (by relative name) are more than config.max_unreadable allows."""
         count, total, limit = len(unreadable), len(self.images), self.config.max_unreadable
         if count > limit * total:
             raise DataError(
                 f"{count} of {total} training images ({count / total:.1%}) cannot be read, more than "
-                f"data.max_unreadable = {limit:g} allows: {_listed(unreadable.items())}; "
+                f"data.max_unreadable = {limit:g} allows: {_listed(unreadable.values())}; "
                 "mend or remove them, or raise the limit"
             )
 

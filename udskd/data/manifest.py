@@ -45,7 +45,7 @@ def list_images(
 ) -> Manifest:
     """The manifest of sets by split. `advance` is called for every image, `poll` often; it may raise.
 
-    Images that have the mark they have in `known` are not read: their digests are taken from there. With `known`, all
+    Without `known`, digests that a set holds itself (a pack's) are taken as they are. Images that have the mark they have in `known` are not read: their digests are taken from there. With `known`, all
     digests are of its checksum, so that the two manifests can be compared.
     """
     return {split: _list(images, (known or {}).get(split), advance, poll) for split, images in sets.items()}
@@ -58,6 +58,8 @@ def _list(images: ImageSet, known: Listing | None, advance: Callable[[], object]
 
     def chunk(begin: int) -> list[tuple[list[int], str]]:
         rows = range(begin, min(begin + _CHUNK, len(names)))
+        if known is None:
+            return [_first_seen(images, index) for index in rows]
         return [_identify(images, index, checksum, old.get(names[index])) for index in rows]
 
     found: list[tuple[list[int], str]] = []
@@ -68,6 +70,11 @@ def _list(images: ImageSet, known: Listing | None, advance: Callable[[], object]
             for _ in some:
                 advance()
     return Listing(checksum, names, [digest for _, digest in found], [mark for mark, _ in found])
+
+
+def _first_seen(images: ImageSet, index: int) -> tuple[list[int], str]:
+    mark, recorded = list(images.mark(index)), images.recorded_digest(index)
+    return (mark, recorded) if recorded is not None else _identify(images, index, images.checksum, None)
 
 
 def _identify(
@@ -94,6 +101,14 @@ def difference(old: Manifest, new: Manifest) -> str:
     }
     parts = [f"{len(names)} {kind} ({few(names)})" for kind, names in kinds.items() if names]
     return ", ".join(parts) or ("" if list(before) == list(now) else "the same images in another order")
+
+
+def content_hash(listing: Listing) -> str:
+    """One digest of a split's names and contents in their order, with the checksum that it is made of."""
+    digest = hashlib.sha256()
+    for name, content in zip(listing.names, listing.digests, strict=True):
+        digest.update(f"{name}\t{content}\n".encode("utf-8", "surrogateescape"))
+    return f"{listing.checksum}:{digest.hexdigest()}"
 
 
 def _digests(manifest: Manifest) -> dict[str, str]:

@@ -17,10 +17,11 @@ from PIL import Image
 
 from udskd.data.dataset import UnreadableImage, class_hash, few
 from udskd.data.decode import complaints, decode, is_plain_jpeg, read_bytes
-from udskd.data.folder import FolderSet, open_folder
+from udskd.data.folder import FolderSet, open_folder, shared_images
 from udskd.data.packed import ENTRY, MAGIC, PREFIX, SPLITS, VERSION, pack_file
 from udskd.data.workers import in_order, nothing
 from udskd.errors import ConfigError, DataError
+from udskd.files import expand_user
 
 Progress = Callable[[str, int, int], object]
 """Called with the split, and how many of how many images are done."""
@@ -36,6 +37,8 @@ class Packed(NamedTuple):
     bytes: int
     ignored: str
     """What the tree holds besides images, in words; "" for nothing."""
+    shared: str
+    """What the tree shows in both splits, in words; "" for nothing."""
 
 
 def pack(
@@ -60,16 +63,17 @@ def pack(
     """
     if not 1 <= quality <= 100 or (short_side is not None and short_side < 8):
         raise ConfigError(f"quality must be 1 to 100 and short_side at least 8, got {quality} and {short_side}")
-    source, destination = Path(source).expanduser(), Path(destination).expanduser()
+    source, destination = expand_user(source), expand_user(destination)
     sets = dict(zip(SPLITS, open_folder(source, classes), strict=True))
     if destination.resolve() == source.resolve():
         raise DataError(f"a pack beside its tree, in {source}, would be used in its place: name another folder")
+    shared = shared_images(**sets)
     drafts = {split: destination / f".{split}.pack.{os.getpid()}" for split in SPLITS}
     try:
         destination.mkdir(parents=True, exist_ok=True)
         header = {"short_side": short_side, "quality": quality, "source": str(source.resolve())}
         packed = {
-            split: _write(draft, sets[split], {**header, "split": split}, workers, progress)
+            split: _write(draft, sets[split], {**header, "split": split}, workers, progress)._replace(shared=shared)
             for split, draft in drafts.items()
         }
         for split, draft in drafts.items():
@@ -122,7 +126,7 @@ class _Draft:
         self._file.write(PREFIX.pack(MAGIC, VERSION, hashlib.sha256(index).digest(), *lengths) + index)
         self._file.flush()
         os.fsync(self._file.fileno())
-        return Packed(len(self._entries), self._kept, self._source_bytes, self._place, ignored)
+        return Packed(len(self._entries), self._kept, self._source_bytes, self._place, ignored, "")
 
 
 def _write(path: Path, images: FolderSet, header: dict[str, Any], workers: int, progress: Progress) -> Packed:

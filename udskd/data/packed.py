@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from udskd.data.dataset import ImageSet, Pixels, UnreadableImage, common_classes, content_digest, crc_digest
+from udskd.data.dataset import ImageSet, Pixels, UnreadableImage, common_classes, content_digest, crc_digest, file_mark
 from udskd.data.decode import are_jpegs, decode
 from udskd.errors import DataError
 
@@ -49,6 +49,7 @@ class PackedSet(ImageSet):
             # read by position: nothing that threads and forked processes share is moved, and unlike with mmap, a disk
             # that fails is an error and not the end of the process
             self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 (as long as the set lives)
+            self._mark = file_mark(os.fstat(self._file.fileno()))  # before its index
             self.header, self._entries, self._names = _read_index(self.path, self._file.fileno())
         except OSError as error:
             raise DataError(f"cannot read {self.path}: {error.strerror or error}") from error
@@ -63,8 +64,8 @@ class PackedSet(ImageSet):
     def name(self, index: int) -> str:
         return f"{self.path}: {self._name(index)}"
 
-    def relative_name(self, index: int) -> str:
-        return self._name(index).replace(os.sep, "/")
+    def relative(self, name: str) -> str:
+        return name.removeprefix(f"{self.path}: ").replace(os.sep, "/")
 
     def _name(self, index: int) -> str:
         row = int(self._kept[index])
@@ -72,13 +73,13 @@ class PackedSet(ImageSet):
         return os.fsdecode(self._names[begin : int(self._entries["name_end"][row])])
 
     def mark(self, index: int) -> tuple[int, ...]:
+        return self._mark
+
+    def recorded_digest(self, index: int) -> str:
         entry = self._entries[self._kept[index]]
-        return int(entry["size"]), int(entry["crc"])
+        return crc_digest(int(entry["crc"]), int(entry["size"]))
 
     def digest(self, index: int, checksum: str) -> str:
-        entry = self._entries[self._kept[index]]
-        if checksum == "crc32":
-            return crc_digest(int(entry["crc"]), int(entry["size"]))
         return content_digest(self.file(index), checksum)
 
     def pixels(self, index: int) -> Pixels:

@@ -33,6 +33,8 @@ class Tree:
         self.split = split
         self.ignored: Counter[str] = Counter()
         """How many files and links are left out, by kind; hidden ones are not counted."""
+        self.folders: dict[str, int] = {}
+        """The number of images in each folder that was read, by its real path."""
         self.classes = self._find_classes()
         """Names of the class folders, sorted."""
         if other is not None and other.is_dir():
@@ -52,6 +54,7 @@ class Tree:
             folder = waiting.pop()
             entries = list(_visible(folder))
             found[folder] = [entry.path for entry in entries if not _is_folder(entry) and self._is_image(entry)]
+            self.folders[os.path.realpath(folder)] = len(found[folder])
             inner = [entry for entry in entries if _is_folder(entry)]
             read = [entry.path for entry in inner if not entry.is_symlink() or self._follows(entry)]
             waiting += reversed(read)

@@ -56,8 +56,9 @@ class Group:
         return [run.summary[role][metric] for run in self.runs if metric in run.summary[role]]
 
     def _disagreement(self, role: str) -> list[float]:
-        """One number where there are at least two runs and all have left their predictions, else none."""
-        if len(self.runs) < 2:
+        """One number where there are at least two runs, all have left their predictions, and none is known to have
+        predicted other images; else none."""
+        if len(self.runs) < 2 or other_contents(self.runs) is not None:
             return []
         found = [p for run in self.runs if (p := read(run.path, role)) is not None]
         return [1000 * disagreement(found)] if len(found) == len(self.runs) else []
@@ -72,7 +73,26 @@ def read_runs(paths: Iterable[Path]) -> list[Run]:
         if dataset(run) != dataset(runs[0]):
             pair = f"{runs[0].path} ({describe(runs[0])}) and {run.path} ({describe(run)})"
             raise DataError(f"{pair} are of different datasets: compare runs of one dataset")
+    if other := other_contents(runs):
+        first, second = (run.path for run in other)
+        warn(f"{first} and {second} were measured on validation images of different contents, numbers do not compare")
     return runs
+
+
+def other_contents(runs: Sequence[Run]) -> tuple[Run, Run] | None:
+    """Two of the runs whose validation images are known to differ: those of earlier versions do not tell, and one
+    checksum ("crc32:...") not what another is."""
+    first: dict[str, Run] = {}
+    for run in runs:
+        if contents := _val_contents(run):
+            known = first.setdefault(contents.partition(":")[0], run)
+            if _val_contents(known) != contents:
+                return known, run
+    return None
+
+
+def _val_contents(run: Run) -> str:
+    return run.summary["dataset"].get("val_contents") or ""
 
 
 def read_run(path: Path) -> Run | None:
@@ -111,7 +131,11 @@ def read_summary(path: Path) -> dict[str, Any]:
 
 
 def warn_left_out(path: Path, why: str) -> None:
-    print(f"udskd: warning: left out {path}: {why}", file=sys.stderr)
+    warn(f"left out {path}: {why}")
+
+
+def warn(text: str) -> None:
+    print(f"udskd: warning: {text}", file=sys.stderr)
 
 
 def dataset(run: Run) -> tuple[Any, ...]:

@@ -10,7 +10,9 @@ from typing import Any
 from torch import nn
 
 from udskd.config.schema import DataConfig
-from udskd.data import EvalLoader, Share, open_sets
+from udskd.data import EvalLoader, ImageSet, Share, open_sets
+from udskd.data.manifest import difference, list_images
+from udskd.data.workers import Poll
 from udskd.errors import CheckpointError, Interrupted
 from udskd.models import loading
 from udskd.progress import Display
@@ -19,6 +21,7 @@ from udskd.training.networks.trainable import ROLES
 from udskd.training.runtime.device import Runtime
 from udskd.training.runtime.distributed import Vote, World
 from udskd.training.runtime.signals import Stopped, StopRequest
+from udskd.training.storage.images import compare_listings
 from udskd.training.storage.run_folder import RunFolder
 from udskd.training.tasks.teacher import SHAPED
 
@@ -35,6 +38,11 @@ def evaluate_run(run: Path, data_root: str | None = None) -> dict[str, Any]:
     try:
         with stop:
             networks, loader, data, runtime = world.together(lambda: _to_evaluate(run, data_root, world))
+            world.together(lambda: compare_listings(data, {"val": loader.images}, world))
+            if data_root is None:
+                world.together(
+                    lambda: _compare_with_run(run, loader.images, display, world, Vote(world, stop).poll_here)
+                )
             results = evaluate(networks, loader, data, runtime, display, Vote(world, stop).poll)
     except Stopped:
         raise Interrupted("stopped before the evaluation was complete") from None
@@ -47,6 +55,16 @@ def evaluate_run(run: Path, data_root: str | None = None) -> dict[str, Any]:
     for role, metrics in results.items():
         display.line(f"{role}: {brief(metrics)}  top-5 {metrics['top5']:.2f} %  brier {metrics['brier']:.3f}")
     return results
+
+
+def _compare_with_run(run: Path, images: ImageSet, display: Display, world: World, poll: Poll) -> None:
+    """A line if the validation images are not those that the run was trained with, as far as it has a list of them."""
+    known = RunFolder.open(run).manifest() if world.main else None
+    if known is None or "val" not in known:
+        return
+    known = {"val": known["val"]}
+    if changes := difference(known, list_images({"val": images}, known, poll=poll)):
+        display.line(f"the validation images are others than in the run: {changes}")
 
 
 def _to_evaluate(

@@ -9,7 +9,8 @@ from typing import Any
 from udskd import methods
 from udskd.config import schema
 from udskd.config.schema import Config, DataConfig
-from udskd.data import EvalLoader, Share, TrainLoader, check_readable, class_hash, open_sets
+from udskd.data import EvalLoader, ImageSet, Share, TrainLoader, check_readable, class_hash, shared_images
+from udskd.data.manifest import content_hash
 from udskd.errors import ConfigError
 from udskd.models.zoo import Model
 from udskd.progress import Display
@@ -19,7 +20,7 @@ from udskd.training.evaluation.evaluate import EVALUATED
 from udskd.training.networks.trainable import ROLES, build_model
 from udskd.training.runtime.device import Runtime
 from udskd.training.runtime.distributed import Vote, World
-from udskd.training.storage.images import identify
+from udskd.training.storage.images import identify, unreadable
 from udskd.training.storage.run_folder import RunFolder
 from udskd.training.tasks import teacher
 from udskd.training.tasks.students import Plan
@@ -75,19 +76,25 @@ def check_same(stored: Config, wanted: Config, run: Path) -> list[str]:
 
 
 def prepare(
-    config: Config, folder: RunFolder, world: World, display: Display, vote: Vote
+    config: Config,
+    folder: RunFolder,
+    world: World,
+    display: Display,
+    vote: Vote,
+    sets: tuple[ImageSet, ImageSet],
 ) -> tuple[Session, dict[str, Model], Plan]:
     """Everything that can be wrong with the options, the images and the teacher's file shows here, before any work."""
-    runtime, (train_set, val_set) = Runtime.of(config.training, world), open_sets(config.data)
+    runtime, (train_set, val_set) = Runtime.of(config.training, world), sets
     runtime.loss_backend(config.loss)
     share = Share(world.rank, world.ranks, config.training.accumulate)
 
     def on_unreadable(name: str, reason: str) -> None:
-        if folder.unreadable(name, reason):  # not known from an earlier part of this run, or another process
+        if folder.unreadable(
+            train_set.relative(name), name, reason
+        ):  # not known from an earlier part of this run, or another process
             Display().line(f"skipping an image that cannot be read: {name} ({reason})")
 
     size, device = config.training.batch_size, runtime.device
-    known = {event["name"]: event["reason"] for event in folder.events("unreadable")}
     train = TrainLoader(
         train_set,
         config.data,
@@ -97,7 +104,7 @@ def prepare(
         share=share,
         device=device,
     )
-    train.unreadable |= known
+    train.unreadable |= unreadable(folder, train_set)
     val = EvalLoader(val_set, config.data, batch_size=min(size, EVALUATED), share=share, device=device)
     session = Session(config, folder, runtime, train, val, val_set.classes, display, vote)
     networks = {
@@ -111,9 +118,11 @@ def prepare(
         plan.says(config, runtime, networks["teacher"].module)  # to be refused now, if it cannot say what is asked
         cached = reader.find(session, networks["teacher"])  # to be refused now, if it is another teacher's
         if cached is not None and world.main:
+            if unknown := cached.unknown_images():
+                display.line(unknown)
             with display.steps("identify the teacher cache's images", len(train_set)) as advance:
                 cached.check_images(advance, vote.poll_here)
-    if world.main:
+    if world.local_rank == 0:  # the processes of one machine have the same images
         session.manifest = identify(config, folder, {"train": train_set, "val": val_set}, display, vote)
     if config.data.loader == "resident":
         with display.steps("decode the training images", len(train_set)) as advance:
@@ -129,6 +138,7 @@ def introduce(session: Session, networks: dict[str, Model]) -> None:
         f"method {config.method}, seed {config.seed}, run folder {session.folder.path}",
         f"data: {config.data.root}, {sizes} of {len(session.classes)} classes at {size} px",
         *_ignored(session),
+        *([shared] if (shared := shared_images(session.train.images, session.val.images)) else []),
         f"device: {session.runtime.describe()}; loss backend: {session.runtime.loss_backend(config.loss)}",
         *(
             []
@@ -157,5 +167,6 @@ def dataset(session: Session) -> dict[str, Any]:
         "class_hash": class_hash(session.classes),
         "train_images": len(session.train.images),
         "val_images": len(session.val.images),
+        "val_contents": None if session.manifest is None else content_hash(session.manifest["val"]),
         "image_size": data.image_size,
     }

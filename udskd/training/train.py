@@ -15,7 +15,7 @@ import torch
 from udskd import methods
 from udskd.config import schema
 from udskd.config.schema import METHOD_SECTIONS, Config
-from udskd.data import to_device
+from udskd.data import open_sets, to_device
 from udskd.data.workers import a_worker_died
 from udskd.errors import CheckpointError, Interrupted
 from udskd.models.zoo import Model
@@ -29,6 +29,7 @@ from udskd.training.networks.trainable import Network
 from udskd.training.runtime.distributed import Vote, World
 from udskd.training.runtime.signals import Stopped, StopRequest
 from udskd.training.setup import dataset, introduce, prepare, run_folder, to_continue
+from udskd.training.storage.images import compare_contents, compare_listings, unreadable
 from udskd.training.storage.run_folder import RunFolder
 from udskd.training.tasks import teacher
 from udskd.training.tasks.students import Plan, StudentsTask
@@ -65,9 +66,13 @@ def train(config: Config, *, resume: Path | None = None, previous: bool = False)
 def _train(config: Config, folder: RunFolder, world: World, display: Display, stop: StopRequest) -> dict[str, Any]:
     session, begun = None, folder.begun
     try:
-        session, networks, plan = world.together(lambda: prepare(config, folder, world, display, Vote(world, stop)))
-        # only now, so that a mistake found on the way leaves nothing behind
+        sets = world.together(lambda: open_sets(config.data))
+        world.together(lambda: compare_listings(config.data, dict(zip(("train", "val"), sets, strict=True)), world))
+        vote = Vote(world, stop)
+        session, networks, plan = world.together(lambda: prepare(config, folder, world, display, vote, sets))
         images = session.manifest
+        world.together(lambda: compare_contents(config.data, images, world))
+        # only now, so that a mistake found on the way leaves nothing behind
         world.together(lambda: folder.resume(images) if begun else folder.create(config, images))
         return _run(session, networks, plan)
     except Stopped:
@@ -201,7 +206,7 @@ def _summary(
         "teacher": taught,
         **students,
         "dataset": dataset(session),
-        "unreadable": len({e["name"] for e in session.folder.events("unreadable")}),
+        "unreadable": len(unreadable(session.folder, session.train.images)),
         "options": {k: v for k, v in schema.flatten(config).items() if v != defaults[k]},
     }
 

@@ -31,7 +31,7 @@ class Session:
     display: Display
     vote: Vote
     manifest: Manifest | None = None
-    """The list of the images, in the process that writes it."""
+    """The list of the images, in one process of each machine."""
     saved: str = "no complete epoch"
     """What an interrupted run can rely on, in words."""
 

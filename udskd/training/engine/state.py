@@ -69,9 +69,9 @@ class Position:
         world, folder, train = self.session.world, self.session.folder, self.session.train
         # a copy, since a thread that makes batches ahead may find more
         meters, found = zip(*world.gather((self.meter.state(), dict(train.unreadable))), strict=True)
-        unreadable = {name: reason for theirs in found for name, reason in theirs.items()}
-        for name, reason in unreadable.items():
-            folder.unreadable(name, reason)  # what another process found is news here
+        unreadable = {image: complaint for theirs in found for image, complaint in theirs.items()}
+        for image, (name, reason) in unreadable.items():
+            folder.unreadable(image, name, reason)  # what another process found is news here
         if world.main:
             save_state(self.path, {**self._numbers(), "meters": list(meters), **self._weights()})
         self.session.saved = self.words()

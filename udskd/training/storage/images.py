@@ -1,20 +1,22 @@
-"""A run's images: listed when it begins, and found to be the same ones when it continues."""
+"""A run's images: listed when it begins, the same ones in all processes, and the same ones when it continues."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 
-from udskd.config.schema import Config
-from udskd.data import ImageSet
-from udskd.data.manifest import Manifest, difference, list_images
+from udskd.config.schema import Config, DataConfig
+from udskd.data import ImageSet, class_hash
+from udskd.data.manifest import Manifest, content_hash, difference, list_images
 from udskd.errors import DataError
 from udskd.progress import Display
-from udskd.training.runtime.distributed import Vote
+from udskd.training.runtime.distributed import Vote, World
 from udskd.training.storage.run_folder import RunFolder
 
 
 def identify(config: Config, folder: RunFolder, sets: Mapping[str, ImageSet], display: Display, vote: Vote) -> Manifest:
-    """The manifest of the sets (by split), which the run's folder is to hold.
+    """The manifest of the sets (by split), which the run's folder is to hold. Only the process that writes the folder
+    compares it with the manifest that is there.
 
     Raises:
         DataError: the run was begun with other images.
@@ -22,14 +24,69 @@ def identify(config: Config, folder: RunFolder, sets: Mapping[str, ImageSet], di
         Stopped: this process is asked to stop.
     """
     known = folder.manifest() if folder.begun else None
-    if folder.begun and known is None:
+    if folder.writes and folder.begun and known is None:
         _compare_numbers(config, folder, sets)
         display.line(f"{folder.path} has no list of its images: that they are still the same is checked from here on")
     with display.steps("identify the images", sum(map(len, sets.values()))) as advance:
         manifest = list_images(sets, known, advance, vote.poll_here)
-    if known is not None:
+    if folder.writes and known is not None:
         _refuse(config, folder, difference(known, manifest))
     return manifest
+
+
+def compare_listings(data: DataConfig, sets: Mapping[str, ImageSet], world: World) -> None:
+    """DataError if a process has other classes, names or labels of images than process 0. All must call it."""
+    found: dict[str, int | str] = {}
+    for split, images in sets.items():
+        found |= {
+            "{} classes": len(images.classes),
+            "other names of the classes": class_hash(images.classes),
+            f"{{}} {split} images": len(images),
+            f"other names or labels of the {split} images": _names_and_labels(images),
+        }
+    _refuse_others(data, found, world)
+
+
+def compare_contents(data: DataConfig, manifest: Manifest | None, world: World) -> None:
+    """DataError if a process has other contents of images than process 0. All must call it; a process without a
+    manifest has the images of another one on its machine."""
+    found = {f"other contents of the {split} images": content_hash(one) for split, one in (manifest or {}).items()}
+    _refuse_others(data, found, world)
+
+
+def _names_and_labels(images: ImageSet) -> str:
+    digest = hashlib.sha256(images.labels.tobytes())
+    for index in range(len(images)):
+        digest.update(f"{images.relative_name(index)}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _refuse_others(data: DataConfig, found: Mapping[str, int | str], world: World) -> None:
+    """found: what this process has, by the words for it."""
+    first, *others = world.gather(found)
+    for rank, theirs in enumerate(others, 1):
+        for words, value in theirs.items():
+            if value != first[words]:
+                instead = f" instead of {first[words]}" if isinstance(value, int) else ""
+                raise DataError(
+                    f"process {rank} does not find the images of process 0 in {data.root}: it has "
+                    f"{words.format(value)}{instead}; give every process the same images"
+                )
+
+
+def unreadable(folder: RunFolder, images: ImageSet) -> dict[str, tuple[str, str]]:
+    """The training images that the run has found unreadable: names and reasons by relative name.
+
+    Earlier versions logged no relative names; of theirs, the names that are not in the set are left out.
+    """
+    events = folder.events("unreadable")
+    earlier = {event["name"] for event in events if "image" not in event}
+    names = earlier.intersection(map(images.name, range(len(images)))) if earlier else earlier
+    return {
+        event.get("image", images.relative(event["name"])): (event["name"], event["reason"])
+        for event in events
+        if "image" in event or event["name"] in names
+    }
 
 
 def _compare_numbers(config: Config, folder: RunFolder, sets: Mapping[str, ImageSet]) -> None:

@@ -155,15 +155,18 @@ class RunFolder:
         if self.writes:
             self._append("log.jsonl", {"event": event, "time": round(time.time(), 3), **values})
 
-    def unreadable(self, name: str, reason: str) -> bool:
-        """Log an image that cannot be read, once in a run. Whether it is news. Any thread may call it."""
+    def unreadable(self, image: str, name: str, reason: str) -> bool:
+        """Log a training image that cannot be read, once in a run. Whether it is news. Any thread may call it.
+
+        image: its relative name, by which it is known again; name: where it lies now, for the reader.
+        """
         with self._noting:
-            if self._unreadable is None:
-                self._unreadable = {event["name"] for event in self.events("unreadable")}
-            if name in self._unreadable:
+            if self._unreadable is None:  # earlier versions logged the name alone
+                self._unreadable = {event.get("image", event["name"]) for event in self.events("unreadable")}
+            if not self._unreadable.isdisjoint((image, name)):
                 return False
-            self._unreadable.add(name)
-            self.log("unreadable", name=name, reason=reason)
+            self._unreadable.add(image)
+            self.log("unreadable", image=image, name=name, reason=reason)
             return True
 
     def begun_by(self, torchrun: str | None) -> bool:

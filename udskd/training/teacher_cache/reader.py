@@ -91,6 +91,10 @@ class TeacherCache:
             )
         return torch.from_numpy(rows).to(self._dtype)
 
+    def unknown_images(self) -> str:
+        """A line for a cache that cannot tell whether the images are still the same; "" if it can."""
+        return self._folder.unknown_images()
+
     def check_images(self, advance: Callable[[], object], poll: Poll) -> None:
         """ConfigError if an image's content is not the one that the logits were computed of."""
         self._folder.check_images(self._images, _OTHER_CACHE, advance, poll)
@@ -150,13 +154,15 @@ class CacheFolder:
                     f"{self.path} was made with {name} = {self.made_of.get(name)!r}, not {value!r}: {advice}"
                 )
 
+    @property
+    def knows_images(self) -> bool:
+        """Whether the cache has a manifest of its images: those of earlier versions have none."""
+        return (self.path / MANIFEST).exists()
+
     def check_images(
         self, images: ImageSet, advice: str, advance: Callable[[], object] = nothing, poll: Poll = nothing
     ) -> None:
-        """ConfigError if the training images are not those that the logits were computed of.
-
-        A cache of an earlier version has no manifest to compare them with.
-        """
+        """ConfigError if the logits are known to be of other training images."""
         known = read_manifest(self.path / MANIFEST)
         if known is None:
             return
@@ -164,9 +170,18 @@ class CacheFolder:
         if changes:
             raise ConfigError(f"{self.path} was made of other images than there are now: {changes}: {advice}")
 
+    def unknown_images(self) -> str:
+        """A line for logits without a manifest; "" if there are none, or it is there."""
+        if self.knows_images or not self.sums:
+            return ""
+        return f"{self.path} has no list of its images: that they are still the same is not checked"
+
     def note_images(self, images: ImageSet, advance: Callable[[], object] = nothing, poll: Poll = nothing) -> None:
-        """Write the manifest of the training images, unless there is one. CheckpointError for the disk."""
-        if not (self.path / MANIFEST).exists():
+        """Write the manifest of the training images, unless there is one. CheckpointError for the disk.
+
+        Not where there are logits without it: of which images they were computed is not known.
+        """
+        if not self.knows_images and not self.sums:
             write_atomic(self.path / MANIFEST, to_bytes(list_images({"train": images}, None, advance, poll)))
 
     def check_epochs(self, wanted: int) -> None:

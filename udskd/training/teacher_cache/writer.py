@@ -89,6 +89,8 @@ class _Writer:
         self.loader.steps_per_epoch = -(-len(self._images) // self.loader.batch_size)
         self._last: Tensor | None = None
         self._folder = CacheFolder.begin(output, made_of(config, self._images, model, self._runtime))
+        if unknown := self._folder.unknown_images():
+            self._display.line(unknown)
         with self._display.steps("identify the images", len(self._images)) as advance:
             self._folder.check_images(self._images, "choose another --output", advance, stop.poll)
             self._folder.note_images(self._images, advance, stop.poll)
