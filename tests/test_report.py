@@ -217,6 +217,29 @@ def test_seeds_without_predictions_leave_the_variance_out(tmp_path: Path) -> Non
     assert "inter ‰" not in report.table(group_runs(read_runs(runs)))[0].header
 
 
+@pytest.mark.parametrize(
+    ("contents", "differ"),
+    [
+        (["sha256:a", "sha256:b"], True),
+        (["sha256:a", "crc32:b", "sha256:c"], True),
+        (["sha256:a", "sha256:a"], False),
+        (["sha256:a", "crc32:b"], False),
+        (["sha256:a", None], False),
+    ],
+)
+def test_seeds_measured_on_other_images_are_named_and_not_put_side_by_side(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], contents: list[str | None], differ: bool
+) -> None:
+    data = {"root": "photographs", "classes": 2, "class_hash": "ab12", "train_images": 100, "val_images": 50}
+    runs = [
+        predict(write_run(tmp_path / str(s), seed=s, dataset={**data, "val_contents": one}), [0.5, 0.5])
+        for s, one in enumerate(contents)
+    ]
+    (section, *_) = report.table(group_runs(read_runs(runs)))
+    assert ("inter ‰" in section.header) != differ
+    assert ("validation images of different contents" in capsys.readouterr().err) == differ
+
+
 def test_damaged_predictions_are_named(tmp_path: Path) -> None:
     runs = [predict(write_run(tmp_path / str(s), seed=s), [0.5, 0.5]) for s in range(2)]
     (tmp_path / "1" / "predictions.safetensors").write_bytes(b"torn")

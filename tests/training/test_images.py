@@ -20,7 +20,7 @@ from udskd.config.schema import Config
 from udskd.data import dataset, pack
 from udskd.data import folder as folder_module
 from udskd.errors import CheckpointError, DataError, Interrupted
-from udskd.training import train
+from udskd.training import evaluate_run, train
 from udskd.training.tasks.students import StudentsTask
 
 
@@ -198,6 +198,21 @@ def test_a_run_whose_splits_share_images_says_so(
     train(own)
     assert capsys.readouterr().out.count("train and val share 36 images (first: ") == 1
     assert "train and val share 36 images" in (tmp_path / "run" / "log.jsonl").read_text()
+
+
+def test_an_evaluation_of_other_images_than_the_runs_says_so(
+    own: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = train(own)
+    assert summary["dataset"]["val_contents"].startswith("sha256:")
+    evaluate_run(tmp_path / "run")
+    assert "others than in the run" not in capsys.readouterr().out
+    other_pixels(tmp_path / "tree" / "val" / "red" / "2.png")
+    evaluate_run(tmp_path / "run")
+    line = "the validation images are others than in the run: 1 changed (val/red/2.png)"
+    assert line in capsys.readouterr().out
+    evaluate_run(tmp_path / "run", str(tmp_path / "tree"))
+    assert line not in capsys.readouterr().out
 
 
 def earlier_log(run: Path, dead: Path) -> None:

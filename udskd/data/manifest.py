@@ -45,8 +45,9 @@ def list_images(
 ) -> Manifest:
     """The manifest of sets by split. `advance` is called for every image, `poll` often; it may raise.
 
-    Without `known`, digests that a set holds itself (a pack's) are taken as they are. Images that have the mark they have in `known` are not read: their digests are taken from there. With `known`, all
-    digests are of its checksum, so that the two manifests can be compared.
+    Without `known`, digests that a set holds (as packs do) are taken as they are. With it, images that have the mark
+    they have in `known` are not read: their digests are taken from there; and all digests are of its checksum, so that
+    the two manifests can be compared.
     """
     return {split: _list(images, (known or {}).get(split), advance, poll) for split, images in sets.items()}
 

@@ -48,6 +48,8 @@ def data(config: Config) -> int:
     print(f"{runtime.describe()}; {cores()} cores, {torch.get_num_threads()} threads\n")
     print(f"{'':<58}images/s", flush=True)
     found = _measure(config, images, val, some, runtime)
+    if unreadable := some.unreadable_line():
+        print(unreadable)
     print("\n" + "\n".join(verdict(found)))
     return 0
 

@@ -118,12 +118,14 @@ def costs(images: Sample, config: DataConfig, budget: float, with_pack: bool) ->
     for row in range(len(images)):
         if total.images and time.perf_counter() - begin > budget:
             break
-        with suppress(UnreadableImage):
+        try:
             if not warm:  # the first call of everything is slow
                 _add(Costs(), images, config, row, with_pack)
                 warm = True
             _add(total, images, config, row, with_pack)
             total.images += 1
+        except UnreadableImage as error:
+            images.note(error.name, error.reason)
     if total.images == 0:
         raise DataError(f"none of {len(images)} training images that were tried can be read, {images.name(0)} first")
     for name, value in vars(total).items():

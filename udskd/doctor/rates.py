@@ -23,8 +23,12 @@ T = TypeVar("T")
 class Sample(ImageSet):
     """Some images of another set, in any order, as often as wanted."""
 
-    def __init__(self, images: ImageSet, indices: npt.NDArray[np.int64]) -> None:
+    def __init__(
+        self, images: ImageSet, indices: npt.NDArray[np.int64], unreadable: dict[str, str] | None = None
+    ) -> None:
         self.images, self.indices = images, indices
+        self.unreadable = {} if unreadable is None else unreadable
+        """Reasons by name of those that were found unreadable; note() adds to it."""
         self.classes, self.labels = images.classes, images.labels[indices]
 
     def name(self, index: int) -> str:
@@ -37,8 +41,20 @@ class Sample(ImageSet):
         return self.images.area(int(self.indices[index]))
 
     def repeated(self, count: int) -> Sample:
-        """As many images, all of them about equally often."""
-        return Sample(self.images, np.resize(self.indices, count))
+        """As many images, all of them about equally often but those that were found unreadable."""
+        readable = [index for index in self.indices.tolist() if self.images.name(index) not in self.unreadable]
+        return Sample(self.images, np.resize(np.array(readable, dtype=np.int64), count), self.unreadable)
+
+    def note(self, name: str, reason: str) -> None:
+        """Keep in mind that an image cannot be read."""
+        self.unreadable[name] = reason
+
+    def unreadable_line(self) -> str:
+        """How many of these images were found unreadable, for a message; "" if none were."""
+        if not self.unreadable:
+            return ""
+        (name, reason), count = next(iter(self.unreadable.items())), len(self.unreadable)
+        return f"{count} of {len(self)} images ({count / len(self):.1%}) cannot be read, {name} first ({reason})"
 
 
 def sample(images: ImageSet, count: int, seed: int = 0) -> Sample:
@@ -82,7 +98,7 @@ class Window:
         # resident images are decoded once each: those are not repeated, but loaded in several epochs
         source = images if config.loader == "resident" else images.repeated(rows * (2 * skip + count))
         config = replace(config, max_unreadable=1.0)
-        self.loader = TrainLoader(source, config, seed=0, batch_size=rows, on_unreadable=_silent, device=device)
+        self.loader = TrainLoader(source, config, seed=0, batch_size=rows, on_unreadable=images.note, device=device)
         self.images = count * self.loader.batch_size
         """Within what is timed, where all can be read."""
 
@@ -110,7 +126,3 @@ def loader_rate(
         return window.images / (end - begin)
     finally:
         window.close()
-
-
-def _silent(name: str, reason: str) -> None:
-    pass

@@ -13,7 +13,8 @@ from torch import Tensor
 from udskd import methods
 from udskd.config import schema
 from udskd.config.schema import Config, Stem, StudentConfig, TeacherConfig
-from udskd.data import Batch, EvalLoader, ImageSet, Share, TrainLoader, to_device
+from udskd.data import Batch, EvalLoader, Share, TrainLoader, to_device
+from udskd.doctor.rates import Sample
 from udskd.methods import STUDENTS
 from udskd.models.loading import stem_of
 from udskd.models.zoo import Model
@@ -39,7 +40,7 @@ class Trial:
     """A recipe's networks, newly initialised (their weights do not change how long a step takes), and their training
     on some images. A teacher's cache stands in for the teacher, as in the run, with logits of zero."""
 
-    def __init__(self, config: Config, images: ImageSet) -> None:
+    def __init__(self, config: Config, images: Sample) -> None:
         """Raises ConfigError for what the device cannot do, and DataError for too few images."""
         self.config = config = schema.with_values(config, {"teacher.stem": _stem(config), **WITHOUT})
         world, training = World(), config.training
@@ -47,7 +48,13 @@ class Trial:
         self.runtime.loss_backend(config.loss)
         share, rows = Share(parts=training.accumulate), training.batch_size
         shared = {"batch_size": rows, "share": share, "device": self.runtime.device}
-        self.loader = TrainLoader(images, config.data, seed=config.seed, **shared)  # type: ignore[arg-type]
+        self.loader = TrainLoader(
+            images,
+            replace(config.data, max_unreadable=1.0),
+            seed=config.seed,
+            on_unreadable=images.note,
+            **shared,  # type: ignore[arg-type]
+        )
         session = Session(
             config,
             RunFolder(Path("no-run"), writes=False),

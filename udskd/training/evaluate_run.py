@@ -40,9 +40,7 @@ def evaluate_run(run: Path, data_root: str | None = None) -> dict[str, Any]:
             networks, loader, data, runtime = world.together(lambda: _to_evaluate(run, data_root, world))
             world.together(lambda: compare_listings(data, {"val": loader.images}, world))
             if data_root is None:
-                world.together(
-                    lambda: _compare_with_run(run, loader.images, display, world, Vote(world, stop).poll_here)
-                )
+                world.together(lambda: _compare_with_run(run, loader.images, display, world, stop.poll))
             results = evaluate(networks, loader, data, runtime, display, Vote(world, stop).poll)
     except Stopped:
         raise Interrupted("stopped before the evaluation was complete") from None
