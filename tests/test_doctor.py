@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from tests.training.conftest import tiny_config, write_tree
 from udskd import doctor
 from udskd.config import schema
 from udskd.config.schema import Config, DataConfig
-from udskd.data import EmbeddedSet, FolderSet, resident
+from udskd.data import EmbeddedSet, FolderSet, open_sets, resident
 from udskd.data.pack import pack
 from udskd.doctor import trial
 from udskd.doctor.costs import pack_one, pieces, reading
@@ -250,9 +251,18 @@ def test_the_teachers_stem_is_that_of_its_weights(config: Config, tmp_path: Path
 
 def test_an_image_that_cannot_be_read_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = write_tree(tmp_path / "tree")
-    (root / "train" / "blue" / "0.png").write_bytes(b"no image")
-    assert doctor.data(tiny_config(root, tmp_path / "run")) == 0
-    assert "training step" in capsys.readouterr().out
+    bad = root / "train" / "blue" / "0.png"
+    bad.write_bytes(b"no image")
+    (images, _) = open_sets(DataConfig(root=str(root)))
+    first = int(sample(images, doctor.IMAGES).indices[0])
+    Path(images.name(first)).write_bytes(b"no image")  # would be in every step, however few images it has
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert doctor.data(tiny_config(root, tmp_path / "run")) == 0
+    said = capsys.readouterr().out
+    assert "training step" in said
+    assert f"2 of 36 images (5.6%) cannot be read, {images.name(first)} first (not an image" in said
+    assert said.count("cannot be read") == 1
 
 
 def test_what_is_wrong_is_said_as_training_would(config: Config, tmp_path: Path) -> None:

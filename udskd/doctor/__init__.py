@@ -201,7 +201,8 @@ def _step_rate(config: Config, some: Sample, runtime: Runtime) -> tuple[float, i
 
 def _trial(config: Config, some: Sample, rows: int, budget: float) -> float:
     """Seconds of a step of so many images, from a batch as the loader gives it to the updated weights."""
-    trial = Trial(schema.with_values(config, {"training.batch_size": rows}), some.repeated(rows))
+    config = schema.with_values(config, {"training.batch_size": rows, "data.max_unreadable": 1.0})
+    trial = Trial(config, some.repeated(rows), some.note)
     try:
         batch = trial.batch()
         warm_up = 5 if trial.runtime.device.type == "cuda" else 1  # a graph is captured at the fourth

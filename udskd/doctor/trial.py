@@ -13,8 +13,8 @@ from torch import Tensor
 from udskd import methods
 from udskd.config import schema
 from udskd.config.schema import Config, Stem, StudentConfig, TeacherConfig
-from udskd.data import Batch, EvalLoader, Share, TrainLoader, to_device
-from udskd.doctor.rates import Sample
+from udskd.data import Batch, EvalLoader, ImageSet, Share, TrainLoader, to_device
+from udskd.data.loader import OnUnreadable
 from udskd.methods import STUDENTS
 from udskd.models.loading import stem_of
 from udskd.models.zoo import Model
@@ -40,20 +40,21 @@ class Trial:
     """A recipe's networks, newly initialised (their weights do not change how long a step takes), and their training
     on some images. A teacher's cache stands in for the teacher, as in the run, with logits of zero."""
 
-    def __init__(self, config: Config, images: Sample) -> None:
+    def __init__(self, config: Config, images: ImageSet, on_unreadable: OnUnreadable | None = None) -> None:
         """Raises ConfigError for what the device cannot do, and DataError for too few images."""
         self.config = config = schema.with_values(config, {"teacher.stem": _stem(config), **WITHOUT})
         world, training = World(), config.training
         self.runtime = Runtime.of(training, world)
         self.runtime.loss_backend(config.loss)
         share, rows = Share(parts=training.accumulate), training.batch_size
-        shared = {"batch_size": rows, "share": share, "device": self.runtime.device}
         self.loader = TrainLoader(
             images,
-            replace(config.data, max_unreadable=1.0),
+            config.data,
             seed=config.seed,
-            on_unreadable=images.note,
-            **shared,  # type: ignore[arg-type]
+            batch_size=rows,
+            on_unreadable=on_unreadable,
+            share=share,
+            device=self.runtime.device,
         )
         session = Session(
             config,
