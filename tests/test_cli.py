@@ -140,6 +140,11 @@ def test_pack_says_what_both_splits_show(tmp_path: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().out.count("train and val share 12 images (first: ") == 1
 
 
+def test_a_name_in_an_error_cannot_write_to_the_terminal(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "recipe.toml", "--data.root", "a\nb\x1b[31m"]) == 2
+    assert "the data root a\\nb\\x1b[31m does not exist" in capsys.readouterr().err
+
+
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--version") == 0
     assert capsys.readouterr().out == f"udskd {__version__}\n"

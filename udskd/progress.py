@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from udskd.errors import printable
+
 LINE_EVERY = 60.0  # seconds between the plain lines within an epoch
 
 
@@ -23,8 +25,8 @@ class Display:
         self._console = Console(highlight=False, markup=False)
 
     def line(self, text: str) -> None:
-        """Print one permanent line; names of files that are no text in UTF-8 are shown with escapes."""
-        text = text.encode(errors="backslashreplace").decode()
+        """Print one permanent line; what names of files hold besides visible characters is shown with escapes."""
+        text = printable(text)
         if self._terminal:
             self._console.print(text, soft_wrap=True)
         elif not self._silent:

@@ -104,6 +104,20 @@ def test_the_common_names_of_photographs_are_all_taken_and_decoded(tree: Path, t
     assert images.ignored_line() == ""
 
 
+@pytest.mark.parametrize(
+    "text",
+    [b"P2 notes about plan 2", b"P5\tsee above", b"BMI of the patients\0\0\0", b"BM1234\0\0\0\0data" + bytes(20)],
+)
+def test_a_text_that_begins_like_a_magic_number_is_no_image(tree: Path, text: bytes) -> None:
+    (tree / "train" / "cat" / "README").write_bytes(text)
+    assert ignored(tree) == "1 file ignored: without suffix 1"
+
+
+def test_a_comment_in_a_portable_graymap_is_allowed(tree: Path) -> None:
+    (tree / "train" / "cat" / "x").write_bytes(b"P2\n# made by hand\n2 1\n255\n0 255\n")
+    assert FolderSet(tree / "train", ["cat", "dog"]).pixels(3).shape == (1, 2, 3)
+
+
 def test_files_with_a_known_suffix_are_not_opened(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("udskd.data.tree.begins_as_image", lambda path: pytest.fail(f"{path} was opened"))
     assert len(open_folder(tree)[0]) == 6

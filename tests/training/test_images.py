@@ -17,8 +17,9 @@ from tests.training.conftest import tiny_config, write_tree
 from tests.training.test_run import on_call, outcome
 from udskd.config import schema
 from udskd.config.schema import Config
-from udskd.data import dataset, pack
+from udskd.data import dataset, formats, pack
 from udskd.data import folder as folder_module
+from udskd.data import tree as data_tree
 from udskd.errors import CheckpointError, DataError, Interrupted
 from udskd.training import evaluate_run, train
 from udskd.training.tasks.students import StudentsTask
@@ -213,6 +214,30 @@ def test_an_evaluation_of_other_images_than_the_runs_says_so(
     assert line in capsys.readouterr().out
     evaluate_run(tmp_path / "run", str(tmp_path / "tree"))
     assert line not in capsys.readouterr().out
+
+
+def test_images_that_this_pillow_cannot_decode_are_not_called_removed(
+    own: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = tmp_path / "tree" / "train" / "red" / "3.png"
+    image.rename(image.with_suffix(".webp"))
+    train(own)
+    (tmp_path / "run" / "summary.json").unlink()
+    without = tuple(format for format in formats.FORMATS if format.name != "WEBP")
+    monkeypatch.setattr(formats, "FORMATS", without)
+    monkeypatch.setattr(data_tree, "SUFFIXES", tuple(suffix for format in without for suffix in format.suffixes))
+    with pytest.raises(DataError, match=r"it has no codec for WEBP \(train/red/3\.webp\); install one"):
+        train(own, resume=tmp_path / "run")
+
+
+def test_other_classes_are_about_the_images_and_not_about_the_teacher(own: Config, tmp_path: Path) -> None:
+    own = replace(own, method="kd")
+    train(own)
+    (tmp_path / "run" / "summary.json").unlink()
+    with pytest.raises(
+        DataError, match=r"other images than embedded has now: its classes have other names \(3 before, "
+    ):
+        train(schema.with_values(own, {"data.root": "embedded"}), resume=tmp_path / "run")
 
 
 def earlier_log(run: Path, dead: Path) -> None:

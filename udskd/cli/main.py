@@ -14,7 +14,7 @@ from typing import TypeVar
 from udskd._version import __version__
 from udskd.cli import arguments
 from udskd.config import recipes, suggest
-from udskd.errors import ConfigError, Interrupted, PeerFailed, UdskdError
+from udskd.errors import ConfigError, Interrupted, PeerFailed, UdskdError, printable
 
 T = TypeVar("T")
 HELP = """usage: udskd COMMAND ...
@@ -62,14 +62,14 @@ def _run(argv: Sequence[str] | None) -> int:
         return _dispatch(list(sys.argv[1:] if argv is None else argv))
     except Interrupted as error:
         if os.environ.get("RANK", "0") == "0":  # all processes of a run stop together, and one says so
-            print(f"udskd: {error}", file=sys.stderr)
+            print(printable(f"udskd: {error}"), file=sys.stderr)
         return 130
     except PeerFailed as error:
         if str(error):
-            print(f"udskd: error: {error}", file=sys.stderr)
+            print(printable(f"udskd: error: {error}"), file=sys.stderr)
         return 1
     except UdskdError as error:
-        print(f"udskd: error: {error}", file=sys.stderr)
+        print(printable(f"udskd: error: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("udskd: interrupted", file=sys.stderr)

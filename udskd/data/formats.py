@@ -24,8 +24,8 @@ class Format(NamedTuple):
 _ALL = (
     Format("JPEG", (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"), rb"\xff\xd8\xff"),
     Format("PNG", (".png", ".apng"), rb"\x89PNG\r\n\x1a\n"),
-    Format("BMP", (".bmp",), rb"BM.{4}\0{4}"),
-    Format("PPM", (".ppm", ".pgm", ".pbm", ".pnm"), rb"P[1-6]\s"),
+    Format("BMP", (".bmp",), rb"BM.{4}\0{4}.{4}[\x0c(48@l|]\0\0\0"),
+    Format("PPM", (".ppm", ".pgm", ".pbm", ".pnm"), rb"P[1-6]\s+[\d#]"),
     Format("TIFF", (".tif", ".tiff"), rb"II[*+]\0|MM\0[*+]"),
     Format("WEBP", (".webp",), rb"RIFF.{4}WEBP", "webp"),
     Format("GIF", (".gif",), rb"GIF8[79]a"),
@@ -37,7 +37,7 @@ _ALL = (
         "jpg_2000",
     ),
 )
-_LONGEST = 16  # bytes that are enough for every beginning
+_LONGEST = 32  # bytes that are enough for every beginning
 
 
 def _has_codec(name: str) -> bool:
@@ -52,6 +52,12 @@ NAMES = tuple(format.name for format in FORMATS)
 SUFFIXES = tuple(suffix for format in FORMATS for suffix in format.suffixes)
 JPEG_SUFFIXES = _ALL[0].suffixes
 _BEGINNING = re.compile(b"|".join(b"(?:%s)" % format.beginning for format in FORMATS), re.DOTALL)
+
+
+def missing_codec(name: str) -> str | None:
+    """The format that a file's suffix names, where this Pillow lacks its codec; else None."""
+    suffix = suffix_of(name)
+    return next((format.name for format in _ALL if format not in FORMATS and suffix in format.suffixes), None)
 
 
 def suffix_of(name: str) -> str:

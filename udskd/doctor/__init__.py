@@ -19,7 +19,7 @@ from udskd.doctor.costs import SHORT_SIDE, Costs, costs, pieces, reading
 from udskd.doctor.rates import Sample, loader_rate, sample
 from udskd.doctor.trial import Trial, seconds
 from udskd.doctor.verdict import Findings, Way, rate, size, verdict
-from udskd.errors import ConfigError, DataError
+from udskd.errors import ConfigError, DataError, printable
 from udskd.training.runtime.device import Runtime
 
 IMAGES = 300  # of the set that are looked at
@@ -49,7 +49,7 @@ def data(config: Config) -> int:
     print(f"{'':<58}images/s", flush=True)
     found = _measure(config, images, val, some, runtime)
     if unreadable := some.unreadable_line():
-        print(unreadable)
+        print(printable(unreadable))
     print("\n" + "\n".join(verdict(found)))
     return 0
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from udskd.config import schema, toml
-from udskd.errors import DataError
+from udskd.errors import DataError, printable
 from udskd.results.disagreement import disagreement, read
 
 ROLES = ("student_a", "student_b")
@@ -135,7 +135,7 @@ def warn_left_out(path: Path, why: str) -> None:
 
 
 def warn(text: str) -> None:
-    print(f"udskd: warning: {text}", file=sys.stderr)
+    print(printable(f"udskd: warning: {text}"), file=sys.stderr)
 
 
 def dataset(run: Run) -> tuple[Any, ...]:

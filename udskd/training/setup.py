@@ -20,7 +20,7 @@ from udskd.training.evaluation.evaluate import EVALUATED
 from udskd.training.networks.trainable import ROLES, build_model
 from udskd.training.runtime.device import Runtime
 from udskd.training.runtime.distributed import Vote, World
-from udskd.training.storage.images import identify, unreadable
+from udskd.training.storage.images import check_classes, identify, unreadable
 from udskd.training.storage.run_folder import RunFolder
 from udskd.training.tasks import teacher
 from udskd.training.tasks.students import Plan
@@ -86,6 +86,8 @@ def prepare(
     """Everything that can be wrong with the options, the images and the teacher's file shows here, before any work."""
     runtime, (train_set, val_set) = Runtime.of(config.training, world), sets
     runtime.loss_backend(config.loss)
+    if world.main and folder.begun:
+        check_classes(config, folder, val_set.classes)
     share = Share(world.rank, world.ranks, config.training.accumulate)
 
     def on_unreadable(name: str, reason: str) -> None:

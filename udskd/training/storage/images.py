@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from udskd.config.schema import Config, DataConfig
 from udskd.data import ImageSet, class_hash
+from udskd.data.dataset import few
+from udskd.data.formats import missing_codec
 from udskd.data.manifest import Manifest, content_hash, difference, list_images
 from udskd.errors import DataError
+from udskd.files import expand_user
 from udskd.progress import Display
 from udskd.training.runtime.distributed import Vote, World
 from udskd.training.storage.run_folder import RunFolder
@@ -30,6 +33,7 @@ def identify(config: Config, folder: RunFolder, sets: Mapping[str, ImageSet], di
     with display.steps("identify the images", sum(map(len, sets.values()))) as advance:
         manifest = list_images(sets, known, advance, vote.poll_here)
     if folder.writes and known is not None:
+        _refuse_undecodable(config, folder, known, manifest)
         _refuse(config, folder, difference(known, manifest))
     return manifest
 
@@ -87,6 +91,32 @@ def unreadable(folder: RunFolder, images: ImageSet) -> dict[str, tuple[str, str]
         for event in events
         if "image" in event or event["name"] in names
     }
+
+
+def check_classes(config: Config, folder: RunFolder, classes: Sequence[str]) -> None:
+    """DataError if a run was begun with other classes, as far as its log tells."""
+    for event in folder.events("start")[:1]:
+        data = event.get("data", {})
+        if data.get("class_hash") not in (None, class_hash(classes)):
+            numbers = f"{data.get('classes')} before, {len(classes)} now"
+            _refuse(config, folder, f"its classes have other names ({numbers})")
+
+
+def _refuse_undecodable(config: Config, folder: RunFolder, known: Manifest, manifest: Manifest) -> None:
+    """DataError if images of the run are not in the sets because this Pillow lacks a codec."""
+    root, formats = expand_user(config.data.root), set()
+    names: list[str] = []
+    for split, listing in known.items():
+        for name in set(listing.names).difference(manifest[split].names):
+            if (format := missing_codec(name)) and (root / split / name).exists():
+                names.append(f"{split}/{name}")
+                formats.add(format)
+    if names:
+        raise DataError(
+            f"{folder.path} was started with {len(names)} images of {config.data.root} that are still there, but that "
+            f"this Pillow cannot decode, for it has no codec for {' and '.join(sorted(formats))} ({few(sorted(names))}): "
+            "install one that has it to continue the run"
+        )
 
 
 def _compare_numbers(config: Config, folder: RunFolder, sets: Mapping[str, ImageSet]) -> None:
