@@ -39,7 +39,7 @@ def test_unreadable_images_of_all_processes_count_together(
     (root / "train" / "red" / "0.png").write_bytes(b"not an image")
 
     def gather(self: World, value: Any) -> list[Any]:
-        theirs = (Meter().state(), {"another": "damaged", "a third": "damaged"})
+        theirs = (Meter().state(), {name: (f"/set/{name}", "damaged") for name in ("another", "a third")})
         return [value, theirs] if isinstance(value, tuple) else [value]
 
     monkeypatch.setattr(World, "gather", gather)

@@ -114,7 +114,7 @@ def _refuse_undecodable(config: Config, folder: RunFolder, known: Manifest, mani
     if names:
         raise DataError(
             f"{folder.path} was started with {len(names)} images of {config.data.root} that are still there, but that "
-            f"this Pillow cannot decode, for it has no codec for {' and '.join(sorted(formats))} ({few(sorted(names))}): "
+            f"this Pillow cannot decode: it has no codec for {' and '.join(sorted(formats))} ({few(sorted(names))}); "
             "install one that has it to continue the run"
         )
 
