@@ -106,7 +106,7 @@ test-newest: build $(NEWEST)/ready  ## the library as built against 2.11, unchan
 UNDER_ASAN = CUDA_VISIBLE_DEVICES= LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
   ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1:abort_on_error=1
 # This machine's levels, said by the very library that is to be tested.
-LEVELS = from udskd import _C, build_info; had = build_info(); levels = had["simd_levels"]; \
+LEVELS = import torch; from udskd import _C, build_info; had = build_info(); levels = had["simd_levels"]; \
   assert _C.__file__.startswith("$(CURDIR)/build/sanitize/"), _C.__file__; print(*levels[: levels.index(had["simd"]) + 1])
 # What tests start in turn, such as torch.compile's g++, runs without the runtime: it could hang there.
 PYTEST = import os, sys, pytest; del os.environ["LD_PRELOAD"]; sys.exit(pytest.main())

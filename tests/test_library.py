@@ -40,6 +40,7 @@ sys.modules["udskd._C"] = None  # as if it had not been compiled
 with warnings.catch_warnings(record=True) as seen:
     warnings.simplefilter("always")
     import udskd
+    udskd.build_info()  # the first use
 """
 
 

@@ -23,11 +23,10 @@ template <class Acc>
 HD inline Acc certainty(const Problem& p, int64_t row, const Spread<Acc>& s, Acc log_classes) {
   if (p.uncertainty == kNone) return 1;
   if (p.uncertainty == kGiven) return value<Acc>(p.certainty, row);
-  const auto share = [](Acc x) { return x < 0 ? Acc(0) : x > 1 ? Acc(1) : x; };
-  // 1 - (1 - H / log C) would leave nothing of a small entropy.
-  const bool entropy = p.uncertainty == kEntropyWeight;
-  const Acc x = share(entropy ? s.entropy / log_classes : p.uncertainty == kMaxProb ? s.largest : s.largest - s.second);
-  return entropy == p.trust_uncertain ? x : 1 - x;
+  Acc sure = p.uncertainty == kMaxProb ? s.largest : s.largest - s.second, unsure = 1 - sure;
+  if (p.uncertainty == kEntropyWeight) unsure = s.entropy / log_classes, sure = 1 - unsure;
+  const Acc share = p.trust_uncertain ? unsure : sure;  // not 1 - sure, which leaves nothing of a small entropy
+  return share < 0 ? Acc(0) : share > 1 ? Acc(1) : share;
 }
 
 // The row's six components of the loss, coefficients not yet applied.

@@ -223,6 +223,7 @@ def _make(made: Sequence[Call], progress: int) -> None:
     try:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(SECONDS)
+        torch.set_num_threads(1)  # those of the parent are not in the child, which would wait for them
         for call in made:
             os.write(progress, b"b ")
             try:

@@ -62,10 +62,8 @@ __device__ __noinline__ void targets(const Job& job, int64_t row, int label, int
         mass = widened(static_cast<const Brain*>(y.data)[at]);
       } else if (y.dtype == ScalarType::Half) {
         mass = widened(static_cast<const Half*>(y.data)[at]);
-      } else if (y.dtype == ScalarType::Double) {
-        mass = float(static_cast<const double*>(y.data)[at]);
       } else {
-        __trap();  // operator.h has refused it
+        mass = float(static_cast<const double*>(y.data)[at]);
       }
     }
     to[v] = inside ? fmaf(mass, job.scales.keep, job.scales.floor) : 0.f;
