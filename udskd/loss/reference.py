@@ -69,7 +69,7 @@ def dual_student_loss(
     assert a is not None
     if hard and target is not None:
         target = torch.where(live, target, 0)
-    ce_weight, kd_weight, peer_weight = (_coefficient(x, live, dtype) for x in (ce_weight, kd_weight, peer_weight))
+    ce_weight, kd_weight, peer_weight = (_coefficient(x, dtype) for x in (ce_weight, kd_weight, peer_weight))
     weight, spread = _weights(t, a, live, uncertainty, trust, normalize_weights, uncertainty_temperature)
 
     zero = torch.zeros_like(a[:, 0])
@@ -108,9 +108,9 @@ def _on(coefficient: float | Tensor) -> bool:
     return isinstance(coefficient, Tensor) or coefficient != 0
 
 
-def _coefficient(x: float | Tensor, live: Tensor, dtype: torch.dtype) -> float | Tensor:
-    """A coefficient in the arithmetic's dtype, 0 in rows that are ignored, whatever it holds there."""
-    return torch.where(live, x.to(dtype), 0.0) if isinstance(x, Tensor) else x
+def _coefficient(x: float | Tensor, dtype: torch.dtype) -> float | Tensor:
+    """A coefficient in the arithmetic's dtype."""
+    return x.to(dtype) if isinstance(x, Tensor) else x
 
 
 def _kl_to(log_t: Tensor, student: Tensor, temperature: float) -> Tensor:

@@ -1,5 +1,5 @@
 // The two passes of a resize over a single row, at each level. No include guard: see common/cpu/vector.h. After
-// vectors_cpu.h.
+// vectors.h.
 //
 // Between reading and the vertical pass a byte b is the word b << 16 | b << 7, whose product with a share of 22 bits,
 // cut into 7 low and 15 high ones, is one instruction.
