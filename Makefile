@@ -95,7 +95,7 @@ test-newest: build $(NEWEST)/ready  ## the library as built against 2.11, unchan
 	@$(NEWEST_PIP) install --force-reinstall --no-deps build/newest/udskd-*.whl
 	@cmp udskd/_C.*.so $(NEWEST)/lib/python3*/site-packages/udskd/_C.*.so
 	@cd build/newest && ../../$(NEWEST)/bin/python -m udskd
-	@cd build/newest && ../../$(NEWEST)/bin/python -m pytest -q -c ../../pyproject.toml --rootdir . tests/ops
+	@cd build/newest && ../../$(NEWEST)/bin/python -m pytest -q -c ../../pyproject.toml --rootdir . tests/loss
 	@cd build/newest && ../../$(NEWEST)/bin/udskd train ../../udskd/demo/demo.toml --teacher.epochs 1 --training.epochs 1 --output run
 
 # --- the CPU kernels under sanitizers ----------------------------------------------------------------------------------------------
@@ -127,14 +127,14 @@ sanitize: $(VENV)/installed  ## the operator's tests under AddressSanitizer and 
 	done
 	@cd build/sanitize && levels=$$(UDSKD_SIMD= $(UNDER_ASAN) ../../$(BIN)/python -c '$(LEVELS)') || exit; \
 	UDSKD_EMULATED_SANITIZE=1 $(UNDER_ASAN) ../../$(BIN)/python -c '$(PYTEST)' $(SANITIZED) \
-	  -m emulated tests/ops/test_emulated.py tests/ops/test_extremes.py tests/ops/test_raw_operators.py tests/ops/test_scaling.py \
+	  -m emulated tests/loss/test_emulated.py tests/loss/test_extremes.py tests/loss/test_raw_operators.py tests/loss/test_scaling.py \
 	  tests/data/test_resize_emulated.py \
 	  >emulated.log 2>&1 & emulated=$$!; trap 'kill $$emulated 2>/dev/null; exit 130' INT TERM; \
 	for level in $$levels; do \
 	  printf '\033[1mudskd:\033[0m %s\n' "$$level"; \
 	  UDSKD_SIMD=$$level $(UNDER_ASAN) ../../$(BIN)/python -c '$(PYTEST)' $(SANITIZED) \
-	    -m 'not gpu and not emulated' -k 'not [reference and not simd_level and not nothing_beyond' --ignore tests/ops/test_simd.py \
-	    tests/ops tests/data/test_resize.py tests/data/test_resize_bad_input.py || { kill $$emulated; exit 1; }; \
+	    -m 'not gpu and not emulated' -k 'not [reference and not simd_level and not nothing_beyond' --ignore tests/loss/test_simd.py \
+	    tests/loss tests/data/test_resize.py tests/data/test_resize_bad_input.py || { kill $$emulated; exit 1; }; \
 	done; \
 	wait $$emulated; status=$$?; \
 	printf '\033[1mudskd:\033[0m the CUDA kernels, on the CPU, meanwhile\n'; cat emulated.log; exit $$status

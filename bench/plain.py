@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from tests.ops.eager import dual_student_loss
+from tests.loss.helpers.eager import dual_student_loss
 from udskd.config.schema import Config, DataConfig
 
 

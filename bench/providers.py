@@ -19,7 +19,7 @@ from torch import Tensor
 import udskd
 from bench import graph
 from bench.problem import CACHES, PASSES, Case, Loss, Problem
-from tests.ops import eager
+from tests.loss.helpers import eager
 from udskd.loss import forms
 from udskd.loss.functional import Backend
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import udskd
-from tests.ops.problems import Problem, make
+from tests.loss.helpers.problems import Problem, make
 from udskd.loss import forms
 
 PLAN = "UDSKD_CUDA_PLAN"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ARCHS = (75, 80, 86, 89, 90, 100, 120)
-FLAGS = [  # setup.py's, and after them those that torch.utils.cpp_extension adds; tests/test_resources.py compares them
+FLAGS = [  # those of setup.py, then those of torch.utils.cpp_extension; tests/bench/test_resources.py compares them
     *("-DTORCH_TARGET_VERSION=0x020b000000000000", "--Werror=all-warnings", "-O3"),
     *("-D__CUDA_NO_HALF_OPERATORS__", "-D__CUDA_NO_HALF_CONVERSIONS__", "-D__CUDA_NO_BFLOAT16_CONVERSIONS__"),
     *("-D__CUDA_NO_HALF2_OPERATORS__", "--expt-relaxed-constexpr"),

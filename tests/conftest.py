@@ -1,5 +1,5 @@
 """Shared by all tests: hypothesis without deadlines (the machine may be busy), the same examples every time, one thread
-unless a test asks for more, or UDSKD_TEST_THREADS (tests/ops/test_simd.py)."""
+unless a test asks for more, or UDSKD_TEST_THREADS (tests/loss/test_simd.py)."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.data.resizing import ROOT, RUNNABLE
-from tests.threads import threads
+from tests.data.helpers.resizing import ROOT, RUNNABLE
+from tests.helpers.threads import threads
 from udskd import _native
 from udskd.config.schema import DataConfig
 from udskd.data import Batch, to_device

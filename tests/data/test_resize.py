@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 
-from tests.data.resizing import (
+from tests.data.helpers.resizing import (
     ROOT,
     RUNNABLE,
     Case,
@@ -29,7 +29,7 @@ from tests.data.resizing import (
     some_cases,
     whole,
 )
-from tests.threads import threads
+from tests.helpers.threads import threads
 from udskd import _native
 from udskd.data.resize import crop_resize, crop_resize_batch
 

@@ -9,11 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.data.resizing import (
-    batch_of,
-    needs_library,
-    whole,
-)
+from tests.data.helpers.resizing import batch_of, needs_library, whole
 from udskd import _native
 from udskd.data.resize import View, crop_resize, crop_resize_batch
 

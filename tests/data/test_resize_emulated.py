@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from tests.data.resizing import Case, batch_of, cases, pillow
-from tests.ops import emulated
+from tests.data.helpers.resizing import Case, batch_of, cases, pillow
+from tests.loss.helpers import emulated
 
 pytestmark = [
     pytest.mark.emulated,

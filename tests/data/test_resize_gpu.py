@@ -8,13 +8,7 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
-from tests.data.resizing import (
-    Case,
-    batch_of,
-    cases,
-    ours,
-    some_cases,
-)
+from tests.data.helpers.resizing import Case, batch_of, cases, ours, some_cases
 from udskd.data import resize
 from udskd.data.resize import crop_resize_batch
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.ops.emulated_build import cuda_headers
+from tests.loss.helpers.emulated_build import cuda_headers
 
 HERE = Path(__file__).parent
 FLAGS = ("-std=c++20", "-O1", "-fPIC", "-Wall", "-Wextra", "-Werror", f"-I{HERE}")

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.methods.adaptive import HIGH, LOW, akd, alpha, ce, config, expected, gap, students
-from tests.methods.batches import (
+from tests.methods.helpers.adaptive import HIGH, LOW, akd, alpha, ce, config, expected, gap, students
+from tests.methods.helpers.batches import (
     answers,
     assert_asks_for_backend,
     assert_loss_of_nothing,

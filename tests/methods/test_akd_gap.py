@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.methods.adaptive import DECAY, HIGH, LOW, akd, alpha, config, expected, gap, students
-from tests.methods.batches import DTYPES, answers, assert_same, in_double
+from tests.methods.helpers.adaptive import DECAY, HIGH, LOW, akd, alpha, config, expected, gap, students
+from tests.methods.helpers.batches import DTYPES, answers, assert_same, in_double
 from udskd import methods
 from udskd.methods.akd import GapAverage, gaps, teacher_share
 from udskd.methods.base import Answers

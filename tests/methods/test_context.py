@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.methods.adaptive import SETTING, akd, alpha, ce, config, gap
-from tests.methods.batches import DTYPES, B, C, answers, assert_same, in_double, kd
+from tests.methods.helpers.adaptive import SETTING, akd, alpha, ce, config, gap
+from tests.methods.helpers.batches import DTYPES, B, C, answers, assert_same, in_double, kd
 from udskd import methods
 from udskd.methods.base import Answers
 from udskd.methods.context import ClassWeights, Context, standardised

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.methods.batches import (
+from tests.methods.helpers.batches import (
     DTYPES,
     OPTIONS,
     answers,

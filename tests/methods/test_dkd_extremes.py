@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.methods.batches import B, C, answers, in_double
+from tests.methods.helpers.batches import B, C, answers, in_double
 from tests.methods.test_dkd import BETA, config, divergence, dkd, parts
 from udskd import dual_student_loss, methods
 from udskd.config.method_schema import DkdConfig

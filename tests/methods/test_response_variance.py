@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.methods.responses import SIGMAS, B, C, batch, seeded, tempered
+from tests.methods.helpers.responses import SIGMAS, B, C, batch, seeded, tempered
 from udskd.methods.variance import average, draws, inverse_variance, response_variance
 
 

@@ -8,7 +8,18 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.methods.proxies import RAMP, ROLES, C, Run, Scaled, distance, formula, kl, proxy_by_hand, same_gradients
+from tests.methods.helpers.proxies import (
+    RAMP,
+    ROLES,
+    C,
+    Run,
+    Scaled,
+    distance,
+    formula,
+    kl,
+    proxy_by_hand,
+    same_gradients,
+)
 from udskd.loss.functional import dual_student_loss
 from udskd.methods.base import COMPONENTS, STUDENTS
 from udskd.methods.sdkd import feature_distance

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.methods.proxies import ROLES, Run, Scaled
+from tests.methods.helpers.proxies import ROLES, Run, Scaled
 from udskd.errors import ConfigError
 from udskd.methods.base import Needs
 from udskd.methods.sdkd import FusionBlock, ProxyTeacher, _resized, feature_distance

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.methods.proxies import NETWORKS, Run, kl, proxy_by_hand
-from tests.test_stages import world_of_one
+from tests.methods.helpers.proxies import NETWORKS, Run, kl, proxy_by_hand
+from tests.models.test_features import world_of_one
 from udskd.methods.base import STUDENTS
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.methods.responses import B, C, K, batch, config, seeded, teacher, tempered
+from tests.methods.helpers.responses import B, C, K, batch, config, seeded, teacher, tempered
 from udskd import methods
 from udskd.config.schema import DataConfig
 from udskd.errors import ConfigError

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.methods.responses import (
+from tests.methods.helpers.responses import (
     SIGMAS,
     B,
     C,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.methods.responses import (
+from tests.methods.helpers.responses import (
     LOSS,
     B,
     C,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.methods.batches import (
+from tests.methods.helpers.batches import (
     DTYPES,
     OPTIONS,
     answers,

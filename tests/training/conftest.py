@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.training.variants import options
+from tests.training.helpers.variants import options
 from udskd.config.schema import Config, DataConfig, StudentConfig, TeacherConfig, TrainingConfig
 from udskd.training import train
 

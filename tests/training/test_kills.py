@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.training.conftest import tiny_config
-from tests.training.kills import compare, outcome
+from tests.training.helpers.kills import compare, outcome
 from udskd.cli import main as cli
 from udskd.config import schema, toml
 from udskd.config.schema import Config
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(("kind", "times"), [("kill", 20), ("stop", 12), ("full", 12)])
 def test_runs_disturbed_at_random_moments_end_as_if_they_had_not_been(kind: str, times: int) -> None:
     """SIGKILL, also in the middle of a write; SIGINT and SIGTERM; a disk that takes no more."""
-    command = [sys.executable, "-m", "tests.training.kills", "--kind", kind, "--times", str(times)]
+    command = [sys.executable, "-m", "tests.training.helpers.kills", "--kind", kind, "--times", str(times)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{times} times in" in done.stdout

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.training.conftest import write_tree
-from tests.training.variants import run_of
+from tests.training.helpers.variants import run_of
 from udskd.config import schema
 from udskd.config.schema import Config
 from udskd.errors import CheckpointError, ConfigError

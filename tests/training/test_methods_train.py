@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.training.test_run import events, on_call, outcome
-from tests.training.variants import VARIANTS, Watch, options, run_of
+from tests.training.helpers.variants import VARIANTS, Watch, options, run_of
+from tests.training.test_train import events, on_call, outcome
 from udskd import methods
 from udskd.config.schema import Config
 from udskd.errors import Interrupted

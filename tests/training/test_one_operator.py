@@ -11,7 +11,7 @@ import pytest
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.training.variants import VARIANTS, options
+from tests.training.helpers.variants import VARIANTS, options
 from udskd import methods
 from udskd.config.schema import Config
 from udskd.training import train

@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from tests.training.conftest import tiny_config, write_tree
-from tests.training.kills import compare, outcome
-from tests.training.parallel import PATIENCE, Ended, Forge, survivors, torchrun
+from tests.training.helpers.kills import compare, outcome
+from tests.training.helpers.parallel import PATIENCE, Ended, Forge, survivors, torchrun
 from udskd.config import schema, toml
 from udskd.data import augment, open_sets
 from udskd.models.checkpoints import load_weights

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training.parallel import Forge
+from tests.training.helpers.parallel import Forge
 from tests.training.test_parallel import RUN, different, place
 from udskd.training.storage.checkpoint import load_state
 
