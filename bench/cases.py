@@ -17,7 +17,7 @@ from bench import memory
 from bench.plain import Plain
 from bench.timing import Work
 from udskd.config import schema
-from udskd.config.schema import Config
+from udskd.config.schema import ROLES, STUDENTS, Config
 from udskd.data import open_sets
 from udskd.doctor.trial import Trial
 from udskd.errors import DataError
@@ -52,7 +52,7 @@ def config_of(options: argparse.Namespace, root: Path, **changed: Any) -> Config
         "teacher.model": options.teacher,
         "student_a.model": options.student_a,
         "student_b.model": options.student_b,
-        **{f"{role}.stem": options.stem for role in ("teacher", "student_a", "student_b")},
+        **{f"{role}.stem": options.stem for role in ROLES},
         "training.batch_size": options.batch,
         "training.device": options.device,
         "training.lr": LEARNING_RATE,
@@ -117,7 +117,7 @@ def backward(forward: Callable[[Tensor], Tensor], batch: Tensor, autocast: Calla
 
 def theirs(plainly: Plain, inputs: Inputs) -> dict[str, Work]:
     batch, labels = inputs.images.to(memory_format=plainly.layout), inputs.target
-    students = zip(("student_a", "student_b"), plainly.students, strict=True)
+    students = zip(STUDENTS, plainly.students, strict=True)
     with torch.no_grad(), plainly.autocast():
         said = [network(batch) for network in (plainly.teacher, *plainly.students)]
     a, b = (x.detach().requires_grad_() for x in said[1:])

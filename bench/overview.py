@@ -13,22 +13,23 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from udskd.config.schema import STUDENTS
 from udskd.results import table
-from udskd.results.runs import ROLES, Group, group_runs, read_runs
+from udskd.results.runs import Group, group_runs, read_runs
 
 METRICS = (("top-1 %", "top1", 1), ("NLL", "nll", 2), ("ECE", "ece", 3))
 
 
 def overview(groups: Sequence[Group], speed: Mapping[str, float]) -> table.Section:
     """A row for each teacher and method: mean ± standard deviation over seeds; images/s where known."""
-    models = [groups[0].model(role) for role in ROLES]
+    models = [groups[0].model(role) for role in STUDENTS]
     header = ["method", *(f"{model}: {title}" for model in models for title, _, _ in METRICS), "images/s"]
     rows = []
     for model, found in table.teachers_of(groups).items():
         cells = [table.cell([teacher[key] for teacher in found], digits) for _, key, digits in METRICS]
         rows.append([f"teacher {model}", *cells, *[""] * len(METRICS), ""])
     for group in groups:
-        cells = [table.cell(group.values(role, key), digits) for role in ROLES for _, key, digits in METRICS]
+        cells = [table.cell(group.values(role, key), digits) for role in STUDENTS for _, key, digits in METRICS]
         rows.append([f"`{group.label}`", *cells, f"{speed[group.label]:.0f}" if group.label in speed else ""])
     return table.Section(f"{groups[0].runs[0].summary['dataset']['classes']} classes", header, rows)
 

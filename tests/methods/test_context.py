@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from tests.methods.helpers.adaptive import SETTING, akd, alpha, ce, config, gap
 from tests.methods.helpers.batches import DTYPES, B, C, answers, assert_same, in_double, kd
-from udskd import methods
+from udskd.config.schema import STUDENTS
 from udskd.methods.base import Answers
 from udskd.methods.context import ClassWeights, Context, standardised
 
@@ -39,14 +39,14 @@ def test_the_module_starts_as_the_identity_bit_for_bit(dtype: torch.dtype) -> No
     assert x.teacher is not None
     teacher = x.teacher.clone()
     teacher[0, 2] = float("-inf")
-    for role in methods.STUDENTS:
+    for role in STUDENTS:
         shaped = context()[0](teacher, role, replace(x, teacher=teacher)).logits
         wanted = teacher if dtype == torch.float64 else teacher.float()
         assert shaped.dtype == wanted.dtype
         assert torch.equal(shaped, wanted)
 
 
-@pytest.mark.parametrize("role", methods.STUDENTS)
+@pytest.mark.parametrize("role", STUDENTS)
 def test_the_classes_are_reweighted_by_attention_over_them(role: str) -> None:
     x = answers()
     assert x.teacher is not None
@@ -88,7 +88,7 @@ def test_the_students_loss_never_pulls_the_module() -> None:
     assert x.teacher is not None
     method, modules = akd(shape="context", alpha="sample")
     parameters = list(trained(modules["context"]).parameters())
-    shaped = [method.shapes[0](x.teacher, role, x) for role in methods.STUDENTS]
+    shaped = [method.shapes[0](x.teacher, role, x) for role in STUDENTS]
     assert not any(target.logits.requires_grad for target in shaped)
     assert shaped[0].loss is not None
     assert shaped[1].loss is not None
@@ -170,7 +170,7 @@ def test_one_module_serves_both_students_with_targets_of_their_own() -> None:
     x = answers()
     assert x.teacher is not None
     shape = method.shapes[0]
-    a, b = (shape(x.teacher, role, x) for role in methods.STUDENTS)
+    a, b = (shape(x.teacher, role, x) for role in STUDENTS)
     assert not torch.allclose(a.logits, b.logits)
     assert a.loss is not None
     assert b.loss is not None

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from tests.methods.helpers.proxies import (
     RAMP,
-    ROLES,
     C,
     Run,
     Scaled,
@@ -20,8 +19,9 @@ from tests.methods.helpers.proxies import (
     proxy_by_hand,
     same_gradients,
 )
+from udskd.config.schema import ROLES, STUDENTS
 from udskd.loss.functional import dual_student_loss
-from udskd.methods.base import COMPONENTS, STUDENTS
+from udskd.methods.base import COMPONENTS
 from udskd.methods.sdkd import feature_distance
 
 

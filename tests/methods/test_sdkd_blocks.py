@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.methods.helpers.proxies import ROLES, Run, Scaled
+from tests.methods.helpers.proxies import Run, Scaled
+from udskd.config.schema import ROLES
 from udskd.errors import ConfigError
 from udskd.methods.base import Needs
 from udskd.methods.sdkd import FusionBlock, ProxyTeacher, _resized, feature_distance

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.methods.helpers.proxies import NETWORKS, Run, kl, proxy_by_hand
 from tests.models.test_features import world_of_one
-from udskd.methods.base import STUDENTS
+from udskd.config.schema import STUDENTS
 
 
 def without_dropout(module: nn.Module) -> nn.Module:

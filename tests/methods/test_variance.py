@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from tests.methods.helpers.responses import B, C, K, batch, config, seeded, teacher, tempered
 from udskd import methods
-from udskd.config.schema import DataConfig
+from udskd.config.schema import STUDENTS, DataConfig
 from udskd.errors import ConfigError
-from udskd.methods.base import STUDENTS, Needs, Setting
+from udskd.methods.base import Needs, Setting
 from udskd.methods.variance import Average, InverseVariance
 
 EVERY_WAY = [

@@ -22,7 +22,7 @@ from tests.methods.helpers.responses import (
     tempered,
 )
 from udskd import methods
-from udskd.methods.base import STUDENTS
+from udskd.config.schema import STUDENTS
 from udskd.methods.variance import Average, draws
 
 

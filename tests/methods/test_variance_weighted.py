@@ -23,7 +23,8 @@ from tests.methods.helpers.responses import (
     tempered,
 )
 from udskd import methods
-from udskd.methods.base import STUDENTS, Answers
+from udskd.config.schema import STUDENTS
+from udskd.methods.base import Answers
 from udskd.methods.variance import InverseVariance, average, draws, inverse_variance
 
 

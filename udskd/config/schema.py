@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from udskd.config.method_schema import AkdConfig, CudConfig, DkdConfig, SdkdConfig, TargetConfig, VarianceConfig
 
+ROLES = ("teacher", "student_a", "student_b")
+STUDENTS = ROLES[1:]
 Stem = Literal["auto", "imagenet", "half", "small"]
 
 

@@ -12,9 +12,10 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
 
+from udskd.config.schema import STUDENTS
 from udskd.data import EmbeddedSet
 from udskd.results.plots import COLOURS, INK, STYLE, save
-from udskd.results.runs import ROLES, Group
+from udskd.results.runs import Group
 
 Floats = npt.NDArray[np.float64]
 
@@ -57,7 +58,7 @@ def images(figure: SubFigure, teacher: Uncertainty, count: int = 10) -> None:
 
 def ladder(axis: Axes, groups: Sequence[Group], best: float) -> None:
     """Top-1 of both students, rung by rung, below the teacher's and the best possible."""
-    for role, marker, shift in zip(ROLES, "os", (-0.12, 0.12), strict=True):
+    for role, marker, shift in zip(STUDENTS, "os", (-0.12, 0.12), strict=True):
         for row, group in enumerate(groups):
             value = group.values(role, "top1")[0]
             axis.plot(value, row + shift, marker, color=COLOURS[group.method], markersize=9)

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from udskd import methods
 from udskd.config import schema
-from udskd.config.schema import Config, Stem, StudentConfig, TeacherConfig
+from udskd.config.schema import ROLES, STUDENTS, Config, Stem, StudentConfig, TeacherConfig
 from udskd.data import Batch, EvalLoader, ImageSet, Share, TrainLoader, to_device
 from udskd.data.loader import OnUnreadable
-from udskd.methods import STUDENTS
 from udskd.models.loading import stem_of
 from udskd.models.zoo import Model
 from udskd.progress import Display
@@ -67,7 +66,7 @@ class Trial:
             Vote(world, StopRequest()),
         )
         self.session = session
-        roles = ("teacher", *STUDENTS) if methods.get(config.method).uses_teacher else STUDENTS
+        roles = ROLES if methods.get(config.method).uses_teacher else STUDENTS
         networks = {role: build(session, role) for role in roles}
         plan = Plan.of(config, len(images.classes), networks)
         self.taught = self._teacher(networks["teacher"], plan) if "teacher" in networks else None

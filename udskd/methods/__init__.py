@@ -9,7 +9,7 @@ from udskd.config.schema import Config
 from udskd.config.suggest import did_you_mean
 from udskd.errors import ConfigError
 from udskd.methods.akd import AdaptiveDistillation
-from udskd.methods.base import COMPONENTS, STUDENTS, Answers, Method, Needs, Setting, Shape, Shaped, TeacherStage
+from udskd.methods.base import COMPONENTS, Answers, Method, Needs, Setting, Shape, Shaped, TeacherStage
 from udskd.methods.ce import CrossEntropy
 from udskd.methods.context import Context
 from udskd.methods.cud import CalibratedUncertainty, MassBounds, UncertaintyShaping, WrongMassClip
@@ -24,7 +24,6 @@ from udskd.methods.wsl import WeightedSoftLabels
 
 __all__ = [
     "COMPONENTS",
-    "STUDENTS",
     "Answers",
     "Method",
     "Needs",

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from udskd.config.method_schema import AkdConfig
-from udskd.config.schema import Config
+from udskd.config.schema import STUDENTS, Config
 from udskd.errors import ConfigError
 from udskd.loss.reference import kl_divergence
-from udskd.methods.base import STUDENTS, Answers, Setting, Shape
+from udskd.methods.base import Answers, Setting, Shape
 from udskd.methods.operator import OperatorMethod, Terms, cross_entropies, plus
 
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from udskd.config.schema import Config
 
 COMPONENTS = ("ce_a", "ce_b", "kd_a", "kd_b", "peer_a", "peer_b")
-STUDENTS = ("student_a", "student_b")
 Features = tuple[Tensor, ...]
 
 

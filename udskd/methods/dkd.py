@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from udskd.config.schema import Config
+from udskd.config.schema import STUDENTS, Config
 from udskd.errors import ConfigError
 from udskd.loss.functional import DualStudentLossOutput, training_loss
-from udskd.methods.base import STUDENTS, Answers, Ramp, Shape
+from udskd.methods.base import Answers, Ramp, Shape
 from udskd.methods.operator import OperatorMethod, Terms, side_by_side, terms_of
 
 

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from udskd.config.schema import Config
+from udskd.config.schema import STUDENTS, Config
 from udskd.loss.functional import DualStudentLossOutput, training_loss
-from udskd.methods.base import COMPONENTS, STUDENTS, Answers, Method, Shape
+from udskd.methods.base import COMPONENTS, Answers, Method, Shape
 
 Terms = dict[str, Tensor]
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from udskd.config.schema import Config
+from udskd.config.schema import ROLES, STUDENTS, Config
 from udskd.errors import ConfigError
 from udskd.loss.functional import training_loss
-from udskd.methods.base import STUDENTS, Answers, Features, Needs, Ramp, Setting, Shape
+from udskd.methods.base import Answers, Features, Needs, Ramp, Setting, Shape
 from udskd.methods.operator import OperatorMethod, Terms, plus, side_by_side
 from udskd.models.features import Layer, choose_layers
 
@@ -174,7 +174,7 @@ class StudentDriven(OperatorMethod):
     def _layers(self, setting: Setting) -> dict[str, tuple[Layer, ...]]:
         """By role, the layers to fuse, as many for each."""
         options, size, layers = self.config.sdkd, setting.image_size, {}
-        for role in ("teacher", *STUDENTS):
+        for role in ROLES:
             option = f"{role}_layers"
             wanted = getattr(options, option)
             layers[role] = choose_layers(setting.networks[role], size, wanted, options.stages, f"sdkd.{option}")

@@ -17,7 +17,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from udskd.results.runs import ROLES, Group
+from udskd.config.schema import STUDENTS
+from udskd.results.runs import Group
 
 COLOURS = {
     **{"ce": "#7a7a7a", "kd": "#e69f00", "dml": "#009e73", "udskd": "#0072b2"},
@@ -56,7 +57,7 @@ def accuracy(groups: Sequence[Group], path: Path) -> None:
     """Top-1 of every group, a panel for each student."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(10, 1.6 + 0.42 * len(groups)), sharey=True)
-        for axis, role in zip(axes, ROLES, strict=True):
+        for axis, role in zip(axes, STUDENTS, strict=True):
             dots(axis, groups, role, "top1")
             axis.set_title(students(groups, role))
             axis.set_xlabel("top-1 accuracy (%)")
@@ -68,7 +69,7 @@ def calibration(groups: Sequence[Group], path: Path) -> None:
     names = {"ece": "ECE, 15 bins", "nll": "negative log-likelihood", "brier": "Brier score"}
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(2, 3, figsize=(12, 2.6 + 0.84 * len(groups)), sharey=True, squeeze=False)
-        for row, role in zip(axes, ROLES, strict=True):
+        for row, role in zip(axes, STUDENTS, strict=True):
             row[0].set_title(students(groups, role))
             for axis, (metric, name) in zip(row, names.items(), strict=True):
                 dots(axis, groups, role, metric)
@@ -83,10 +84,10 @@ def curves(groups: Sequence[Group], path: Path) -> None:
         figure, axes = plt.subplots(2, 2, figsize=(10, 7), sharex=True, squeeze=False)
         for row, (metric, name) in zip(axes, names.items(), strict=True):
             row[0].set_ylabel(name)
-            for axis, role in zip(row, ROLES, strict=True):
+            for axis, role in zip(row, STUDENTS, strict=True):
                 for group, colour in zip(groups, colours(groups), strict=True):
                     curve(axis, group, role, metric, colour)
-        for role, top, bottom in zip(ROLES, axes[0], axes[1], strict=True):
+        for role, top, bottom in zip(STUDENTS, axes[0], axes[1], strict=True):
             top.set_title(students(groups, role))
             bottom.set_xlabel("epoch")
         handles, labels = axes[0][0].get_legend_handles_labels()

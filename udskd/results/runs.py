@@ -14,7 +14,6 @@ from udskd.config import schema, toml
 from udskd.errors import DataError, printable
 from udskd.results.disagreement import disagreement, read
 
-ROLES = ("student_a", "student_b")
 # Options that say where and how a run was made, not what was trained; the teacher's file differs from seed to seed.
 INCIDENTAL = {
     *("seed", "output", "teacher.checkpoint", "teacher.cache", "data.root", "data.loader", "data.workers"),

@@ -12,7 +12,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from udskd.results.runs import ROLES, Group, group_runs, read_runs
+from udskd.config.schema import STUDENTS
+from udskd.results.runs import Group, group_runs, read_runs
 
 # Column title, key in summary.json, decimals. "H" and "inter" are the uncertainty within and between students: the mean
 # entropy of a student's predictions in nats, and a thousand times the variance of a prediction over the seeds. The last
@@ -69,11 +70,13 @@ def compare(runs: Sequence[Path], output: Path | None = None) -> int:
 
 def table(groups: Sequence[Group]) -> list[Section]:
     """A section for each student network: the teachers on top, then the groups."""
-    shown = [metric for metric in METRICS if any(group.values(role, metric[1]) for group in groups for role in ROLES)]
+    shown = [
+        metric for metric in METRICS if any(group.values(role, metric[1]) for group in groups for role in STUDENTS)
+    ]
     header = ["method", "seeds", *(title for title, _, _ in shown)]
     teachers = [teacher_row(model, found, shown) for model, found in teachers_of(groups).items()]
     sections = []
-    for role in ROLES:
+    for role in STUDENTS:
         for model in dict.fromkeys(group.model(role) for group in groups):
             students = [student_row(group, role, shown) for group in groups if group.model(role) == model]
             sections.append(Section(f"{role}: {model}", header, teachers + students))

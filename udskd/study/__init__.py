@@ -9,11 +9,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from udskd.config.schema import Config
+from udskd.config.schema import STUDENTS, Config
 from udskd.data import EmbeddedSet
 from udskd.errors import ConfigError
 from udskd.files import write_atomic
-from udskd.methods import STUDENTS
 from udskd.results import table
 from udskd.study import figure, trials
 from udskd.study.seed import merged, of_seed, of_truth

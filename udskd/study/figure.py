@@ -17,8 +17,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
 
+from udskd.config.schema import STUDENTS
 from udskd.data import EmbeddedSet
-from udskd.methods import STUDENTS
 from udskd.results.plots import COLOURS, INK, STYLE, save
 from udskd.study.measures import Floats, by_rank
 from udskd.study.seed import BAYES, TEACHER

@@ -11,12 +11,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from udskd.config.schema import Config
+from udskd.config.schema import STUDENTS, Config
 from udskd.data import EmbeddedSet
 from udskd.demo.demo import logits_of
 from udskd.errors import CheckpointError
 from udskd.files import PREDICTIONS
-from udskd.methods import STUDENTS, Answers
+from udskd.methods import Answers
 from udskd.study.measures import Floats, restored
 from udskd.training.tasks.teacher import SHAPED
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from udskd import methods
-from udskd.config.schema import Config
+from udskd.config.schema import STUDENTS, Config
 from udskd.data import EmbeddedSet
 from udskd.demo.demo import logits_of
-from udskd.methods import STUDENTS, Answers
+from udskd.methods import Answers
 from udskd.methods.operator import OperatorMethod
 from udskd.methods.udskd import UncertaintyAwareDualStudent
 from udskd.study import trials

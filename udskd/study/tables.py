@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from udskd.config.schema import STUDENTS
 from udskd.data import EmbeddedSet
-from udskd.methods import STUDENTS
 from udskd.results.table import Section, cell, markdown
 from udskd.study.measures import by_rank
 from udskd.study.seed import BAYES, TEACHER

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from udskd.config.schema import DataConfig
+from udskd.config.schema import ROLES, DataConfig
 from udskd.data import EvalLoader, ImageSet, Share, open_sets
 from udskd.data.manifest import difference, list_images
 from udskd.data.workers import Poll
@@ -17,7 +17,6 @@ from udskd.errors import CheckpointError, Interrupted
 from udskd.models import loading
 from udskd.progress import Display
 from udskd.training.evaluation.evaluate import EVALUATED, brief, evaluate
-from udskd.training.networks.trainable import ROLES
 from udskd.training.runtime.device import Runtime
 from udskd.training.runtime.distributed import Vote, World
 from udskd.training.runtime.signals import Stopped, StopRequest

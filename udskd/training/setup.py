@@ -8,7 +8,7 @@ from typing import Any
 
 from udskd import methods
 from udskd.config import schema
-from udskd.config.schema import Config, DataConfig
+from udskd.config.schema import ROLES, Config, DataConfig
 from udskd.data import EvalLoader, ImageSet, Share, TrainLoader, check_readable, class_hash, shared_images
 from udskd.data.manifest import content_hash
 from udskd.errors import ConfigError
@@ -17,7 +17,7 @@ from udskd.progress import Display
 from udskd.training.engine.session import Session
 from udskd.training.engine.state import restore_previous
 from udskd.training.evaluation.evaluate import EVALUATED
-from udskd.training.networks.trainable import ROLES, build_model
+from udskd.training.networks.trainable import build_model
 from udskd.training.runtime.device import Runtime
 from udskd.training.runtime.distributed import Vote, World
 from udskd.training.storage.images import check_classes, identify, unreadable

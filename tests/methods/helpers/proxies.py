@@ -12,14 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from udskd.config import schema
-from udskd.config.schema import Config
-from udskd.methods.base import STUDENTS, Answers, Setting, Shape, Shaped
+from udskd.config.schema import ROLES, STUDENTS, Config
+from udskd.methods.base import Answers, Setting, Shape, Shaped
 from udskd.methods.sdkd import FusionBlock, StudentDriven
 from udskd.models import zoo
 from udskd.models.features import Tapped
 
 B, C, SIZE = 4, 3, 8
-ROLES = ("teacher", *STUDENTS)
 NETWORKS = {"teacher": "tiny_plain_4", "student_a": "tiny_plain_3", "student_b": "tiny_separable_2"}
 OPTIONS = {  # weights that float32 holds exactly, where the ramp multiplies
     **{"loss.temperature": 3.0, "loss.peer_temperature": 2.0},

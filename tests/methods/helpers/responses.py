@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from udskd.config.method_schema import TargetConfig, VarianceConfig
-from udskd.config.schema import Config, LossConfig
-from udskd.methods.base import STUDENTS, Answers
+from udskd.config.schema import STUDENTS, Config, LossConfig
+from udskd.methods.base import Answers
 
 B, C, K = 6, 5, 3
 T = 3.0

@@ -9,14 +9,12 @@ import torch
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
-from udskd.config.schema import StudentConfig, TeacherConfig, TrainingConfig
+from udskd.config.schema import ROLES, StudentConfig, TeacherConfig, TrainingConfig
 from udskd.models import zoo
 from udskd.models.features import Tapped
 from udskd.training.networks.ema import Average
 from udskd.training.networks.optim import Schedule, sgd
 from udskd.training.runtime.device import Runtime, derive_seed
-
-ROLES = ("teacher", "student_a", "student_b")
 
 
 class Trained:

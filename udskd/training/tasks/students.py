@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from udskd import methods
-from udskd.config.schema import Config
+from udskd.config.schema import STUDENTS, Config
 from udskd.errors import ConfigError
-from udskd.methods import STUDENTS, Answers, Method, Needs, Setting
+from udskd.methods import Answers, Method, Needs, Setting
 from udskd.models.zoo import Model
 from udskd.training.engine.session import Session
 from udskd.training.engine.task import Inputs, Task
