@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import types
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import tomli_w
 
 from udskd.config.rules import check
 from udskd.config.schema import Config
@@ -46,15 +47,15 @@ def load(path: str | Path) -> Config:
 
 def dump(config: Config) -> str:
     """TOML text that load() reads back to an equal Config. Options that are None, their default, are left out."""
-    values = asdict(config)
-    lines = [
-        f"{key} = {_toml(value)}" for key, value in values.items() if not isinstance(value, dict) and value is not None
-    ]
-    for section, table in values.items():
-        if isinstance(table, dict):
-            lines += ["", f"[{section}]"]
-            lines += [f"{key} = {_toml(value)}" for key, value in table.items() if value is not None]
-    return "\n".join(lines) + "\n"
+    return tomli_w.dumps(_without_none(asdict(config)))
+
+
+def _without_none(table: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_none(value) if isinstance(value, dict) else value
+        for key, value in table.items()
+        if value is not None
+    }
 
 
 def _from_table(cls: type[T], table: dict[str, Any], section: str) -> T:
@@ -105,13 +106,3 @@ def _in_words(hint: Any) -> str:
     if get_origin(hint) is tuple:
         return f"an array of {len(get_args(hint))} numbers"
     return {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}[hint]
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (tuple, list)):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    if isinstance(value, str):  # JSON's escapes are TOML's, but TOML also forbids DEL
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return repr(value)
