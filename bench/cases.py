@@ -19,7 +19,7 @@ from bench.timing import Work
 from udskd.config import schema
 from udskd.config.schema import ROLES, STUDENTS, Config
 from udskd.data import open_sets
-from udskd.doctor.trial import Trial
+from udskd.doctor.step_benchmark import StepBenchmark
 from udskd.errors import DataError
 from udskd.training.engine.task import Inputs
 from udskd.training.networks.trainable import build_model
@@ -32,7 +32,7 @@ LEARNING_RATE = 1e-3  # so low that no network leaves the numbers that it began 
 class Subjects:
     """Who trains, in the order in which they were made ready."""
 
-    trials: dict[str, Trial] = field(default_factory=dict)
+    trials: dict[str, StepBenchmark] = field(default_factory=dict)
     plains: dict[str, Plain] = field(default_factory=dict)
     works: dict[tuple[str, str], Work] = field(default_factory=dict)
     """By part and name."""
@@ -61,7 +61,7 @@ def config_of(options: argparse.Namespace, root: Path, **changed: Any) -> Config
     return schema.with_values(Config(), values)
 
 
-def ours(trial: Trial, inputs: Inputs, parts: bool) -> dict[str, Work]:
+def ours(trial: StepBenchmark, inputs: Inputs, parts: bool) -> dict[str, Work]:
     """The step, and what it consists of."""
     assert trial.taught is not None
     frozen, batch = trial.taught.says, trial.batch()
@@ -130,7 +130,7 @@ def theirs(plainly: Plain, inputs: Inputs) -> dict[str, Work]:
     }
 
 
-def plain_loop(config: Config, classes: int, trial: Trial, layout: torch.memory_format) -> Plain:
+def plain_loop(config: Config, classes: int, trial: StepBenchmark, layout: torch.memory_format) -> Plain:
     """The same networks with the same weights at the start."""
     size, seed = config.data.image_size, config.seed
     roles = {"teacher": config.teacher, "student_a": config.student_a, "student_b": config.student_b}
@@ -168,7 +168,7 @@ def get_ready(stack: ExitStack, root: Path, options: argparse.Namespace, end: fl
             continue
         try:
             config = schema.with_values(config_of(options, root, **training), {"data.loader": mode})
-            trial = Trial(config, train)
+            trial = StepBenchmark(config, train)
             stack.callback(trial.close)
             works = ours(trial, trial.inputs(trial.batch()), parts="training.cuda_graph" not in training)
             add(subjects, name, works, options.device, graph="training.cuda_graph" in training)

@@ -26,13 +26,13 @@ from udskd.cli import arguments
 from udskd.config import schema, toml
 from udskd.config.schema import Config
 from udskd.data import open_sets
-from udskd.doctor.trial import Trial
+from udskd.doctor.step_benchmark import StepBenchmark
 from udskd.results import table as report
 
 HEADER = ["method", "images/s", "a step", "p10 - p90", "of kd"]
 
 
-def stepping(trial: Trial) -> Work:
+def stepping(trial: StepBenchmark) -> Work:
     """Steps on one and the same batch."""
     inputs = trial.inputs(trial.batch())
 
@@ -49,7 +49,7 @@ def measure(config: Config, names: Sequence[str], rounds: int) -> list[dict[str,
     with ExitStack() as stack:
         works: dict[str, Work] = {}
         for name in names:
-            trial = Trial(schema.with_values(config, {"method": name}), images)
+            trial = StepBenchmark(schema.with_values(config, {"method": name}), images)
             stack.callback(trial.close)
             works[name] = stepping(trial)
             device, batch = trial.runtime.device.type, trial.loader.batch_size

@@ -30,7 +30,7 @@ from bench.measure import digits
 from bench.timing import Times
 from udskd.config import schema
 from udskd.data import open_sets
-from udskd.doctor.trial import Trial
+from udskd.doctor.step_benchmark import StepBenchmark
 from udskd.doctor.verdict import rate
 from udskd.errors import UdskdError
 from udskd.results import table as report
@@ -81,7 +81,7 @@ def epochs(stack: ExitStack, root: Path, subjects: Subjects, options: argparse.N
     for name, trial in subjects.trials.items():
         out[name, trial.config.data.loader, "step"] = epoch(trial.train_epoch)
     other = "threads" if options.device == "cuda" else "resident"
-    trial = Trial(schema.with_values(config, {"data.loader": other}), train)
+    trial = StepBenchmark(schema.with_values(config, {"data.loader": other}), train)
     stack.callback(trial.close)
     out["udskd", other, "step"] = epoch(trial.train_epoch)
     batches = plain.loader(config.data, range(len(train)), options.batch, options.workers, options.device)

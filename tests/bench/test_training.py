@@ -18,7 +18,7 @@ from udskd.config import schema
 from udskd.config.schema import Config
 from udskd.data import FolderSet
 from udskd.doctor.rates import batches_for, steady
-from udskd.doctor.trial import Trial
+from udskd.doctor.step_benchmark import StepBenchmark
 from udskd.training.networks.trainable import build_model
 
 QUICK = ["--batch", "4", "--rounds", "1"]
@@ -45,13 +45,13 @@ def networks(config: Config) -> list[torch.nn.Module]:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_the_plain_loop_does_the_same_work(config: Config, layout: torch.memory_format) -> None:
     """The same loss of the same batch, and after a step the same weights."""
-    trial = Trial(config, FolderSet(Path(config.data.root) / "train"))
+    trial = StepBenchmark(config, FolderSet(Path(config.data.root) / "train"))
     plainly = plain.Plain(*networks(config), config, "cpu", layout=layout)
     inputs = trial.inputs(trial.batch())
     before = trial.task.losses(inputs)["loss"].item()
     assert plainly.loss(inputs.images, inputs.target).item() == pytest.approx(before, rel=1e-5)
 
-    trial = Trial(config, FolderSet(Path(config.data.root) / "train"))
+    trial = StepBenchmark(config, FolderSet(Path(config.data.root) / "train"))
     plainly = plain.Plain(*networks(config), config, "cpu", layout=layout)
     trial.train_step(inputs)
     assert plainly.step(inputs.images, inputs.target) == pytest.approx(before, rel=1e-5)
@@ -67,7 +67,7 @@ def test_the_plain_loader_loads_what_ours_does(config: Config) -> None:
     assert pictures.shape == (12, 3, 8, 8)
     assert pictures.dtype == torch.float32
     assert labels.dtype == torch.int64
-    trial = Trial(config, FolderSet(Path(config.data.root) / "train"))
+    trial = StepBenchmark(config, FolderSet(Path(config.data.root) / "train"))
     ours = trial.inputs(trial.batch()).images
     assert pictures.mean().item() == pytest.approx(ours.mean().item(), abs=0.3)
     assert pictures.std().item() == pytest.approx(ours.std().item(), rel=0.3)
@@ -77,7 +77,7 @@ def test_a_trial_trains_as_a_run_does_and_writes_nothing(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    trial = Trial(config, FolderSet(Path(config.data.root) / "train"))
+    trial = StepBenchmark(config, FolderSet(Path(config.data.root) / "train"))
     before = [p.detach().clone() for p in trial.task.networks[0].module.parameters()]
     assert trial.train_epoch() == 36
     assert trial.train_epoch() == 36

@@ -20,10 +20,10 @@ from udskd.config import schema
 from udskd.config.schema import Config, DataConfig
 from udskd.data import EmbeddedSet, FolderSet, open_sets, resident
 from udskd.data.pack import pack
-from udskd.doctor import trial
+from udskd.doctor import step_benchmark
 from udskd.doctor.costs import pack_one, pieces, reading
 from udskd.doctor.rates import sample
-from udskd.doctor.trial import seconds
+from udskd.doctor.step_benchmark import seconds
 from udskd.doctor.verdict import Findings, rate, size, verdict
 from udskd.errors import ConfigError, DataError
 
@@ -53,12 +53,12 @@ def test_a_slow_first_run_is_the_answer_only_where_no_library_warms_up(
     monkeypatch: pytest.MonkeyPatch, device: str, runs: int
 ) -> None:
     took, now = [9.0, 3.0, 2.0, 1.0], [0.0]
-    monkeypatch.setattr(trial, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(step_benchmark, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
     def work() -> None:
         now[0] += took.pop(0)
 
-    runtime: Any = SimpleNamespace(device=torch.device(device), finish=lambda: None)
+    runtime: Any = SimpleNamespace(device=torch.device(device), synchronize=lambda: None)
     assert seconds(work, runtime, budget=5.0, warm_up=2) == (9.0 if device == "cpu" else 2.0)
     assert 4 - len(took) == runs
 
@@ -241,7 +241,7 @@ def test_other_recipes(config: Config, capsys: pytest.CaptureFixture[str], optio
 def test_the_teachers_stem_is_that_of_its_weights(config: Config, tmp_path: Path, stem: str) -> None:
     torch.save(get_model("shufflenet_v2_x0_5", weights=None, num_classes=10).state_dict(), tmp_path / "t.pth")
     values = {"teacher.checkpoint": str(tmp_path / "t.pth"), "teacher.model": "shufflenet_v2_x0_5"}
-    at_work = trial.Trial(
+    at_work = step_benchmark.StepBenchmark(
         schema.with_values(config, {**values, "teacher.stem": stem, "data.image_size": 32}), EmbeddedSet("train", 48)
     )
     assert at_work.taught is not None

@@ -205,11 +205,11 @@ def test_going_back_forgets_what_was_logged_later(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     for event, values in (("teacher", {}), ("epoch", {"epoch": 1}), ("epoch", {"epoch": 2}), ("end", {})):
         folder.log(event, **values)
-    assert folder.unreadable("red/a.png", "/set/train/red/a.png", "torn")
-    folder.rewind("epoch", 1)
+    assert folder.log_unreadable("red/a.png", "/set/train/red/a.png", "torn")
+    folder.truncate_log("epoch", 1)
     assert [e["event"] for e in folder._events()] == ["teacher", "epoch"]
-    assert folder.unreadable("red/a.png", "/set/train/red/a.png", "torn")  # is news again
-    assert not folder.unreadable("red/a.png", "/set/train/red/a.png", "torn")
+    assert folder.log_unreadable("red/a.png", "/set/train/red/a.png", "torn")  # is news again
+    assert not folder.log_unreadable("red/a.png", "/set/train/red/a.png", "torn")
 
 
 def test_a_disk_that_is_full_from_the_beginning_leaves_no_run(

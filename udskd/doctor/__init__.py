@@ -17,7 +17,7 @@ from udskd.data.resident import LEFT_IN_RAM, LEFT_ON_GPU, available_memory, chec
 from udskd.data.workers import mode
 from udskd.doctor.costs import SHORT_SIDE, Costs, costs, pieces, reading
 from udskd.doctor.rates import Sample, loader_rate, sample
-from udskd.doctor.trial import Trial, seconds
+from udskd.doctor.step_benchmark import StepBenchmark, seconds
 from udskd.doctor.verdict import Findings, Way, rate, size, verdict
 from udskd.errors import ConfigError, DataError, printable
 from udskd.training.runtime.device import Runtime
@@ -42,7 +42,7 @@ def data(config: Config) -> int:
     methods.check(config)
     if int(os.environ.get("WORLD_SIZE") or 1) > 1:
         raise ConfigError("udskd doctor is for one process: start it without torchrun")
-    runtime, (images, val) = Runtime.of(config.training), open_sets(config.data)
+    runtime, (images, val) = Runtime.from_config(config.training), open_sets(config.data)
     some = sample(images, IMAGES)
     print(f"{config.data.root}: {len(images)} training images of {len(images.classes)} classes, {len(some)} looked at")
     print(f"{runtime.describe()}; {cores()} cores, {torch.get_num_threads()} threads\n")
@@ -202,7 +202,7 @@ def _step_rate(config: Config, some: Sample, runtime: Runtime) -> tuple[float, i
 def _trial(config: Config, some: Sample, rows: int, budget: float) -> float:
     """Seconds of a step of so many images, from a batch as the loader gives it to the updated weights."""
     config = schema.with_values(config, {"training.batch_size": rows, "data.max_unreadable": 1.0})
-    trial = Trial(config, some.repeated(rows), some.note)
+    trial = StepBenchmark(config, some.repeated(rows), some.note)
     try:
         batch = trial.batch()
         warm_up = 5 if trial.runtime.device.type == "cuda" else 1  # a graph is captured at the fourth

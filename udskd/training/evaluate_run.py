@@ -18,7 +18,7 @@ from udskd.models import loading
 from udskd.progress import Display
 from udskd.training.evaluation.evaluate import EVALUATED, brief, evaluate
 from udskd.training.runtime.device import Runtime
-from udskd.training.runtime.distributed import Vote, World
+from udskd.training.runtime.distributed import StopConsensus, World
 from udskd.training.runtime.signals import Stopped, StopRequest
 from udskd.training.storage.images import compare_listings
 from udskd.training.storage.run_folder import RunFolder
@@ -32,15 +32,15 @@ def evaluate_run(run: Path, data_root: str | None = None) -> dict[str, Any]:
     the result is the same. Raises CheckpointError if the classes differ.
     """
     world = World.join()
-    stop = StopRequest(patient=not world.alone)
-    display = Display(silent=not world.main)
+    stop = StopRequest(ignore_repeats=not world.is_single)
+    display = Display(silent=not world.is_rank0)
     try:
         with stop:
-            networks, loader, data, runtime = world.together(lambda: _to_evaluate(run, data_root, world))
-            world.together(lambda: compare_listings(data, {"val": loader.images}, world))
+            networks, loader, data, runtime = world.run_on_all_ranks(lambda: _to_evaluate(run, data_root, world))
+            world.run_on_all_ranks(lambda: compare_listings(data, {"val": loader.images}, world))
             if data_root is None:
-                world.together(lambda: _compare_with_run(run, loader.images, display, world, stop.poll))
-            results = evaluate(networks, loader, data, runtime, display, Vote(world, stop).poll)
+                world.run_on_all_ranks(lambda: _compare_with_run(run, loader.images, display, world, stop.poll))
+            results = evaluate(networks, loader, data, runtime, display, StopConsensus(world, stop).poll)
     except Stopped:
         raise Interrupted("stopped before the evaluation was complete") from None
     except Exception as error:
@@ -56,7 +56,7 @@ def evaluate_run(run: Path, data_root: str | None = None) -> dict[str, Any]:
 
 def _compare_with_run(run: Path, images: ImageSet, display: Display, world: World, poll: Poll) -> None:
     """A line if the validation images are not those that the run was trained with, as far as it has a list of them."""
-    known = RunFolder.open(run).manifest() if world.main else None
+    known = RunFolder.open(run).manifest() if world.is_rank0 else None
     if known is None or "val" not in known:
         return
     known = {"val": known["val"]}
@@ -72,7 +72,7 @@ def _to_evaluate(
     files = {role: run / f"{role}.safetensors" for role in (*ROLES, SHAPED) if (run / f"{role}.safetensors").exists()}
     if not {"student_a", "student_b"} <= files.keys():
         raise CheckpointError(f"{run} holds no trained students yet: udskd train --resume {run} continues it")
-    runtime, (_, val_set) = Runtime.of(config.training, world), open_sets(data)
+    runtime, (_, val_set) = Runtime.from_config(config.training, world), open_sets(data)
     networks = {
         role: runtime.place(loading.load_network(file, None, val_set.classes, data).module)
         for role, file in files.items()

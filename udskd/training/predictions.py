@@ -27,6 +27,6 @@ def write(session: Session, networks: Mapping[str, nn.Module]) -> None:
         session.display.line(f"{PREDICTIONS}: left out, it would take {size / 2**20:.0f} MiB")
         return
     data, runtime = session.config.data, session.runtime
-    rows = predict(networks, session.val, data, runtime, session.display, session.vote.poll)
-    if session.world.main:
+    rows = predict(networks, session.val, data, runtime, session.display, session.consensus.poll)
+    if session.world.is_rank0:
         write_atomic(session.folder.path / PREDICTIONS, safetensors.numpy.save(rows))

@@ -19,7 +19,7 @@ from udskd.training.engine.state import restore_previous
 from udskd.training.evaluation.evaluate import EVALUATED
 from udskd.training.networks.trainable import build_model
 from udskd.training.runtime.device import Runtime
-from udskd.training.runtime.distributed import Vote, World
+from udskd.training.runtime.distributed import StopConsensus, World
 from udskd.training.storage.images import check_classes, identify, unreadable
 from udskd.training.storage.run_folder import RunFolder
 from udskd.training.tasks import teacher
@@ -36,7 +36,7 @@ MOVABLE = (
 def to_continue(config: Config, resume: Path | None, world: World) -> Path | None:
     """What to continue: as asked; or, where torchrun starts us again after a failure, the run that we had begun."""
     path = schema.run_folder(config)
-    begun = _restarted() and RunFolder(path).begun_by(os.environ.get("TORCHELASTIC_RUN_ID"))
+    begun = _restarted() and RunFolder(path).started_by(os.environ.get("TORCHELASTIC_RUN_ID"))
     return path if any(world.gather(begun)) and resume is None else resume
 
 
@@ -46,15 +46,15 @@ def _restarted() -> bool:
 
 def run_folder(config: Config, resume: Path | None, world: World, display: Display, previous: bool) -> RunFolder:
     if resume is None:
-        folder = RunFolder(schema.run_folder(config), writes=world.main)
-        if world.main:
+        folder = RunFolder(schema.run_folder(config), writes=world.is_rank0)
+        if world.is_rank0:
             folder.check_free()
         return folder
-    folder = RunFolder.open(resume, writes=world.main)
+    folder = RunFolder.open(resume, writes=world.is_rank0)
     for line in check_same(folder.config, config, resume):
         display.line(line)
-    folder.claim()
-    if previous and world.main and not _restarted():  # else each restart would go back further
+    folder.lock()
+    if previous and world.is_rank0 and not _restarted():  # else each restart would go back further
         restore_previous(folder)
     return folder
 
@@ -80,18 +80,18 @@ def prepare(
     folder: RunFolder,
     world: World,
     display: Display,
-    vote: Vote,
+    consensus: StopConsensus,
     sets: tuple[ImageSet, ImageSet],
 ) -> tuple[Session, dict[str, Model], Plan]:
     """Everything that can be wrong with the options, the images and the teacher's file shows here, before any work."""
-    runtime, (train_set, val_set) = Runtime.of(config.training, world), sets
+    runtime, (train_set, val_set) = Runtime.from_config(config.training, world), sets
     runtime.loss_backend(config.loss)
-    if world.main and folder.begun:
+    if world.is_rank0 and folder.begun:
         check_classes(config, folder, val_set.classes)
     share = Share(world.rank, world.ranks, config.training.accumulate)
 
     def on_unreadable(name: str, reason: str) -> None:
-        if folder.unreadable(
+        if folder.log_unreadable(
             train_set.relative(name), name, reason
         ):  # not known from an earlier part of this run, or another process
             Display().line(f"skipping an image that cannot be read: {name} ({reason})")
@@ -108,7 +108,7 @@ def prepare(
     )
     train.unreadable |= unreadable(folder, train_set)
     val = EvalLoader(val_set, config.data, batch_size=min(size, EVALUATED), share=share, device=device)
-    session = Session(config, folder, runtime, train, val, val_set.classes, display, vote)
+    session = Session(config, folder, runtime, train, val, val_set.classes, display, consensus)
     networks = {
         role: build_model(role, options, len(val_set.classes), config.data.image_size, config.seed)
         for role, options in (("student_a", config.student_a), ("student_b", config.student_b))
@@ -119,16 +119,16 @@ def prepare(
     if "teacher" in networks:
         plan.says(config, runtime, networks["teacher"].module)  # to be refused now, if it cannot say what is asked
         cached = reader.find(session, networks["teacher"])  # to be refused now, if it is another teacher's
-        if cached is not None and world.main:
+        if cached is not None and world.is_rank0:
             if unknown := cached.unknown_images():
                 display.line(unknown)
             with display.steps("identify the teacher cache's images", len(train_set)) as advance:
-                cached.check_images(advance, vote.poll_here)
+                cached.check_images(advance, consensus.poll_here)
     if world.local_rank == 0:  # the processes of one machine have the same images
-        session.manifest = identify(config, folder, {"train": train_set, "val": val_set}, display, vote)
+        session.manifest = identify(config, folder, {"train": train_set, "val": val_set}, display, consensus)
     if config.data.loader == "resident":
         with display.steps("decode the training images", len(train_set)) as advance:
-            train.prepare(lambda *_: advance(), vote.poll_here)
+            train.prepare(lambda *_: advance(), consensus.poll_here)
     check_readable(val_set, config.data.workers, loader=config.data.loader, share=share)
     return session, networks, plan
 
@@ -144,7 +144,7 @@ def introduce(session: Session, networks: dict[str, Model]) -> None:
         f"device: {session.runtime.describe()}; loss backend: {session.runtime.loss_backend(config.loss)}",
         *(
             []
-            if world.alone
+            if world.is_single
             else [f"processes: {world.ranks}, {session.train.share.rows(session.train.batch_size)} images each"]
         ),
         *(f"{role}: {networks[role].describe()}" for role in ROLES if role in networks),

@@ -26,7 +26,7 @@ from udskd.training.engine.session import Session
 from udskd.training.evaluation.evaluate import brief, evaluate_answers
 from udskd.training.evaluation.teacher_check import Doubt, doubt
 from udskd.training.networks.trainable import Network
-from udskd.training.runtime.distributed import Vote, World
+from udskd.training.runtime.distributed import StopConsensus, World
 from udskd.training.runtime.signals import Stopped, StopRequest
 from udskd.training.setup import dataset, introduce, prepare, run_folder, to_continue
 from udskd.training.storage.images import compare_contents, compare_listings, unreadable
@@ -46,11 +46,11 @@ def train(config: Config, *, resume: Path | None = None, previous: bool = False)
     """
     methods.check(config)
     world = World.join()
-    display, stop = Display(silent=not world.main), StopRequest(patient=not world.alone)
+    display, stop = Display(silent=not world.is_rank0), StopRequest(ignore_repeats=not world.is_single)
     try:
         with stop:
             begun = to_continue(config, resume, world)
-            folder = world.together(lambda: run_folder(config, begun, world, display, previous))
+            folder = world.run_on_all_ranks(lambda: run_folder(config, begun, world, display, previous))
             if folder.complete:
                 display.line(f"{folder.path} is complete: there is nothing to continue")
                 return folder.summary()
@@ -66,14 +66,18 @@ def train(config: Config, *, resume: Path | None = None, previous: bool = False)
 def _train(config: Config, folder: RunFolder, world: World, display: Display, stop: StopRequest) -> dict[str, Any]:
     session, begun = None, folder.begun
     try:
-        sets = world.together(lambda: open_sets(config.data))
-        world.together(lambda: compare_listings(config.data, dict(zip(("train", "val"), sets, strict=True)), world))
-        vote = Vote(world, stop)
-        session, networks, plan = world.together(lambda: prepare(config, folder, world, display, vote, sets))
+        sets = world.run_on_all_ranks(lambda: open_sets(config.data))
+        world.run_on_all_ranks(
+            lambda: compare_listings(config.data, dict(zip(("train", "val"), sets, strict=True)), world)
+        )
+        consensus = StopConsensus(world, stop)
+        session, networks, plan = world.run_on_all_ranks(
+            lambda: prepare(config, folder, world, display, consensus, sets)
+        )
         images = session.manifest
-        world.together(lambda: compare_contents(config.data, images, world))
+        world.run_on_all_ranks(lambda: compare_contents(config.data, images, world))
         # only now, so that a mistake found on the way leaves nothing behind
-        world.together(lambda: folder.resume(images) if begun else folder.create(config, images))
+        world.run_on_all_ranks(lambda: folder.resume(images) if begun else folder.create(config, images))
         return _run(session, networks, plan)
     except Stopped:
         raise _interrupted(session, folder) from None
@@ -92,7 +96,7 @@ def _train(config: Config, folder: RunFolder, world: World, display: Display, st
         if session is not None:
             session.train.close()
             session.val.close()
-        folder.release()
+        folder.unlock()
 
 
 def _run(session: Session, networks: dict[str, Model], plan: Plan) -> dict[str, Any]:
@@ -127,7 +131,7 @@ def _measured(session: Session, taught: teacher.Taught) -> dict[str, Any]:
             "put that one back, or start another run"
         )
     networks = {"teacher": taught.model.module}
-    poll = session.vote.poll
+    poll = session.consensus.poll
     results = evaluate_answers(networks, session.val, session.config.data, session.runtime, session.display, poll)
     metrics, answers = results["teacher"]
     if not math.isfinite(metrics["nll"]):
@@ -153,7 +157,7 @@ def _refuse_overflow(session: Session, taught: teacher.Taught) -> None:
     if not half or taught.cache is not None:
         return
     data, runtime, bad = session.config.data, session.runtime, False
-    with closing(runtime.stream(session.val)) as batches:
+    with closing(runtime.prefetch(session.val)) as batches:
         if (batch := next(batches, None)) is not None:
             images, _ = to_device(batch, data, runtime.device, len(session.classes), runtime.memory_format)
             logits = taught.says(images).logits

@@ -22,7 +22,7 @@ def test_a_step_ends_with_its_last_user(monkeypatch: pytest.MonkeyPatch) -> None
     loss = torch.ones((), requires_grad=True)
     task: Any = SimpleNamespace(networks=[], trained=[], losses=lambda inputs: {"loss": 2 * loss})
     runtime: Any = SimpleNamespace(device=torch.device("cpu"), precision="fp32")
-    with graph.nothing_collected():
+    with graph.garbage_collection_paused():
         step = Step(task, runtime, 1, 4, cuda_graph=True)
         step.run(Inputs(torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64)), 0, 0)
         assert loss.grad == 2
@@ -38,7 +38,7 @@ def test_garbage_is_collected_before_a_capture() -> None:
     node: Any = Node()
     node.me, gone = node, weakref.ref(node)
     del node
-    with graph.nothing_collected():
+    with graph.garbage_collection_paused():
         assert gone() is None
 
 
@@ -49,7 +49,7 @@ def test_no_garbage_is_collected_within_a_capture_and_the_rest_is_as_before(enab
     within = []
 
     def capture() -> None:
-        with graph.nothing_collected():
+        with graph.garbage_collection_paused():
             within.append(gc.isenabled())
             raise KeyError
 

@@ -95,5 +95,5 @@ def test_the_logged_rates_are_those_of_each_students_last_step(config: Config, t
     train(schema.with_values(config, {"method": "ce", "student_b.lr": 0.02, "training.warmup_epochs": 0.0}))
     logged = RunFolder(tmp_path / "run").events("epoch")
     for name, peak in (("lr_a", 0.05), ("lr_b", 0.02)):
-        schedule = Schedule.of(peak, epochs=3, warmup_epochs=0, steps_per_epoch=3)
+        schedule = Schedule.from_epochs(peak, epochs=3, warmup_epochs=0, steps_per_epoch=3)
         assert [event[name] for event in logged] == [schedule.lr(step) for step in (2, 5, 8)]

@@ -43,7 +43,7 @@ def test_a_meter_without_a_teacher_has_no_weights() -> None:
 
 
 def test_a_meter_that_was_saved_and_restored_goes_on_to_the_last_bit() -> None:
-    meter = Meter.of(filled((0, 1)).state(), CPU)
+    meter = Meter.from_state(filled((0, 1)).state(), CPU)
     meter.add(terms(SIZES[2], 2), SIZES[2])
     assert read([meter.state()]) == read([filled().state()])
 
@@ -53,7 +53,7 @@ def test_the_meters_of_several_processes_make_one(split: tuple[tuple[int, ...], 
     values, whole = read([filled(part).state() for part in split]), read([filled().state()])
     assert values["loss"] == pytest.approx(whole["loss"], rel=1e-14)
     assert values["weight"] == pytest.approx(whole["weight"])
-    joined = Meter.joined([Meter.of(filled(part).state(), CPU) for part in split])
+    joined = Meter.joined([Meter.from_state(filled(part).state(), CPU) for part in split])
     assert read([joined.state()])["loss"] == pytest.approx(whole["loss"], rel=1e-14)
 
 

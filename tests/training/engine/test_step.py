@@ -34,7 +34,7 @@ class Classify(Task):
         for name, module in list(model.module.named_modules()):
             if isinstance(module, torch.nn.BatchNorm2d):
                 model.module.set_submodule(name, torch.nn.Identity())
-        self.networks = [Network("student_a", model, StudentConfig(), OPTIONS, Runtime.of(OPTIONS), 10, 4)]
+        self.networks = [Network("student_a", model, StudentConfig(), OPTIONS, Runtime.from_config(OPTIONS), 10, 4)]
 
     def losses(self, inputs: Inputs) -> dict[str, Tensor]:
         self.seen.append(len(inputs.images))
@@ -57,7 +57,7 @@ def cut(inputs: Inputs, sizes: list[int]) -> list[Inputs]:
 
 def run(parts: list[Inputs], rows: int, steps: int = 2) -> tuple[Classify, list[Any]]:
     task = Classify()
-    step = Step(task, Runtime.of(OPTIONS), len(parts), rows, cuda_graph=False)
+    step = Step(task, Runtime.from_config(OPTIONS), len(parts), rows, cuda_graph=False)
     terms = [step.run(inputs, part, k) for k in range(steps) for part, inputs in enumerate(parts)]
     return task, terms
 
@@ -73,7 +73,7 @@ def test_parts_add_up_to_the_step_of_all_images_at_once(parts: int) -> None:
 
 def test_the_networks_change_after_the_last_part_only() -> None:
     task = Classify()
-    step, before = Step(task, Runtime.of(OPTIONS), 2, 6, cuda_graph=False), task.weights()
+    step, before = Step(task, Runtime.from_config(OPTIONS), 2, 6, cuda_graph=False), task.weights()
     first, last = cut(batch(), [6, 6])
     step.run(first, 0, 0)
     assert torch.equal(task.weights(), before)
@@ -106,7 +106,7 @@ def test_a_step_without_any_image_changes_nothing() -> None:
 
 def test_each_step_has_the_rate_of_its_number() -> None:
     task = Classify()
-    step, network = Step(task, Runtime.of(OPTIONS), 1, 12, cuda_graph=False), task.networks[0]
+    step, network = Step(task, Runtime.from_config(OPTIONS), 1, 12, cuda_graph=False), task.networks[0]
     for number in (0, 7, 39):
         step.run(batch(), 0, number)
         assert network.optimizer.param_groups[0]["lr"] == network.schedule.lr(number)
@@ -120,7 +120,7 @@ def test_the_terms_of_a_step_keep_nothing_of_autograd_alive() -> None:
 def test_images_that_only_other_processes_could_read_leave_no_trace_here() -> None:
     """This process takes part with blank images, which batch-norm must not remember."""
     torch.manual_seed(0)
-    task, runtime = Classify(), replace(Runtime.of(OPTIONS), world=World(ranks=2, control=object()))
+    task, runtime = Classify(), replace(Runtime.from_config(OPTIONS), world=World(ranks=2, control=object()))
     module = task.networks[0].module
     module.add_module("norm", torch.nn.BatchNorm2d(3))
     module.register_forward_pre_hook(lambda owner, inputs: (owner.norm(inputs[0]),))

@@ -25,7 +25,7 @@ def loader_of(config: Config, batch_size: int = 7) -> EvalLoader:
 
 
 def results_of(networks: dict[str, nn.Module], config: Config, batch_size: int = 7) -> dict[str, dict[str, float]]:
-    runtime = Runtime.of(config.training)
+    runtime = Runtime.from_config(config.training)
     return evaluate(networks, loader_of(config, batch_size), config.data, runtime, Display(), StopRequest().poll)
 
 

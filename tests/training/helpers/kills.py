@@ -87,7 +87,7 @@ def prepare(place: Path, kind: str) -> Iterator[Straight]:
 
 
 @dataclass
-class Trial:
+class DisturbedRun:
     """One run, disturbed several times."""
 
     straight: Straight
@@ -228,7 +228,7 @@ def main() -> int:
         straights = list(prepare(Path(place), options.kind))
         while done < options.times:
             runs += 1
-            trial = Trial(straights[runs % len(straights)], Path(place) / f"trial{runs}", options.kind, rng)
+            trial = DisturbedRun(straights[runs % len(straights)], Path(place) / f"trial{runs}", options.kind, rng)
             try:
                 trial.run(min(rng.randint(1, 4), options.times - done))
             except Broken as broken:

@@ -42,10 +42,10 @@ class Watch:
 
     def __init__(self, config: Config) -> None:
         from udskd.data import EmbeddedSet
-        from udskd.doctor.trial import Trial
+        from udskd.doctor.step_benchmark import StepBenchmark
 
         images = EmbeddedSet("train", 48)
-        self.trial = Trial(schema.with_values(config, {"teacher.checkpoint": None}), images)
+        self.trial = StepBenchmark(schema.with_values(config, {"teacher.checkpoint": None}), images)
 
     def weights(self, name: str) -> dict[str, Tensor]:
         (part,) = (part for part in self.trial.task.parts if part.role == name)

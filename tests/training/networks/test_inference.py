@@ -29,7 +29,7 @@ def lived_in(name: str, size: int = 64) -> nn.Module:
 
 
 def runtime(precision: str = "fp32") -> Runtime:
-    return Runtime.of(TrainingConfig(device="cpu", precision=precision))  # type: ignore[arg-type]
+    return Runtime.from_config(TrainingConfig(device="cpu", precision=precision))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -19,7 +19,7 @@ from udskd.training.runtime.device import Runtime, derive_seed
 
 def network(training: TrainingConfig, options: StudentConfig | None = None, name: str = "tiny_plain_2") -> Network:
     options = options or StudentConfig()
-    return Network("student_a", zoo.build(name, 3, 8), options, training, Runtime.of(training), 10, 4)
+    return Network("student_a", zoo.build(name, 3, 8), options, training, Runtime.from_config(training), 10, 4)
 
 
 def update(network: Network, step: int) -> None:
@@ -41,7 +41,7 @@ def test_vectors_are_not_decayed() -> None:
 
 
 def test_the_schedule_warms_up_to_the_peak_and_ends_near_zero() -> None:
-    schedule = Schedule.of(0.4, epochs=10, warmup_epochs=2, steps_per_epoch=5)
+    schedule = Schedule.from_epochs(0.4, epochs=10, warmup_epochs=2, steps_per_epoch=5)
     rates = [schedule.lr(step) for step in range(50)]
     assert rates[:10] == pytest.approx([0.04 * (k + 1) for k in range(10)])
     assert rates[10] == pytest.approx(0.4)
@@ -51,9 +51,9 @@ def test_the_schedule_warms_up_to_the_peak_and_ends_near_zero() -> None:
 
 
 def test_a_warm_up_longer_than_the_run_is_cut_to_half_of_it() -> None:
-    schedule = Schedule.of(1.0, epochs=1, warmup_epochs=5, steps_per_epoch=8)
+    schedule = Schedule.from_epochs(1.0, epochs=1, warmup_epochs=5, steps_per_epoch=8)
     assert max(schedule.lr(step) for step in range(8)) == schedule.lr(3) == 1.0
-    assert Schedule.of(1.0, epochs=1, warmup_epochs=5, steps_per_epoch=1).lr(0) == 1.0
+    assert Schedule.from_epochs(1.0, epochs=1, warmup_epochs=5, steps_per_epoch=1).lr(0) == 1.0
 
 
 def test_each_student_has_its_own_rate_and_decay() -> None:

@@ -20,7 +20,7 @@ def test_a_head_with_dropout_answers_differently_around_the_plain_answer() -> No
     torch.manual_seed(0)
     module = nn.Sequential(nn.Flatten(), nn.Linear(12, 64), nn.ReLU(), nn.Linear(64, 3))
     config = schema.with_values(Config(), {"training.device": "cpu", "variance.dropout": 0.3})
-    runtime = Runtime.of(config.training)
+    runtime = Runtime.from_config(config.training)
     said = saying(config, runtime, module, Needs(responses=2000, source="dropout"), True)(torch.randn(5, 3, 2, 2))
     assert said.responses is not None
     assert said.logits is not None

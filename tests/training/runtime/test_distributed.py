@@ -17,7 +17,7 @@ from udskd.config.schema import Config
 from udskd.errors import ConfigError, DataError, PeerFailed
 from udskd.training import train
 from udskd.training.engine.meter import Meter
-from udskd.training.runtime.distributed import Vote, World
+from udskd.training.runtime.distributed import StopConsensus, World
 from udskd.training.runtime.signals import StopRequest
 
 
@@ -28,8 +28,8 @@ class Work:
 def test_a_wish_to_save_that_is_being_granted_is_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """The answer comes a step late; until then the save is still due."""
     monkeypatch.setattr(dist, "all_reduce", lambda *_, **__: Work())
-    vote = Vote(World(ranks=2, control=object()), StopRequest())
-    assert [vote.poll(save) for save in (False, True, True, False, False)] == [False, False, True, False, False]
+    consensus = StopConsensus(World(ranks=2, control=object()), StopRequest())
+    assert [consensus.poll(save) for save in (False, True, True, False, False)] == [False, False, True, False, False]
 
 
 def test_unreadable_images_of_all_processes_count_together(

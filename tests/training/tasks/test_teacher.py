@@ -114,7 +114,7 @@ def test_a_stage_begun_anew_with_another_teacher_can_be_continued(
 
 def test_the_stage_has_a_learning_rate_of_its_own(shaped: Path) -> None:
     config = toml.load(shaped / "config.toml")
-    schedule = Schedule.of(config.cud.stage_lr, epochs=2, warmup_epochs=1.0, steps_per_epoch=3)
+    schedule = Schedule.from_epochs(config.cud.stage_lr, epochs=2, warmup_epochs=1.0, steps_per_epoch=3)
     rates = [event["lr_teacher_shaped"] for event in events(shaped, "teacher_stage_epoch")]
     assert rates == [schedule.lr(2), schedule.lr(5)]
     assert config.cud.stage_lr != config.training.lr

@@ -58,12 +58,12 @@ class StepGraph:
         self._graph = torch.cuda.CUDAGraph()
         # thread_local: the thread that copies batches goes on meanwhile
         graph = torch.cuda.graph(self._graph, stream=self._side, capture_error_mode="thread_local")
-        with nothing_collected(), graph:
+        with garbage_collection_paused(), graph:
             self._terms = step(self._inputs)
 
 
 @contextmanager
-def nothing_collected() -> Generator[None]:
+def garbage_collection_paused() -> Generator[None]:
     """Garbage is collected before, not within: what destroys an old graph, or unloads a kernel, breaks a capture."""
     was = gc.isenabled()
     gc.collect()

@@ -11,7 +11,7 @@ from udskd.data import Batch, to_device
 from udskd.errors import ConfigError
 from udskd.training.engine.meter import read
 from udskd.training.engine.session import Session
-from udskd.training.engine.state import Position
+from udskd.training.engine.state import TrainState
 from udskd.training.engine.step import Step
 from udskd.training.engine.task import Inputs, Task
 from udskd.training.evaluation.evaluate import brief, evaluate
@@ -30,32 +30,32 @@ def fit(session: Session, task: Task, epochs: int, name: str) -> dict[str, dict[
     training, share = session.config.training, session.train.share
     rows = share.rows(session.train.batch_size)
     step = Step(task, session.runtime, share.parts, rows, training.cuda_graph)
-    position = Position.restored(session, task, step, epochs, name)
-    writes = training.tensorboard and session.world.main
+    state = TrainState.restored(session, task, step, epochs, name)
+    writes = training.tensorboard and session.world.is_rank0
     board = Board(session.folder.path, task.event) if writes else None
     try:
-        while position.epoch < epochs:
-            _epoch(session, task, step, position, board)
+        while state.epoch < epochs:
+            _epoch(session, task, step, state, board)
     except Stopped:
-        position.save()
+        state.save()
         raise
-    return position.metrics
+    return state.metrics
 
 
-def _epoch(session: Session, task: Task, step: Step, position: Position, board: Board | None) -> None:
+def _epoch(session: Session, task: Task, step: Step, state: TrainState, board: Board | None) -> None:
     """The rest of the epoch that we are in."""
-    epoch, epochs = position.epoch + 1, position.epochs
-    train_epoch(session, task, step, position)
-    values = _values(session, task, position)
+    epoch, epochs = state.epoch + 1, state.epochs
+    train_epoch(session, task, step, state)
+    values = _values(session, task, state)
     if not math.isfinite(values["loss"]):
         raise ConfigError(
             f"the loss of {task.title} epoch {epoch} is {values['loss']}: lower training.lr, "
             "lengthen training.warmup_epochs or set training.clip_grad_norm"
         )
     if epoch % session.config.training.eval_every == 0 or epoch == epochs:
-        position.metrics = evaluate_networks(session, task.networks)
-        values |= position.metrics
-        _refuse_not_finite(task, epoch, position.metrics)
+        state.metrics = evaluate_networks(session, task.networks)
+        values |= state.metrics
+        _refuse_not_finite(task, epoch, state.metrics)
     session.display.line(_line(task, epoch, epochs, values))
     session.folder.log(task.event, epoch=epoch, **values)
     if board is not None:
@@ -64,8 +64,8 @@ def _epoch(session: Session, task: Task, step: Step, position: Position, board: 
         if network.role in values and network.is_best(values[network.role], epoch):
             file = session.folder.checkpoints / f"{network.role}_best.safetensors"
             session.save_weights(file, network.model, network.result)
-    position.next_epoch()
-    position.save()
+    state.next_epoch()
+    state.save()
 
 
 def _refuse_not_finite(task: Task, epoch: int, metrics: dict[str, dict[str, float]]) -> None:
@@ -78,57 +78,57 @@ def _refuse_not_finite(task: Task, epoch: int, metrics: dict[str, dict[str, floa
             )
 
 
-def train_epoch(session: Session, task: Task, step: Step, position: Position) -> None:
-    """The steps of an epoch from position.step on. Nothing is read back from the device before its end."""
+def train_epoch(session: Session, task: Task, step: Step, state: TrainState) -> None:
+    """The steps of an epoch from state.step on. Nothing is read back from the device before its end."""
     loader, runtime = session.train, session.runtime
     for trained in task.trained:
         trained.module.train()
-    first, parts = position.epoch * loader.steps_per_epoch, loader.share.parts
-    title = f"{task.title} {position.epoch + 1}/{position.epochs}"
+    first, parts = state.epoch * loader.steps_per_epoch, loader.share.parts
+    title = f"{task.title} {state.epoch + 1}/{state.epochs}"
     with (
-        session.display.steps(title, loader.steps_per_epoch, position.step) as advance,
-        closing(runtime.stream(loader.epoch(position.epoch, position.step))) as batches,
+        session.display.steps(title, loader.steps_per_epoch, state.step) as advance,
+        closing(runtime.prefetch(loader.epoch(state.epoch, state.step))) as batches,
     ):
         for batch in batches:
             number = first + batch.step
             if batch.part == 0:  # random numbers are a function of the step, as the views are
                 runtime.seed(session.config.seed, task.phase, number)
-                task.at(number / loader.steps_per_epoch)
-            terms = step.run(_inputs(session, task, batch, position.epoch), batch.part, number)
+                task.set_epoch(number / loader.steps_per_epoch)
+            terms = step.run(_inputs(session, task, batch, state.epoch), batch.part, number)
             if terms:
-                position.meter.add(terms, len(batch))
+                state.meter.add(terms, len(batch))
             if batch.part == parts - 1:
-                position.step = batch.step + 1
+                state.step = batch.step + 1
                 advance()
-                if session.vote.poll(position.save_is_due()):
-                    position.save()
-    runtime.finish()  # so that the clock is right
-    position.lap()
+                if session.consensus.poll(state.save_is_due()):
+                    state.save()
+    runtime.synchronize()  # so that the clock is right
+    state.lap()
 
 
 def _inputs(session: Session, task: Task, batch: Batch, epoch: int) -> Inputs:
     runtime, config = session.runtime, session.config.data
     images, target = to_device(batch, config, runtime.device, len(session.classes), runtime.memory_format)
     logits = task.teacher_logits(epoch, batch.indices)
-    return Inputs(images, target, None if logits is None else runtime.send(logits))
+    return Inputs(images, target, None if logits is None else runtime.copy_async(logits))
 
 
-def _values(session: Session, task: Task, position: Position) -> dict[str, Any]:
+def _values(session: Session, task: Task, state: TrainState) -> dict[str, Any]:
     """The epoch's numbers, over all processes."""
-    states = session.world.gather(position.meter.state())
+    states = session.world.gather(state.meter.state())
     images = sum(state["rows"] for state in states)
     if not images:
         raise ConfigError("an epoch had no batch at all: every image of it was unreadable")
-    last = (position.epoch + 1) * session.train.steps_per_epoch - 1
+    last = (state.epoch + 1) * session.train.steps_per_epoch - 1
     lrs = {f"lr_{n.role.removeprefix('student_')}": n.schedule.lr(last) for n in task.networks}
-    seconds = position.seconds
+    seconds = state.seconds
     return {**lrs, "images": images, "seconds": seconds, "images_per_second": images / seconds, **read(states)}
 
 
 def evaluate_networks(session: Session, networks: Sequence[Network]) -> dict[str, dict[str, float]]:
     """The metrics of each network (of its average, where one is kept) by role."""
     results = {network.role: network.result for network in networks}
-    poll = session.vote.poll
+    poll = session.consensus.poll
     return evaluate(results, session.val, session.config.data, session.runtime, session.display, poll)
 
 

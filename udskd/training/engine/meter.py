@@ -42,7 +42,7 @@ class Meter:
         }
 
     @staticmethod
-    def of(state: dict[str, Any], device: torch.device) -> Meter:
+    def from_state(state: dict[str, Any], device: torch.device) -> Meter:
         """Continue from what state() gave."""
         meter = Meter()
         meter.rows, meter._names = int(state["rows"]), list(state["names"])

@@ -14,7 +14,7 @@ from udskd.models.checkpoints import WeightsInfo, save_weights
 from udskd.models.zoo import Model
 from udskd.progress import Display
 from udskd.training.runtime.device import Runtime
-from udskd.training.runtime.distributed import Vote, World
+from udskd.training.runtime.distributed import StopConsensus, World
 from udskd.training.storage.run_folder import RunFolder
 
 
@@ -29,7 +29,7 @@ class Session:
     val: EvalLoader
     classes: tuple[str, ...]
     display: Display
-    vote: Vote
+    consensus: StopConsensus
     manifest: Manifest | None = None
     """The list of the images, in one process of each machine."""
     saved: str = "no complete epoch"
@@ -41,7 +41,7 @@ class Session:
 
     def save_weights(self, path: Path, model: Model, result: nn.Module) -> None:
         """Write `result`, the weights that training made of a model; one process does it for all."""
-        if not self.world.main:
+        if not self.world.is_rank0:
             return
         data = self.config.data
         info = WeightsInfo(model.name, model.stem, self.classes, data.image_size, data.mean, data.std, data.eval_crop)

@@ -18,7 +18,7 @@ from udskd.training.storage.run_folder import RunFolder
 
 
 @dataclass
-class Position:
+class TrainState:
     """Epochs done, steps done in the next one, and what has been summed up in it."""
 
     session: Session
@@ -36,15 +36,15 @@ class Position:
     _saved_at: float = field(default_factory=time.monotonic)
 
     @staticmethod
-    def restored(session: Session, task: Task, stepper: Step, epochs: int, name: str) -> Position:
+    def restored(session: Session, task: Task, stepper: Step, epochs: int, name: str) -> TrainState:
         """Where checkpoints/NAME.pt says we are, or the beginning. CheckpointError if damaged or another run's."""
-        position = Position(session, task, stepper, epochs, session.folder.checkpoints / f"{name}.pt")
-        state = session.world.together(lambda: _find(position.path, session))
+        position = TrainState(session, task, stepper, epochs, session.folder.checkpoints / f"{name}.pt")
+        state = session.world.run_on_all_ranks(lambda: _find(position.path, session))
         if state is not None:
             position._restore(state)
             session.saved = position.words()
             session.display.line(f"continuing after {session.saved}")
-        session.folder.rewind(task.event, position.epoch)
+        session.folder.truncate_log(task.event, position.epoch)
         position._since = time.perf_counter()
         return position
 
@@ -71,8 +71,8 @@ class Position:
         meters, found = zip(*world.gather((self.meter.state(), dict(train.unreadable))), strict=True)
         unreadable = {image: complaint for theirs in found for image, complaint in theirs.items()}
         for image, (name, reason) in unreadable.items():
-            folder.unreadable(image, name, reason)  # what another process found is news here
-        if world.main:
+            folder.log_unreadable(image, name, reason)  # what another process found is news here
+        if world.is_rank0:
             save_state(self.path, {**self._numbers(), "meters": list(meters), **self._weights()})
         self.session.saved = self.words()
         self._saved_at = time.monotonic()
@@ -91,7 +91,7 @@ class Position:
             "seconds": self.seconds,
             "metrics": self.metrics,
             "processes": self.session.world.ranks,
-            "belongs_to": self.task.belongs_to(),
+            "belongs_to": self.task.fingerprints(),
         }
 
     def _weights(self) -> dict[str, Any]:
@@ -107,12 +107,12 @@ class Position:
                 trained.load_state(state["networks"][trained.role])
             self.stepper.load_state(state["scaler"])
             mine = state["meters"][world.rank :: world.ranks]  # of another number of processes, all find a place
-            self.meter = Meter.joined([Meter.of(meter, device) for meter in mine])
+            self.meter = Meter.joined([Meter.from_state(meter, device) for meter in mine])
             theirs, processes = state["belongs_to"], int(state["processes"])
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(f"{self.path} does not belong to this run's networks ({reason})") from None
-        for what, mark in self.task.belongs_to().items():
+        for what, mark in self.task.fingerprints().items():
             if theirs.get(what) != mark:
                 raise CheckpointError(f"{self.path} was trained with another {what}: put that one back, or start anew")
         if processes != world.ranks:

@@ -60,7 +60,7 @@ class Step:
     def _gradients(self, inputs: Inputs) -> dict[str, Tensor]:
         rows = len(inputs.images)
         if rows == 0:
-            if self._runtime.world.alone:
+            if self._runtime.world.is_single:
                 return {}
             with self._unseen():  # the others wait for our gradients, though they are 0
                 self._backward(inputs.blank(self._rows), 0.0)

@@ -53,7 +53,7 @@ class Task(ABC):
         """Everything that has weights."""
         return [*self.networks, *self.parts]
 
-    def at(self, epoch: float) -> None:  # noqa: B027 (few tasks change over time)
+    def set_epoch(self, epoch: float) -> None:  # noqa: B027 (few tasks change over time)
         """Called before each step, with the epochs done so far."""
 
     @abstractmethod
@@ -64,6 +64,6 @@ class Task(ABC):
         """The teacher's logits [B, C] for these images' views of an epoch, on the host, where they are known."""
         return None
 
-    def belongs_to(self) -> dict[str, str]:
+    def fingerprints(self) -> dict[str, str]:
         """What a continued run must find unchanged beside its options."""
         return {}

@@ -86,7 +86,7 @@ def _answers(
 ) -> tuple[dict[str, Floats], dict[str, Any]]:
     """Of each network, the table of metrics of every image, and what `keep` makes of its logits."""
     for module in networks.values():
-        runtime.world.equalise(module.buffers())
+        runtime.world.broadcast_from_rank0(module.buffers())
     modes = {name: module.training for name, module in networks.items()}
     try:
         for module in networks.values():
@@ -128,7 +128,7 @@ class _Pass:
         self, loader: EvalLoader, data: DataConfig, runtime: Runtime, display: Display, poll: Callable[[], Any]
     ) -> None:
         classes, rounds = len(loader.images.classes), -(-loader.batches // runtime.world.ranks)
-        with display.steps("evaluate", rounds) as advance, closing(runtime.stream(loader)) as batches:
+        with display.steps("evaluate", rounds) as advance, closing(runtime.prefetch(loader)) as batches:
             for _ in range(rounds):  # also who has a batch less than the others asks as often whether to stop
                 if (batch := next(batches, None)) is not None:
                     self._sizes[batch.step] = len(batch)

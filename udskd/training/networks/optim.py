@@ -40,7 +40,7 @@ class Schedule:
     warmup_steps: int
 
     @staticmethod
-    def of(peak: float, *, epochs: int, warmup_epochs: float, steps_per_epoch: int) -> Schedule:
+    def from_epochs(peak: float, *, epochs: int, warmup_epochs: float, steps_per_epoch: int) -> Schedule:
         """A warm-up longer than half of the run is cut to it: short trial runs still reach the peak and decay."""
         steps = epochs * steps_per_epoch
         return Schedule(peak, steps, min(round(warmup_epochs * steps_per_epoch), steps // 2))

@@ -32,7 +32,7 @@ class Trained:
         steps_per_epoch: int,
     ) -> None:
         self.role, self.module = role, module
-        self.schedule = Schedule.of(
+        self.schedule = Schedule.from_epochs(
             lr, epochs=epochs, warmup_epochs=training.warmup_epochs, steps_per_epoch=steps_per_epoch
         )
         # a graph reads its learning rate from the device
@@ -91,9 +91,9 @@ class Network(Trained):
     ) -> None:
         """With layers, forward(images) gives the logits and a tuple of these layers' outputs."""
         self.model = model
-        module = runtime.synced(runtime.place(model.module))
+        module = runtime.with_sync_batchnorm(runtime.place(model.module))
         trained = Tapped(module, layers) if layers else module
-        self._parallel = None if runtime.world.alone else runtime.parallel(trained, model.image_size)
+        self._parallel = None if runtime.world.is_single else runtime.data_parallel(trained, model.image_size)
         forward = self._parallel or trained
         self.forward: Any = torch.compile(forward) if training.compile else forward
         lr = training.lr if options.lr is None else options.lr
@@ -148,7 +148,7 @@ class Part(Trained):
         steps_per_epoch: int,
     ) -> None:
         self._world = runtime.world
-        module = runtime.synced(runtime.place(module))
+        module = runtime.with_sync_batchnorm(runtime.place(module))
         super().__init__(role, module, lr, training.weight_decay, training, runtime, epochs, steps_per_epoch)
 
     def update(self, scaler: GradScaler) -> None:

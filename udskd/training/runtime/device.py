@@ -32,7 +32,7 @@ class Runtime:
     sync_batchnorm: bool = False
 
     @staticmethod
-    def of(training: TrainingConfig, world: World | None = None) -> Runtime:
+    def from_config(training: TrainingConfig, world: World | None = None) -> Runtime:
         """Resolve "auto"; of several processes, each has the GPU of its number on its machine.
 
         Raises ConfigError if a device is asked for that this machine does not have, or an option that it cannot do.
@@ -41,7 +41,7 @@ class Runtime:
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
         device = torch.device(name)
-        if device.type == "cuda" and not world.alone:
+        if device.type == "cuda" and not world.is_single:
             if ":" in name:
                 raise ConfigError(f'training.device is "{name}", but several processes cannot share it: say "cuda"')
             device = torch.device("cuda", world.local_rank)
@@ -74,15 +74,15 @@ class Runtime:
         """Half precision where asked for; the loss stays outside, it raises its logits to fp32 itself."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.precision != "fp32")
 
-    def synced(self, module: nn.Module) -> nn.Module:
+    def with_sync_batchnorm(self, module: nn.Module) -> nn.Module:
         """The module with batch-norm over the images of all processes, if that is wanted and there are several. Before
         anything else holds one of its layers, since they are replaced."""
-        if self.world.alone or not self.sync_batchnorm:
+        if self.world.is_single or not self.sync_batchnorm:
             return module
         converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
         return converted
 
-    def parallel(self, module: nn.Module, image_size: int) -> DistributedDataParallel:
+    def data_parallel(self, module: nn.Module, image_size: int) -> DistributedDataParallel:
         """The module with its gradients averaged over the processes, batch-norm's statistics being those of rank 0."""
         devices = [self.device.index] if self.device.type == "cuda" else None
         parallel = DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
@@ -115,17 +115,17 @@ class Runtime:
         """The module on the device, in the memory format (which is for image tensors and 4-dimensional weights)."""
         return module.to(device=self.device).to(memory_format=self.memory_format)  # type: ignore[call-overload, no-any-return]
 
-    def stream(self, batches: Iterable[Batch]) -> Generator[Batch]:
+    def prefetch(self, batches: Iterable[Batch]) -> Generator[Batch]:
         """The batches on the device, copied ahead of their use; each is gone when the next one is asked for."""
         return on_device(batches, self.device)
 
-    def send(self, values: Tensor) -> Tensor:
+    def copy_async(self, values: Tensor) -> Tensor:
         """A small tensor of the host on the device, without waiting for it."""
         if self.device.type == "cuda":
             values = values.pin_memory()
         return values.to(self.device, non_blocking=True)
 
-    def finish(self) -> None:
+    def synchronize(self) -> None:
         """Wait for the device."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -155,7 +155,7 @@ def _check(training: TrainingConfig, device: torch.device, world: World) -> None
         return
     against = {
         "a CUDA device": device.type != "cuda",
-        "a single process": not world.alone,
+        "a single process": not world.is_single,
         "training.accumulate = 1": training.accumulate > 1,
         'another precision than "fp16"': training.precision == "fp16",
     }

@@ -61,30 +61,30 @@ class World:
             dist.destroy_process_group()
 
     @property
-    def alone(self) -> bool:
+    def is_single(self) -> bool:
         return self.control is None
 
     @property
-    def main(self) -> bool:
+    def is_rank0(self) -> bool:
         """Whether this process writes the run's files and speaks for all."""
         return self.rank == 0
 
     def gather(self, value: T) -> list[T]:
         """Everybody's value (anything that can be pickled), by rank. All must call it."""
-        if self.alone:
+        if self.is_single:
             return [value]
         values: list[Any] = [None] * self.ranks
         dist.all_gather_object(values, value, group=self.control)
         return values
 
-    def together(self, action: Callable[[], T]) -> T:
+    def run_on_all_ranks(self, action: Callable[[], T]) -> T:
         """Do it everywhere. If it fails anywhere it fails everywhere: with its own error in one process, by PeerFailed
         in the others, so that a mistake is told once."""
         error: Exception | None = None
         try:
             result = action()
         except Exception as caught:
-            if self.alone:
+            if self.is_single:
                 raise
             error = caught
         failed = [rank for rank, bad in enumerate(self.gather(error is not None)) if bad]
@@ -101,7 +101,7 @@ class World:
         """
         if self.failed_elsewhere(error):
             error = PeerFailed(f"another process of the run has ended ({str(error).splitlines()[0]})")
-        elif not self.alone and isinstance(error, UdskdError) and not isinstance(error, (Interrupted, PeerFailed)):
+        elif not self.is_single and isinstance(error, UdskdError) and not isinstance(error, (Interrupted, PeerFailed)):
             with contextlib.suppress(RuntimeError):  # if the store is gone, its process has failed before us
                 if self.store.add("failed", 1) == 1:
                     self._wait_to_be_heard(stop)
@@ -114,21 +114,21 @@ class World:
 
     def _wait_to_be_heard(self, stop: StopRequest) -> None:
         """Without torchrun the store ends with the first process, of which the others would complain at length."""
-        if not self.main or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        if not self.is_rank0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             return
         end = time.monotonic() + PARTING
         with contextlib.suppress(RuntimeError):
             while self.store.add("failed", 0) < self.ranks and time.monotonic() < end and not stop.requested:
                 stop.wait(0.05)
 
-    def equalise(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast_from_rank0(self, tensors: Iterable[Tensor]) -> None:
         """Everybody gets rank 0's values: batch-norm's running statistics differ between processes."""
-        for tensor in () if self.alone else tensors:
+        for tensor in () if self.is_single else tensors:
             dist.broadcast(tensor, 0)
 
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Everybody gets the mean of all processes' values, in one exchange. All must call it, with the same shapes."""
-        if self.alone or not tensors:
+        if self.is_single or not tensors:
             return
         flat = torch.cat([tensor.reshape(-1).to(tensors[0].dtype) for tensor in tensors])
         dist.all_reduce(flat)
@@ -140,14 +140,14 @@ class World:
     def failed_elsewhere(self, error: BaseException) -> bool:
         """Whether an exception only says that another process of the run has gone."""
         return (
-            not self.alone
+            not self.is_single
             and isinstance(error, RuntimeError)
             and not isinstance(error, UdskdError)
             and (isinstance(error, dist.DistError) or "gloo" in str(error).lower() or "Connection closed" in str(error))
         )
 
 
-class Vote:
+class StopConsensus:
     """Asks after each step, in all processes, whether to stop, and whether to save.
 
     Who is told to stop cannot just do so: the others would wait for it. The answer to one step's question is looked at
@@ -164,7 +164,7 @@ class Vote:
 
     def poll(self, save: bool = False) -> bool:
         """Whether somebody wants to save. Raises Stopped if somebody wants to stop. All must call it equally often."""
-        if self._world.alone:
+        if self._world.is_single:
             self._stop.poll()
             return save
         stop, save_now = self._answer()

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that is honoured between two steps, so that nothing is left half-written."""
+"""Ctrl-C and SIGTERM set a flag that training reads between two steps, so that no step and no file is cut short."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM sets `requested`; a second one stops at once, as without this.
+    """While entered, the first SIGINT or SIGTERM sets `requested`; a second one has its usual effect at once.
 
-    patient: any number of them is one request. Under torchrun each comes twice: once for all, once passed on by it; the
-    second perhaps when we are already on our way out.
+    ignore_repeats: further signals have no effect. Under torchrun a process receives each signal twice, once from the
+    terminal and once from torchrun, and the second one may arrive while the process already saves its state.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self, patient: bool = False) -> None:
+    def __init__(self, ignore_repeats: bool = False) -> None:
         self.requested = False
-        self._patient = patient
+        self._ignore_repeats = ignore_repeats
         self._previous: dict[signal.Signals, Any] = {}
 
     def poll(self) -> None:
-        """Raise Stopped if somebody asked. Call it after every step, of training and of evaluation."""
+        """Raise Stopped if a signal has arrived. Training and evaluation call this after every step."""
         if self.requested:
             raise Stopped
 
     def wait(self, seconds: float) -> None:
-        """Sleep until somebody asks, at most so long."""
+        """Sleep until a signal arrives, for at most this many seconds."""
         end = time.monotonic() + seconds
         while not self.requested and time.monotonic() < end:
             time.sleep(0.05)
 
     def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+        if threading.current_thread() is threading.main_thread():  # Python allows no handlers in other threads
             self._previous = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._patient or error is None:
+        if not self._ignore_repeats or error is None:
             self._restore()
 
     def _restore(self) -> None:
@@ -57,7 +57,7 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
-        if self._patient:
+        if self._ignore_repeats:
             return
         self._restore()
         print("\nudskd: stopping after this step (again to stop at once)", file=sys.stderr, flush=True)

@@ -13,11 +13,13 @@ from udskd.data.manifest import Manifest, content_hash, difference, list_images
 from udskd.errors import DataError
 from udskd.files import expand_user
 from udskd.progress import Display
-from udskd.training.runtime.distributed import Vote, World
+from udskd.training.runtime.distributed import StopConsensus, World
 from udskd.training.storage.run_folder import RunFolder
 
 
-def identify(config: Config, folder: RunFolder, sets: Mapping[str, ImageSet], display: Display, vote: Vote) -> Manifest:
+def identify(
+    config: Config, folder: RunFolder, sets: Mapping[str, ImageSet], display: Display, consensus: StopConsensus
+) -> Manifest:
     """The manifest of the sets (by split), which the run's folder is to hold. Only the process that writes the folder
     compares it with the manifest that is there.
 
@@ -31,7 +33,7 @@ def identify(config: Config, folder: RunFolder, sets: Mapping[str, ImageSet], di
         _compare_numbers(config, folder, sets)
         display.line(f"{folder.path} has no list of its images: that they are still the same is checked from here on")
     with display.steps("identify the images", sum(map(len, sets.values()))) as advance:
-        manifest = list_images(sets, known, advance, vote.poll_here)
+        manifest = list_images(sets, known, advance, consensus.poll_here)
     if folder.writes and known is not None:
         _refuse_undecodable(config, folder, known, manifest)
         _refuse(config, folder, difference(known, manifest))

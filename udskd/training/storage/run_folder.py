@@ -65,9 +65,9 @@ class RunFolder:
         write_atomic(self.path / "environment.json", _json(environment()))
         self._write_manifest(images)
         write_atomic(self.path / "config.toml", toml.dump(config).encode())
-        self.claim()
+        self.lock()
 
-    def claim(self) -> None:
+    def lock(self) -> None:
         """Keep other processes from writing here until release(), or our end. ConfigError if another one does so."""
         if fcntl is None or not self.writes:
             return
@@ -79,7 +79,7 @@ class RunFolder:
         except OSError:  # a file system without locks, or one that takes nothing, which will be told soon
             return
 
-    def release(self) -> None:
+    def unlock(self) -> None:
         """Let others write here."""
         if self._claim is not None:
             self._claim.close()
@@ -113,7 +113,7 @@ class RunFolder:
         if images is not None:
             write_atomic(self.path / MANIFEST, to_bytes(images))
 
-    def forget_state(self, name: str) -> None:
+    def remove_state(self, name: str) -> None:
         """Remove the training state of a phase that is complete."""
         state = self.checkpoints / f"{name}.pt"
         try:
@@ -155,7 +155,7 @@ class RunFolder:
         if self.writes:
             self._append("log.jsonl", {"event": event, "time": round(time.time(), 3), **values})
 
-    def unreadable(self, image: str, name: str, reason: str) -> bool:
+    def log_unreadable(self, image: str, name: str, reason: str) -> bool:
         """Log a training image that cannot be read, once in a run. Whether it is news. Any thread may call it.
 
         image: its relative name, by which it is known again; name: where it lies now, for the reader.
@@ -169,7 +169,7 @@ class RunFolder:
             self.log("unreadable", image=image, name=name, reason=reason)
             return True
 
-    def begun_by(self, torchrun: str | None) -> bool:
+    def started_by(self, torchrun: str | None) -> bool:
         """Whether this very torchrun, with all its restarts, began the run."""
         try:
             began = json.loads((self.path / "environment.json").read_text()).get("torchrun")
@@ -181,7 +181,7 @@ class RunFolder:
         """The log's events of one name, in order; a line torn by a crash is left out."""
         return [event for event in self._events() if event["event"] == name]
 
-    def rewind(self, name: str, epochs: int) -> None:
+    def truncate_log(self, name: str, epochs: int) -> None:
         """Forget logged epochs beyond the saved ones, which a crash between log line and checkpoint leaves, and what
         was logged after them: it will happen again."""
         self._unreadable = None

@@ -97,7 +97,7 @@ class StudentsTask(Task):
         self._autocast = runtime.autocast
         self._teacher = teacher
 
-    def at(self, epoch: float) -> None:
+    def set_epoch(self, epoch: float) -> None:
         self.method.at(epoch)
 
     def losses(self, inputs: Inputs) -> dict[str, Tensor]:
@@ -130,6 +130,6 @@ class StudentsTask(Task):
         """From the teacher's cache, where there is one."""
         return None if self._teacher is None or self._teacher.cache is None else self._teacher.cache(epoch, indices)
 
-    def belongs_to(self) -> dict[str, Any]:
+    def fingerprints(self) -> dict[str, Any]:
         """The teacher, by its weights."""
         return {} if self._teacher is None else {"teacher": self._teacher.fingerprint}

@@ -72,7 +72,7 @@ class StageTask(TeacherTask):
         """The stage's loss and what it is made of."""
         return self._stage.loss(logits, target)
 
-    def belongs_to(self) -> dict[str, str]:
+    def fingerprints(self) -> dict[str, str]:
         """The teacher that it began with, by its weights."""
         return {"teacher": self._origin}
 
@@ -106,7 +106,7 @@ def obtain(session: Session, model: Model, says: Callable[[nn.Module], Saying]) 
     if file is None:
         model = _train(session, model)
         session.saved = "the teacher, but no epoch of the students,"
-    session.folder.forget_state("teacher")
+    session.folder.remove_state("teacher")
     session.display.line("teacher: trained in this run" if file is None else f"teacher: weights from {file}")
     stage = methods.teacher_stage(session.config)
     if stage is not None:
@@ -167,11 +167,11 @@ def _further(session: Session, model: Model, stage: TeacherStage) -> Model:
         if begun == [origin]:
             refuse_other_stem(session, model, events[0].get("stem", model.stem))  # earlier versions did not log it
         task = StageTask(session, model, stage, origin)
-        if session.world.main and begun != [origin]:
+        if session.world.is_rank0 and begun != [origin]:
             session.folder.log("teacher_stage", name=stage.name, origin=origin, stem=model.stem)
         shaped = _trained(session, task, stage.epochs)
         session.saved = "the teacher and its further training, but no epoch of the students,"
-    session.folder.forget_state(SHAPED)
+    session.folder.remove_state(SHAPED)
     session.display.line(f"teacher: after {stage.name}, {stage.epochs} epochs")
     return shaped
 
@@ -180,5 +180,5 @@ def _trained(session: Session, task: TeacherTask, epochs: int) -> Model:
     fit(session, task, epochs, task.role)
     network = task.network
     session.save_weights(_own(session, task.role), network.model, network.result)
-    session.world.equalise(network.result.buffers())
+    session.world.broadcast_from_rank0(network.result.buffers())
     return replace(network.model, module=network.result)

@@ -71,7 +71,7 @@ class _Writer:
     def __init__(self, config: Config, output: Path, wanted: int, stop: StopRequest) -> None:
         training = config.training
         self._data, self._wanted, self._stop, self._display = config.data, wanted, stop, Display()
-        self._runtime, (self._images, _) = Runtime.of(training), open_sets(config.data)
+        self._runtime, (self._images, _) = Runtime.from_config(training), open_sets(config.data)
         model = load_network(Path(config.teacher.checkpoint or ""), config.teacher, self._images.classes, config.data)
         self._display.line(f"teacher: {model.describe()}")
         dtype = self._runtime.dtype_of(config.teacher.precision)
@@ -118,7 +118,7 @@ class _Writer:
         steps = self.loader.steps_per_epoch * self.loader.share.parts
         with (
             self._display.steps(title, steps) as advance,
-            closing(runtime.stream(self.loader.epoch(epoch))) as batches,
+            closing(runtime.prefetch(self.loader.epoch(epoch))) as batches,
         ):
             for batch in batches:
                 if len(batch):
@@ -134,10 +134,10 @@ class _Writer:
         """What the teacher's pass over an epoch takes, measured on one more batch of it."""
         if self._last is None:
             return ""
-        self._runtime.finish()
+        self._runtime.synchronize()
         begin = time.perf_counter()
         self._logits(self._last)
-        self._runtime.finish()
+        self._runtime.synchronize()
         seconds = (time.perf_counter() - begin) * len(self._images) / len(self._last)
         return f"; teacher.cache saves a run here the teacher's pass, {seconds:.2g} s an epoch"
 

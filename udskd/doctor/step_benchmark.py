@@ -20,12 +20,12 @@ from udskd.models.zoo import Model
 from udskd.progress import Display
 from udskd.training.engine.loop import train_epoch
 from udskd.training.engine.session import Session
-from udskd.training.engine.state import Position
+from udskd.training.engine.state import TrainState
 from udskd.training.engine.step import Step
 from udskd.training.engine.task import Inputs
 from udskd.training.networks.trainable import build_model
 from udskd.training.runtime.device import Runtime
-from udskd.training.runtime.distributed import Vote, World
+from udskd.training.runtime.distributed import StopConsensus, World
 from udskd.training.runtime.signals import StopRequest
 from udskd.training.storage.run_folder import RunFolder
 from udskd.training.tasks import teacher
@@ -35,7 +35,7 @@ from udskd.training.tasks.teacher import Taught
 WITHOUT = {"teacher.checkpoint": None, "training.save_every": 0.0}
 
 
-class Trial:
+class StepBenchmark:
     """A recipe's networks, newly initialised (their weights do not change how long a step takes), and their training
     on some images. A teacher's cache stands in for the teacher, as in the run, with logits of zero."""
 
@@ -43,7 +43,7 @@ class Trial:
         """Raises ConfigError for what the device cannot do, and DataError for too few images."""
         self.config = config = schema.with_values(config, {"teacher.stem": _stem(config), **WITHOUT})
         world, training = World(), config.training
-        self.runtime = Runtime.of(training, world)
+        self.runtime = Runtime.from_config(training, world)
         self.runtime.loss_backend(config.loss)
         share, rows = Share(parts=training.accumulate), training.batch_size
         self.loader = TrainLoader(
@@ -63,7 +63,7 @@ class Trial:
             EvalLoader(images, replace(config.data, loader="threads"), batch_size=rows),  # is never asked for anything
             images.classes,
             Display(silent=True),
-            Vote(world, StopRequest()),
+            StopConsensus(world, StopRequest()),
         )
         self.session = session
         roles = ROLES if methods.get(config.method).uses_teacher else STUDENTS
@@ -73,7 +73,7 @@ class Trial:
         self.task = StudentsTask(session, plan, self.taught, networks)
         step = Step(self.task, self.runtime, share.parts, share.rows(self.loader.batch_size), training.cuda_graph)
         self.step = step
-        self.position = Position(session, self.task, step, training.epochs, session.folder.path / "none")
+        self.position = TrainState(session, self.task, step, training.epochs, session.folder.path / "none")
         self.steps = 0
 
     def _teacher(self, model: Model, plan: Plan) -> Taught:
@@ -97,7 +97,7 @@ class Trial:
         classes, runtime = len(self.session.classes), self.runtime
         images, target = to_device(batch, self.config.data, runtime.device, classes, runtime.memory_format)
         cached = None if self.taught is None or self.taught.cache is None else self.taught.cache(0, batch.indices)
-        return Inputs(images, target, None if cached is None else runtime.send(cached))
+        return Inputs(images, target, None if cached is None else runtime.copy_async(cached))
 
     def train_step(self, inputs: Inputs) -> None:
         """One step, whose parts all have the same images."""
@@ -149,7 +149,7 @@ def seconds(work: Callable[[], object], runtime: Runtime, budget: float, warm_up
     def once() -> float:
         begin = time.perf_counter()
         work()
-        runtime.finish()
+        runtime.synchronize()
         return time.perf_counter() - begin
 
     begin, best = time.perf_counter(), float("inf")
