@@ -17,7 +17,7 @@ from tests.data.conftest import MemorySet, photo
 from udskd.config.schema import DataConfig
 from udskd.data import augment, to_device
 from udskd.data.augment import central_view
-from udskd.data.batch import Batch, EvalViews, Request, TrainViews
+from udskd.data.batch import Batch, BatchRequest, EvalViews, TrainViews
 from udskd.data.resize import View, crop_resize
 
 CONFIG = DataConfig(image_size=8, workers=0)
@@ -30,9 +30,9 @@ def cut(image: Image.Image, view: View, size: int) -> np.ndarray:
 
 
 def fetch(config: DataConfig, indices: list[int], bad: tuple[int, ...] = (), seed: int = 0, epoch: int = 0) -> Batch:
-    parcel = TrainViews(MemorySet(100, bad), config, seed)[Request(epoch, 0, np.array(indices))]
-    assert parcel.batch is not None
-    return parcel.batch
+    result = TrainViews(MemorySet(100, bad), config, seed)[BatchRequest(epoch, 0, np.array(indices))]
+    assert result.batch is not None
+    return result.batch
 
 
 @settings(deadline=None, max_examples=60)
@@ -41,11 +41,11 @@ def test_random_view_has_torchvisions_pixels(width: int, height: int, size: int,
     image = photo(1, (width, height))
     images = MemorySet(index + 1, size=(width, height))
     images.pixels = lambda _: np.asarray(image)  # type: ignore[method-assign]
-    parcel = TrainViews(images, replace(CONFIG, image_size=size), 0)[Request(0, 0, np.array([index]))]
+    result = TrainViews(images, replace(CONFIG, image_size=size), 0)[BatchRequest(0, 0, np.array([index]))]
     left, top, right, bottom = augment.crop_box(augment.crop_draws(0, 0, [index])[0], width, height, (0.08, 1.0))
     theirs = F.resized_crop(image, top, left, bottom - top, right - left, [size, size])
-    assert parcel.batch is not None
-    np.testing.assert_array_equal(parcel.batch.images[0].permute(1, 2, 0).numpy(), np.asarray(theirs))
+    assert result.batch is not None
+    np.testing.assert_array_equal(result.batch.images[0].permute(1, 2, 0).numpy(), np.asarray(theirs))
 
 
 @settings(deadline=None, max_examples=60)
@@ -89,15 +89,15 @@ def test_images_are_channels_last_without_a_copy() -> None:
 
 
 def test_unreadable_rows_are_left_out_and_reported() -> None:
-    parcel = TrainViews(MemorySet(100, bad=[9]), CONFIG, 0)[Request(0, 7, np.array([5, 9, 2]))]
+    result = TrainViews(MemorySet(100, bad=[9]), CONFIG, 0)[BatchRequest(0, 7, np.array([5, 9, 2]))]
     whole = fetch(CONFIG, [5, 9, 2])
-    assert parcel.batch is not None
-    assert parcel.unreadable == [("memory/9", "bad on purpose")]
-    assert parcel.batch.indices.tolist() == [5, 2]
-    assert parcel.batch.labels.tolist() == [2, 2]
-    assert parcel.batch.flips.tolist() == whole.flips[[0, 2]].tolist()
-    assert torch.equal(parcel.batch.images, whole.images[[0, 2]])
-    assert parcel.batch.step == 7
+    assert result.batch is not None
+    assert result.unreadable == [("memory/9", "bad on purpose")]
+    assert result.batch.indices.tolist() == [5, 2]
+    assert result.batch.labels.tolist() == [2, 2]
+    assert result.batch.flips.tolist() == whole.flips[[0, 2]].tolist()
+    assert torch.equal(result.batch.images, whole.images[[0, 2]])
+    assert result.batch.step == 7
 
 
 def test_flips_and_labels_stay_with_their_rows_when_others_are_left_out() -> None:
@@ -114,13 +114,13 @@ def test_an_unreadable_spare_row_is_replaced_by_a_readable_one() -> None:
 
 @pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, mixup=0.4)], ids=["plain", "mixup"])
 def test_where_nothing_is_readable_the_batch_has_no_rows(config: DataConfig) -> None:
-    parcel = TrainViews(MemorySet(10, bad=[1, 2]), config, 0)[Request(0, 0, np.array([1, 2]))]
-    assert parcel.batch is not None
-    assert len(parcel.unreadable) == 2
-    assert len(parcel.batch) == 0
-    assert parcel.batch.images.shape == (0, 3, 8, 8)
-    assert len(parcel.batch.labels) == len(parcel.batch.flips) == 0
-    images, target = to_device(parcel.batch, config, "cpu", 3)
+    result = TrainViews(MemorySet(10, bad=[1, 2]), config, 0)[BatchRequest(0, 0, np.array([1, 2]))]
+    assert result.batch is not None
+    assert len(result.unreadable) == 2
+    assert len(result.batch) == 0
+    assert result.batch.images.shape == (0, 3, 8, 8)
+    assert len(result.batch.labels) == len(result.batch.flips) == 0
+    images, target = to_device(result.batch, config, "cpu", 3)
     assert (len(images), len(target)) == (0, 0)
 
 
@@ -165,8 +165,8 @@ def test_an_image_whose_partner_is_unreadable_stays_unmixed(bad: tuple[int, ...]
 
 def test_evaluation_has_no_randomness_and_no_skipping() -> None:
     images = MemorySet(10, bad=[4])
-    good = EvalViews(images, CONFIG)[Request(0, 1, np.array([0, 1, 2]))]
-    bad = EvalViews(images, CONFIG)[Request(0, 1, np.array([3, 4, 5]))]
+    good = EvalViews(images, CONFIG)[BatchRequest(0, 1, np.array([0, 1, 2]))]
+    bad = EvalViews(images, CONFIG)[BatchRequest(0, 1, np.array([3, 4, 5]))]
     assert good.batch is not None
     expected = cut(photo(2, images.size), central_view(*images.size, 8, 0.875), 8)
     np.testing.assert_array_equal(good.batch.images[2].permute(1, 2, 0).numpy(), expected)

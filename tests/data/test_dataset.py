@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from udskd.data.dataset import UnreadableImage, class_hash, common_classes, few
+from udskd.data.dataset import UnreadableImage, abbreviate, class_hash, common_classes
 from udskd.errors import DataError
 
 COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
@@ -32,8 +32,8 @@ def test_unreadable_image_survives_the_way_between_processes() -> None:
 
 
 def test_few_says_how_many_are_left() -> None:
-    assert few(["a", "b", "c"]) == "a, b, c"
-    assert few("abcde") == "a, b, c and 2 more"
+    assert abbreviate(["a", "b", "c"]) == "a, b, c"
+    assert abbreviate("abcde") == "a, b, c and 2 more"
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ class CpuEvent:
     def synchronize(self) -> None: ...
 
 
-class CpuLanes:
+class CpuStreams:
     """Where everything is done at once, no event has to be waited for."""
 
     def event(self) -> CpuEvent:
@@ -136,7 +136,7 @@ class CpuLanes:
 
 
 def ahead(batches: Iterator[Batch], slots: int = 2) -> Any:
-    return copied_ahead(batches, [Slot(torch.device("cpu")) for _ in range(slots)], CpuLanes())
+    return copied_ahead(batches, [Slot(torch.device("cpu")) for _ in range(slots)], CpuStreams())
 
 
 @pytest.mark.parametrize("config", [CONFIG, MIXED], ids=["plain", "mixup"])

@@ -12,7 +12,7 @@ import torch
 
 from tests.data.conftest import CONFIG, MIXED, MemorySet, assert_equal, make_tree, photo
 from udskd.config.schema import DataConfig
-from udskd.data import Batch, EvalLoader, Share, TrainLoader, open_sets, pack, resident
+from udskd.data import Batch, EvalLoader, Shard, TrainLoader, open_sets, pack, resident
 from udskd.errors import DataError
 
 RESIDENT = replace(CONFIG, loader="resident")
@@ -31,8 +31,8 @@ class SizedSet(MemorySet):
 @pytest.mark.parametrize("config", [CONFIG, MIXED], ids=["plain", "mixup"])
 def test_bits_are_those_of_the_other_loaders(config: DataConfig, workers: int) -> None:
     once = replace(config, loader="resident", workers=workers)
-    for share in (Share(), Share(1, 2, 2)):
-        loaders = [TrainLoader(SizedSet(50), c, seed=3, batch_size=8, share=share) for c in (config, once)]
+    for shard in (Shard(), Shard(1, 2, 2)):
+        loaders = [TrainLoader(SizedSet(50), c, seed=3, batch_size=8, shard=shard) for c in (config, once)]
         assert_equal(*(loader.epoch(0) for loader in loaders))
         assert_equal(*(loader.epoch(1, 3) for loader in loaders))
     evaluations = [EvalLoader(SizedSet(50), c, batch_size=8) for c in (config, once)]

@@ -23,8 +23,8 @@ from udskd.data import (
     open_sets,
     pack,
 )
-from udskd.data.batch import Probe
-from udskd.data.workers import AHEAD, MOST_THREADS, Caller, Processes, Threads, hire
+from udskd.data.batch import ReadCheck
+from udskd.data.workers import AHEAD, MOST_THREADS, ProcessWorkers, SerialWorkers, ThreadWorkers, make_workers
 from udskd.errors import DataError
 
 
@@ -137,11 +137,11 @@ def test_a_process_that_leaves_its_workers_behind_ends(loader: str, workers: int
 
 def test_auto_takes_threads_for_jpegs_and_few_workers(tmp_path: Path) -> None:
     images = MemorySet(4)
-    assert type(hire(Probe(images), "auto", 0)) is Caller
-    assert type(hire(Probe(images), "auto", MOST_THREADS)) is Threads
-    assert type(hire(Probe(images), "auto", MOST_THREADS + 1)) is Processes
+    assert type(make_workers(ReadCheck(images), "auto", 0)) is SerialWorkers
+    assert type(make_workers(ReadCheck(images), "auto", MOST_THREADS)) is ThreadWorkers
+    assert type(make_workers(ReadCheck(images), "auto", MOST_THREADS + 1)) is ProcessWorkers
     images.frees_lock = False
-    assert type(hire(Probe(images), "auto", 1)) is Processes
+    assert type(make_workers(ReadCheck(images), "auto", 1)) is ProcessWorkers
 
 
 def test_files_other_than_jpegs_hold_pythons_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from udskd.data.normalize import to_device
 from udskd.data.pack import pack
 from udskd.data.packed import PackedSet, has_packs, open_packs
 from udskd.data.prefetch import on_device
-from udskd.data.shard import Share
+from udskd.data.shard import Shard
 from udskd.data.synthetic import EmbeddedSet
 from udskd.errors import DataError
 from udskd.files import expand_user
@@ -23,7 +23,7 @@ __all__ = [
     "FolderSet",
     "ImageSet",
     "PackedSet",
-    "Share",
+    "Shard",
     "TrainLoader",
     "UnreadableImage",
     "check_readable",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,8 +18,10 @@ from udskd.data import augment
 from udskd.data.dataset import ImageSet, Pixels, UnreadableImage
 from udskd.data.resize import View, crop_resize
 
-Complaint = tuple[str, str]
+ReadError = tuple[str, str]
 """Name of an image that cannot be read, and why."""
+Unreadable = dict[int, ReadError]
+"""The images of a request that cannot be read, by their rows."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def _unpickled(images: Tensor, small: list[Any], mix: Any, step: int, part: int)
     return Batch(images, labels, indices, flips, None if mix is None else torch.from_numpy(mix), step, part)
 
 
-class Request(NamedTuple):
+class BatchRequest(NamedTuple):
     """Which images make a batch; everything else about them follows from (seed, epoch, index)."""
 
     epoch: int
@@ -74,15 +76,15 @@ class Request(NamedTuple):
     part: int = 0
 
 
-class Parcel(NamedTuple):
-    """The answer to a request: the batch, and the images that are not in it because they cannot be read."""
+class BatchResult(NamedTuple):
+    """What a request results in: the batch, and the images that are left out because they cannot be read."""
 
     batch: Batch | None
     """None where an evaluation's batch is not complete."""
-    unreadable: list[Complaint]
+    unreadable: list[ReadError]
 
-    def to(self, device: torch.device) -> Parcel:
-        """The parcel with its batch on a device."""
+    def to(self, device: torch.device) -> BatchResult:
+        """The same with the batch on a device."""
         return self if self.batch is None else self._replace(batch=self.batch.to(device))
 
 
@@ -93,55 +95,56 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=device.type == "cuda")  # from a GPU, it would be read before it is there
 
 
-@dataclass
-class Job:
-    """A request at work. Threads may take images into different rows of it at the same time."""
+@dataclass(frozen=True)
+class PartialBatch:
+    """A batch that is being made. Threads may fill different rows of it at the same time."""
 
-    request: Request
+    request: BatchRequest
     pixels: Tensor
-    """uint8 [B, S, S, 3]."""
-    take: Callable[[int, Pixels], None]
+    """uint8 [B, S, S, 3]. The rows are written in place: each is one image that several threads decode into the batch's
+    memory, without a copy."""
+    write_view: Callable[[int, Pixels], None]
     """Cuts the view of a decoded image into a row of `pixels`."""
-    unreadable: dict[int, Complaint] = field(default_factory=dict)
-    """By row."""
 
 
-class Views(Dataset[Parcel], ABC):
-    """Answers requests, at once or piece by piece: begin, fill all rows, finish."""
+class Views(Dataset[BatchResult], ABC):
+    """Answers requests, at once or in three steps: begin, fill all rows, finish."""
 
     images: ImageSet
 
-    def __getitem__(self, request: Request) -> Parcel:
-        job = self.begin(request)
-        self.fill(job, range(len(request.indices)))
-        return self.finish(request, job.pixels, job.unreadable)
+    def __getitem__(self, request: BatchRequest) -> BatchResult:
+        batch = self.begin(request)
+        unreadable = self.fill(batch, range(len(request.indices)))
+        return self.finish(request, batch.pixels, unreadable)
 
-    def fill(self, job: Job, rows: Iterable[int]) -> None:
-        """Decode the images of some rows and take their views."""
+    def fill(self, batch: PartialBatch, rows: Iterable[int]) -> Unreadable:
+        """Decode the images of some rows and cut their views. Returns which rows are not filled, and why."""
+        unreadable: Unreadable = {}
         for row in rows:
             try:
-                job.take(row, self.images.pixels(int(job.request.indices[row])))
+                batch.write_view(row, self.images.pixels(int(batch.request.indices[row])))
             except UnreadableImage as error:
-                job.unreadable[row] = (error.name, error.reason)
+                unreadable[row] = (error.name, error.reason)
+        return unreadable
 
     @abstractmethod
-    def begin(self, request: Request) -> Job:
-        """A job with nothing done yet."""
+    def begin(self, request: BatchRequest) -> PartialBatch:
+        """A batch of which no row is filled."""
 
     @abstractmethod
-    def finish(self, request: Request, pixels: Tensor, unreadable: dict[int, Complaint]) -> Parcel:
-        """The parcel of `pixels` [B, S, S, 3], on any device, in which the unreadable rows are not filled."""
+    def finish(self, request: BatchRequest, pixels: Tensor, unreadable: Unreadable) -> BatchResult:
+        """The result from `pixels` [B, S, S, 3], on any device, in which the unreadable rows are not filled."""
 
 
-def _job(request: Request, size: int, view: Callable[[int, int, int], View]) -> Job:
-    """A job that cuts view(row, width, height) to size x size."""
+def _partial_batch(request: BatchRequest, size: int, view: Callable[[int, int, int], View]) -> PartialBatch:
+    """A batch whose images are cut by view(row, width, height) to size x size."""
     pixels = _empty(len(request.indices), size)
     rows = pixels.numpy()
 
-    def take(row: int, image: Pixels) -> None:
+    def write_view(row: int, image: Pixels) -> None:
         crop_resize(image, view(row, image.shape[1], image.shape[0]), rows[row])
 
-    return Job(request, pixels, take)
+    return PartialBatch(request, pixels, write_view)
 
 
 class TrainViews(Views):
@@ -150,22 +153,22 @@ class TrainViews(Views):
     def __init__(self, images: ImageSet, config: DataConfig, seed: int) -> None:
         self.images, self.config, self.seed = images, config, seed
 
-    def begin(self, request: Request) -> Job:
+    def begin(self, request: BatchRequest) -> PartialBatch:
         draws = augment.crop_draws(self.seed, request.epoch, request.indices)
         scale, size = self.config.crop_scale, self.config.image_size
 
         def view(row: int, width: int, height: int) -> View:
             return View(*augment.crop_box(draws[row], width, height, scale), size, size, 0, 0)
 
-        return _job(request, size, view)
+        return _partial_batch(request, size, view)
 
-    def views_of(self, request: Request, shapes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def views_of(self, request: BatchRequest, shapes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The View of each image, [B, 8], of their heights and widths [B, 2]."""
         draws, size = augment.crop_draws(self.seed, request.epoch, request.indices), self.config.image_size
         boxes = augment.crop_boxes(draws, shapes, self.config.crop_scale)
         return np.concatenate([boxes, np.tile([size, size, 0, 0], (len(boxes), 1))], axis=1)
 
-    def finish(self, request: Request, pixels: Tensor, unreadable: dict[int, Complaint]) -> Parcel:
+    def finish(self, request: BatchRequest, pixels: Tensor, unreadable: Unreadable) -> BatchResult:
         config, (epoch, step, indices, part) = self.config, request
         readable = np.ones(len(indices), dtype=np.bool_)
         readable[list(unreadable)] = False
@@ -182,7 +185,7 @@ class TrainViews(Views):
             step=step,
             part=part,
         )
-        return Parcel(batch, _in_order(unreadable))
+        return BatchResult(batch, _in_order(unreadable))
 
 
 def _pairs(readable: npt.NDArray[np.bool_], strengths: augment.Floats) -> tuple[npt.NDArray[np.intp], Tensor]:
@@ -204,32 +207,32 @@ class EvalViews(Views):
     def __init__(self, images: ImageSet, config: DataConfig) -> None:
         self.images, self.config = images, config
 
-    def begin(self, request: Request) -> Job:
+    def begin(self, request: BatchRequest) -> PartialBatch:
         size, share = self.config.image_size, self.config.eval_crop
-        return _job(request, size, lambda _, width, height: augment.central_view(width, height, size, share))
+        return _partial_batch(request, size, lambda _, width, height: augment.central_view(width, height, size, share))
 
-    def finish(self, request: Request, pixels: Tensor, unreadable: dict[int, Complaint]) -> Parcel:
+    def finish(self, request: BatchRequest, pixels: Tensor, unreadable: Unreadable) -> BatchResult:
         if unreadable:
-            return Parcel(None, _in_order(unreadable))
+            return BatchResult(None, _in_order(unreadable))
         labels, indices = (torch.from_numpy(a) for a in (self.images.labels[request.indices], request.indices))
         flips = torch.zeros(len(indices), dtype=torch.bool)
-        return Parcel(Batch(as_images(pixels), labels, indices, flips, step=request.step), [])
+        return BatchResult(Batch(as_images(pixels), labels, indices, flips, step=request.step), [])
 
 
-class Probe(Views):
-    """Decodes, and keeps only the complaints."""
+class ReadCheck(Views):
+    """Decodes images and keeps only the errors."""
 
     def __init__(self, images: ImageSet) -> None:
         self.images = images
 
-    def begin(self, request: Request) -> Job:
-        return Job(request, torch.empty(0, dtype=torch.uint8), lambda row, image: None)
+    def begin(self, request: BatchRequest) -> PartialBatch:
+        return PartialBatch(request, torch.empty(0, dtype=torch.uint8), lambda row, image: None)
 
-    def finish(self, request: Request, pixels: Tensor, unreadable: dict[int, Complaint]) -> Parcel:
-        return Parcel(None, _in_order(unreadable))
+    def finish(self, request: BatchRequest, pixels: Tensor, unreadable: Unreadable) -> BatchResult:
+        return BatchResult(None, _in_order(unreadable))
 
 
-def _in_order(unreadable: dict[int, Complaint]) -> list[Complaint]:
+def _in_order(unreadable: Unreadable) -> list[ReadError]:
     return [unreadable[row] for row in sorted(unreadable)]
 
 

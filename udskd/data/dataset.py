@@ -100,7 +100,7 @@ class ImageSet(ABC):
         """How many files were ignored, and of which kinds, for a message; "" if there is none."""
         count = sum(self.ignored.values())
         kinds = sorted(self.ignored.items(), key=lambda item: (-item[1], item[0]))
-        listed = few((f"{kind} {number}" for kind, number in kinds), limit=8)
+        listed = abbreviate((f"{kind} {number}" for kind, number in kinds), limit=8)
         return f"{count} file{'s' if count > 1 else ''} ignored: {listed}" if count else ""
 
 
@@ -123,7 +123,7 @@ def crc_digest(crc: int, size: int) -> str:
     return f"{crc:08x}-{size}"
 
 
-def few(items: Iterable[str], limit: int = 3) -> str:
+def abbreviate(items: Iterable[str], limit: int = 3) -> str:
     """The first items of a list for a message, and how many more there are."""
     names = list(items)
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
@@ -140,7 +140,7 @@ def common_classes(root: Path, train: Sequence[str], val: Sequence[str], wanted:
     _refuse_twins(root, train, val)
     if train != val:
         only = {"train": sorted({*train} - {*val}), "val": sorted({*val} - {*train})}
-        difference = "; ".join(f"{few(names)} only in {split}" for split, names in only.items() if names)
+        difference = "; ".join(f"{abbreviate(names)} only in {split}" for split, names in only.items() if names)
         raise DataError(f"{root}/train and {root}/val have different classes: {difference or 'their order differs'}")
     if len(train) < 2:
         raise DataError(f"{root} has a single class, {train[0]}: a classifier needs at least two")

@@ -49,7 +49,7 @@ def read_pixels(path: str) -> Pixels:
 
 def read_bytes(path: str) -> bytes:
     """The bytes of a regular file. Raises UnreadableImage if it is missing, must not be read or is empty."""
-    with complaints(path):
+    with translate_errors(path):
         _check(path)
         with open(path, "rb") as file:
             return file.read()
@@ -65,7 +65,7 @@ def decode(data: bytes, name: str) -> Pixels:
     Raises:
         UnreadableImage: called `name`; the bytes are damaged, no image, or claim more pixels than PIL thinks safe.
     """
-    with complaints(name):
+    with translate_errors(name):
         if is_simple_jpeg(data) and (pixels := _decode_jpeg(data)) is not None:
             return pixels
         with open_image(data) as image:
@@ -83,7 +83,7 @@ def pixels_of(image: Image.Image) -> Pixels:
 
 def read_area(path: str) -> int:
     """H x W of an image file, from its header alone. Raises UnreadableImage as read_pixels does, as far as it looks."""
-    with complaints(path):
+    with translate_errors(path):
         _check(path)
         with open_image(path) as image:
             return int(image.width * image.height)
@@ -116,7 +116,7 @@ def open_image(source: str | bytes) -> Image.Image:
 
 
 @contextmanager
-def complaints(name: str) -> Iterator[None]:
+def translate_errors(name: str) -> Iterator[None]:
     """Turns whatever goes wrong into UnreadableImage: on damaged files PIL's decoders raise almost anything."""
     try:
         yield

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from udskd.data.dataset import ImageSet, Pixels, common_classes, content_digest, few, file_mark
+from udskd.data.dataset import ImageSet, Pixels, abbreviate, common_classes, content_digest, file_mark
 from udskd.data.decode import are_jpegs, read_area, read_bytes, read_pixels
 from udskd.data.formats import SUFFIXES
 from udskd.data.tree import Tree, find_files
@@ -77,7 +77,7 @@ def _refuse_empty(images: FolderSet, empty: Sequence[str]) -> None:
         what = "class" if len(empty) == 1 else f"{len(empty)} classes"
         ignored = images.ignored_line()
         raise DataError(
-            f"no images in {what} {few(empty)} of {images.root}{f' ({ignored})' if ignored else ''}: add images "
+            f"no images in {what} {abbreviate(empty)} of {images.root}{f' ({ignored})' if ignored else ''}: add images "
             f"({' '.join(SUFFIXES)}) or remove the class from both splits"
         )
 

@@ -10,21 +10,21 @@ import torch
 
 from udskd.config.schema import DataConfig
 from udskd.data import augment
-from udskd.data.batch import Batch, Complaint, EvalViews, Parcel, Probe, Request, TrainViews
-from udskd.data.dataset import ImageSet, few
+from udskd.data.batch import Batch, BatchRequest, BatchResult, EvalViews, ReadCheck, ReadError, TrainViews
+from udskd.data.dataset import ImageSet, abbreviate
 from udskd.data.resident import ResidentEvaluation, ResidentTraining
-from udskd.data.shard import Share
-from udskd.data.workers import Poll, Progress, hire, nothing
+from udskd.data.shard import Shard
+from udskd.data.workers import Poll, Progress, make_workers, no_op
 from udskd.errors import DataError
 
 OnUnreadable = Callable[[str, str], None]
-_ALONE = Share()
+_ALONE = Shard()
 
 
 class TrainLoader:
     """Shuffled random views, pure functions of (seed, epoch, step); the last, incomplete step is dropped.
 
-    A step has `batch_size` images, of which `share` says which are ours and in how many batches. A set smaller than a
+    A step has `batch_size` images, of which `shard` says which are ours and in how many batches. A set smaller than a
     step gives one step of all its images (that can be cut into equal pieces). Unreadable images are left out of their
     batch, which may leave it with 0 rows; they are kept in `unreadable` (relative name to name and reason) and reported
     once each: to `on_unreadable(name, reason)`, or as a warning.
@@ -42,34 +42,34 @@ class TrainLoader:
         seed: int,
         batch_size: int,
         on_unreadable: OnUnreadable | None = None,
-        share: Share = _ALONE,
+        shard: Shard = _ALONE,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.images, self.config, self.seed, self.share = images, config, seed, share
-        share.rows(batch_size)
-        pieces = share.ranks * share.parts
+        self.images, self.config, self.seed, self.shard = images, config, seed, shard
+        shard.rows(batch_size)
+        pieces = shard.ranks * shard.parts
         self.batch_size = min(batch_size, len(images) // pieces * pieces)
         if self.batch_size == 0:
             raise DataError(f"{len(images)} training images are too few for {pieces} processes x training.accumulate")
         self.steps_per_epoch = len(images) // self.batch_size
-        self.unreadable: dict[str, Complaint] = {}
+        self.unreadable: dict[str, ReadError] = {}
         self._on_unreadable = on_unreadable or _warn_unreadable
         work = TrainViews(images, config, seed)
         self._workers = (
             ResidentTraining(work, torch.device(device), config.workers)
             if config.loader == "resident"
-            else hire(work, config.loader, config.workers)
+            else make_workers(work, config.loader, config.workers)
         )
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, `share.parts` of each step, beginning with `start_step`; one epoch at a time.
+        """The batches of one epoch, `shard.parts` of each step, beginning with `start_step`; one epoch at a time.
 
         Raises:
             DataError: more than config.max_unreadable of the images cannot be read, or a worker died.
         """
         return self._readable(self._workers.run(self._requests(epoch, start_step)))
 
-    def prepare(self, progress: Progress = nothing, poll: Poll = nothing) -> None:
+    def prepare(self, progress: Progress = no_op, poll: Poll = no_op) -> None:
         """Decode the set, if it is to be resident, else the first epoch does so, unseen. What poll() raises stops it.
 
         Raises:
@@ -81,29 +81,29 @@ class TrainLoader:
         """End processes and threads and forget resident images; the next epoch begins anew."""
         self._workers.close()
 
-    def _requests(self, epoch: int, start_step: int) -> Iterator[Request]:
+    def _requests(self, epoch: int, start_step: int) -> Iterator[BatchRequest]:
         order = augment.order(self.seed, epoch, len(self.images))
-        rows = np.arange(self.share.rows(self.batch_size) + int(self.config.mixup > 0))
+        rows = np.arange(self.shard.rows(self.batch_size) + int(self.config.mixup > 0))
         for step in range(start_step, self.steps_per_epoch):
-            for part in range(self.share.parts):
-                places = step * self.batch_size + self.share.begin(part, self.batch_size) + rows
-                yield Request(epoch, step, order[places % len(order)], part)
+            for part in range(self.shard.parts):
+                places = step * self.batch_size + self.shard.begin(part, self.batch_size) + rows
+                yield BatchRequest(epoch, step, order[places % len(order)], part)
 
-    def _readable(self, parcels: Iterator[Parcel]) -> Iterator[Batch]:
-        for batch, unreadable in parcels:
+    def _readable(self, results: Iterator[BatchResult]) -> Iterator[Batch]:
+        for batch, unreadable in results:
             if unreadable:
                 self._note(unreadable)
             assert batch is not None
             yield batch
 
-    def _note(self, unreadable: list[Complaint]) -> None:
+    def _note(self, unreadable: list[ReadError]) -> None:
         for name, reason in unreadable:
             if (image := self.images.relative(name)) not in self.unreadable:
                 self.unreadable[image] = (name, reason)
                 self._on_unreadable(name, reason)
         self.refuse_too_many(self.unreadable)
 
-    def refuse_too_many(self, unreadable: Mapping[str, Complaint]) -> None:
+    def refuse_too_many(self, unreadable: Mapping[str, ReadError]) -> None:
         """DataError if so many images (by relative name) are more than config.max_unreadable allows."""
         count, total, limit = len(unreadable), len(self.images), self.config.max_unreadable
         if count > limit * total:
@@ -117,7 +117,7 @@ class TrainLoader:
 class EvalLoader:
     """Every image once, in order, in its central view; the last batch may be smaller. Never skips an image.
 
-    Of the `batches` batches, those whose number leaves the remainder share.rank by share.ranks are ours; where they
+    Of the `batches` batches, those whose number leaves the remainder shard.rank by shard.ranks are ours; where they
     begin and end does not depend on it.
     """
 
@@ -127,17 +127,17 @@ class EvalLoader:
         config: DataConfig,
         *,
         batch_size: int,
-        share: Share = _ALONE,
+        shard: Shard = _ALONE,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.images, self.batch_size, self.share = images, batch_size, share
+        self.images, self.batch_size, self.shard = images, batch_size, shard
         self.batches = -(-len(images) // batch_size)
-        self._numbers = range(share.rank, self.batches, share.ranks)
+        self._numbers = range(shard.rank, self.batches, shard.ranks)
         work = EvalViews(images, config)
         self._workers = (
             ResidentEvaluation(work, torch.device(device), config.workers)
             if config.loader == "resident"
-            else hire(work, config.loader, config.workers)
+            else make_workers(work, config.loader, config.workers)
         )
 
     def __len__(self) -> int:
@@ -152,45 +152,45 @@ class EvalLoader:
         """End processes and threads and forget resident images; the next evaluation begins anew."""
         self._workers.close()
 
-    def _requests(self) -> Iterator[Request]:
+    def _requests(self) -> Iterator[BatchRequest]:
         for number in self._numbers:
             begin = number * self.batch_size
-            yield Request(0, number, np.arange(begin, min(begin + self.batch_size, len(self.images))))
+            yield BatchRequest(0, number, np.arange(begin, min(begin + self.batch_size, len(self.images))))
 
-    def _complete(self, parcels: Iterator[Parcel]) -> Iterator[Batch]:
-        for batch, unreadable in parcels:
+    def _complete(self, results: Iterator[BatchResult]) -> Iterator[Batch]:
+        for batch, unreadable in results:
             if batch is None:
                 raise _evaluation_error(unreadable, len(self.images))
             yield batch
 
 
-def check_readable(images: ImageSet, workers: int = 0, *, loader: str = "auto", share: Share = _ALONE) -> None:
-    """Decode our share of an evaluation set once, so that a bad file shows before hours of training, not after.
+def check_readable(images: ImageSet, workers: int = 0, *, loader: str = "auto", shard: Shard = _ALONE) -> None:
+    """Decode our shard of an evaluation set once, so that a bad file shows before hours of training, not after.
 
     Raises:
         DataError: some cannot be read; it says how many and names the first few.
     """
     parts = np.array_split(np.arange(len(images)), 1 + len(images) // 64)
-    decoders = hire(Probe(images), loader, workers)
+    decoders = make_workers(ReadCheck(images), loader, workers)
     try:
-        requests = [Request(0, step, part) for step, part in enumerate(parts)]
-        parcels = decoders.run(requests[share.rank :: share.ranks])
-        unreadable = [entry for parcel in parcels for entry in parcel.unreadable]
+        requests = [BatchRequest(0, step, part) for step, part in enumerate(parts)]
+        results = decoders.run(requests[shard.rank :: shard.ranks])
+        unreadable = [entry for result in results for entry in result.unreadable]
     finally:
         decoders.close()
     if unreadable:
         raise _evaluation_error(unreadable, len(images))
 
 
-def _evaluation_error(unreadable: list[Complaint], total: int) -> DataError:
+def _evaluation_error(unreadable: list[ReadError], total: int) -> DataError:
     return DataError(
         f"{len(unreadable)} of the {total} images for evaluation cannot be read, and evaluation never skips one: "
         f"{_listed(unreadable)}; mend or remove them"
     )
 
 
-def _listed(unreadable: Iterable[Complaint]) -> str:
-    return few(f"{name} ({reason})" for name, reason in unreadable)
+def _listed(unreadable: Iterable[ReadError]) -> str:
+    return abbreviate(f"{name} ({reason})" for name, reason in unreadable)
 
 
 def _warn_unreadable(name: str, reason: str) -> None:

@@ -10,8 +10,8 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from udskd.data.dataset import ImageSet, UnreadableImage, few
-from udskd.data.workers import Poll, in_order, nothing
+from udskd.data.dataset import ImageSet, UnreadableImage, abbreviate
+from udskd.data.workers import Poll, in_order, no_op
 from udskd.errors import CheckpointError
 
 FILE = "images.manifest"
@@ -40,8 +40,8 @@ Manifest = dict[str, Listing]
 def list_images(
     sets: Mapping[str, ImageSet],
     known: Manifest | None = None,
-    advance: Callable[[], object] = nothing,
-    poll: Poll = nothing,
+    advance: Callable[[], object] = no_op,
+    poll: Poll = no_op,
 ) -> Manifest:
     """The manifest of sets by split. `advance` is called for every image, `poll` often; it may raise.
 
@@ -100,7 +100,7 @@ def difference(old: Manifest, new: Manifest) -> str:
         "changed": [name for name in other if now[name] != UNREADABLE],
         "not readable any more": [name for name in other if now[name] == UNREADABLE],
     }
-    parts = [f"{len(names)} {kind} ({few(names)})" for kind, names in kinds.items() if names]
+    parts = [f"{len(names)} {kind} ({abbreviate(names)})" for kind, names in kinds.items() if names]
     return ", ".join(parts) or ("" if list(before) == list(now) else "the same images in another order")
 
 

@@ -15,11 +15,11 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from udskd.data.dataset import UnreadableImage, class_hash, few
-from udskd.data.decode import complaints, decode, is_plain_jpeg, read_bytes
+from udskd.data.dataset import UnreadableImage, abbreviate, class_hash
+from udskd.data.decode import decode, is_plain_jpeg, read_bytes, translate_errors
 from udskd.data.folder import FolderSet, open_folder, shared_images
 from udskd.data.packed import ENTRY, MAGIC, PREFIX, SPLITS, VERSION, pack_file
-from udskd.data.workers import in_order, nothing
+from udskd.data.workers import in_order, no_op
 from udskd.errors import ConfigError, DataError
 from udskd.files import expand_user
 
@@ -49,7 +49,7 @@ def pack(
     quality: int = 90,
     classes: int | None = None,
     workers: int = 2,
-    progress: Progress = nothing,
+    progress: Progress = no_op,
 ) -> dict[str, Packed]:
     """Write destination/train.pack and destination/val.pack from an ImageFolder tree; returns what became of each.
 
@@ -147,7 +147,7 @@ def _write(path: Path, images: FolderSet, header: dict[str, Any], workers: int, 
             progress(split, index + 1, count)
         if unreadable:
             what = f"{len(unreadable)} of the {count} {split} images cannot be read"
-            raise DataError(f"{what}, and a pack leaves none out: {few(unreadable)}; mend or remove them")
+            raise DataError(f"{what}, and a pack leaves none out: {abbreviate(unreadable)}; mend or remove them")
         return draft.finish(images.ignored_line())
 
 
@@ -157,7 +157,7 @@ def _convert(path: str, short_side: int | None, quality: int) -> _File:
     height, width, _ = pixels.shape
     if short_side is None or (min(height, width) <= short_side and is_plain_jpeg(data)):
         return _File(data, height, width, len(data), True)
-    with complaints(path):
+    with translate_errors(path):
         image = _shrink(Image.fromarray(pixels), short_side)
         file = io.BytesIO()
         # Half the resolution for colour, as cameras do: it is what most of the originals had, and saves a third of the

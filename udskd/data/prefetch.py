@@ -41,12 +41,12 @@ def on_device(batches: Iterable[Batch], device: torch.device | str) -> Generator
         yield from iterator
         return
     try:
-        yield from copied_ahead(chain([first], iterator), [Slot(device) for _ in range(SLOTS)], Cuda(device))
+        yield from copied_ahead(chain([first], iterator), [Slot(device) for _ in range(SLOTS)], CudaStreams(device))
     finally:
         getattr(iterator, "close", lambda: None)()
 
 
-class Lanes(Protocol):
+class Streams(Protocol):
     """The device's streams: copies have one of their own."""
 
     def event(self) -> Event:
@@ -69,8 +69,8 @@ class Event(Protocol):
     def synchronize(self) -> None: ...
 
 
-class Cuda:
-    """Lanes of a GPU."""
+class CudaStreams:
+    """Streams of a GPU."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -181,32 +181,32 @@ def _part(buffer: Tensor, place: int, like: Tensor) -> Tensor:
     return buffer[place : place + size].view(like.dtype).view(like.shape)
 
 
-def copied_ahead(batches: Iterator[Batch], slots: list[Slot], lanes: Lanes) -> Generator[Batch]:
+def copied_ahead(batches: Iterator[Batch], slots: list[Slot], streams: Streams) -> Generator[Batch]:
     """The batches in the slots of a ring."""
-    ring: Ring[Batch] = Ring(len(slots), lanes.event)
-    thread = threading.Thread(target=_fill, args=(ring, batches, slots, lanes), name="udskd-copy", daemon=True)
+    ring: Ring[Batch] = Ring(len(slots), streams.event)
+    thread = threading.Thread(target=_fill, args=(ring, batches, slots, streams), name="udskd-copy", daemon=True)
     thread.start()
     try:
-        while (entry := ring.take(lanes.current())) is not None:
+        while (entry := ring.take(streams.current())) is not None:
             slot, batch = entry
             yield replace(batch, labels=batch.labels.clone())  # targets may be kept for longer than images
-            ring.release(slot, lanes.current())
+            ring.release(slot, streams.current())
     finally:
         ring.close()
         thread.join()
-        done = lanes.event()
-        done.record(lanes.current())
+        done = streams.event()
+        done.record(streams.current())
         done.synchronize()  # for now the slots' memory is given back, and may soon be another ring's
 
 
-def _fill(ring: Ring[Batch], batches: Iterator[Batch], slots: list[Slot], lanes: Lanes) -> None:
+def _fill(ring: Ring[Batch], batches: Iterator[Batch], slots: list[Slot], streams: Streams) -> None:
     try:
-        with lanes.copying():
+        with streams.copying():
             for batch in batches:
                 slot = ring.begin()
                 if slot is None:
                     break
-                ring.filled(slot, slots[slot].load(batch), lanes.current())
+                ring.filled(slot, slots[slot].load(batch), streams.current())
         ring.end()
     except BaseException as error:
         ring.end(error)

@@ -13,10 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from udskd.data.batch import Complaint, EvalViews, Parcel, Request, TrainViews, send
+from udskd.data.batch import BatchRequest, BatchResult, EvalViews, ReadError, TrainViews, send
 from udskd.data.dataset import ImageSet, Pixels, UnreadableImage
 from udskd.data.resize import crop_resize_batch, has_kernel
-from udskd.data.workers import Poll, Progress, Workers, hire, in_order, nothing
+from udskd.data.workers import Poll, Progress, Workers, in_order, make_workers, no_op
 from udskd.errors import DataError
 
 T = TypeVar("T")
@@ -35,12 +35,12 @@ class ResidentImages:
     """First byte of each image, int64 [N], on the same device."""
     shapes: npt.NDArray[np.int64]
     """Height and width of each image, [N, 2]; one black pixel stands for an image that cannot be read."""
-    unreadable: dict[int, Complaint]
+    unreadable: dict[int, ReadError]
     """By number."""
 
 
 def decode_all(
-    images: ImageSet, device: torch.device, threads: int, progress: Progress = nothing, poll: Poll = nothing
+    images: ImageSet, device: torch.device, threads: int, progress: Progress = no_op, poll: Poll = no_op
 ) -> ResidentImages:
     """Decode a whole set into a device's memory. `poll` is called for every image, and may raise.
 
@@ -52,7 +52,7 @@ def decode_all(
     starts, shapes = ends - 3 * areas, np.ones((len(images), 2), dtype=np.int64)
     check_fits(int(ends[-1]), f"the {len(images)} images of the training set", device)
     pixels = torch.zeros(int(ends[-1]), dtype=torch.uint8, device=device)
-    unreadable: dict[int, Complaint] = {}
+    unreadable: dict[int, ReadError] = {}
     for index, found in enumerate(_each(images, images.pixels, threads, poll)):
         if isinstance(found, UnreadableImage):
             unreadable[index] = (found.name, found.reason)
@@ -91,15 +91,15 @@ class ResidentTraining(Workers):
         self._device = device if has_kernel(device.type) else torch.device("cpu")
         self._images: ResidentImages | None = None
 
-    def prepare(self, progress: Progress = nothing, poll: Poll = nothing) -> None:
+    def prepare(self, progress: Progress = no_op, poll: Poll = no_op) -> None:
         if self._images is None:
             self._images = decode_all(self._views.images, self._device, self._threads, progress, poll)
 
-    def run(self, requests: Iterable[Request]) -> Iterator[Parcel]:
+    def run(self, requests: Iterable[BatchRequest]) -> Iterator[BatchResult]:
         self.prepare()
         return map(self._answer, requests)
 
-    def _answer(self, request: Request) -> Parcel:
+    def _answer(self, request: BatchRequest) -> BatchResult:
         images, size, indices = self._images, self._views.config.image_size, request.indices
         assert images is not None
         shapes, rows = images.shapes[indices], send(torch.from_numpy(indices), self._device)
@@ -118,29 +118,29 @@ class ResidentEvaluation(Workers):
 
     def __init__(self, views: EvalViews, device: torch.device, threads: int) -> None:
         self._views, self._device, self._threads = views, device, threads
-        self._parcels: list[Parcel] = []
+        self._results: list[BatchResult] = []
 
-    def run(self, requests: Iterable[Request]) -> Iterator[Parcel]:
-        return iter(self._parcels) if self._parcels else self._decode(list(requests))
+    def run(self, requests: Iterable[BatchRequest]) -> Iterator[BatchResult]:
+        return iter(self._results) if self._results else self._decode(list(requests))
 
-    def _decode(self, requests: list[Request]) -> Iterator[Parcel]:
+    def _decode(self, requests: list[BatchRequest]) -> Iterator[BatchResult]:
         count, size = sum(len(request.indices) for request in requests), self._views.config.image_size
         # on a GPU, training has begun and has what it needs: nothing is to be left for it
         left = 0 if self._device.type == "cuda" else None
         check_fits(3 * size * size * count, f"the {count} views of the evaluation", self._device, left)
-        parcels, threads = [], hire(self._views, "threads", self._threads)
+        results, threads = [], make_workers(self._views, "threads", self._threads)
         try:
             answers = threads.run(requests)
             for _ in requests:
                 with torch.inference_mode(False):  # they outlive the evaluation that asks for them first
-                    parcels.append(next(answers).to(self._device))
-                yield parcels[-1]
+                    results.append(next(answers).to(self._device))
+                yield results[-1]
         finally:
             threads.close()
-        self._parcels = parcels
+        self._results = results
 
     def close(self) -> None:
-        self._parcels = []
+        self._results = []
 
 
 def check_fits(needed: int, what: str, device: torch.device, left: int | None = None) -> None:

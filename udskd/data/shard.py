@@ -8,7 +8,7 @@ from udskd.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Share:
+class Shard:
     """Process `rank` of `ranks`, which takes its images of a step in `parts` batches, one after the other.
 
     A step's images, in the order of the epoch, are cut into parts x ranks equal pieces; piece part * ranks + rank is

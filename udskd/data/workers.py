@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from udskd.data.batch import Job, Parcel, Request, Views
+from udskd.data.batch import BatchRequest, BatchResult, PartialBatch, Unreadable, Views
 from udskd.data.dataset import ImageSet
 from udskd.errors import DataError
 
@@ -32,19 +32,19 @@ AHEAD = 4
 _ROWS = 8
 
 
-def nothing(*_: object) -> None:
+def no_op(*_: object) -> None:
     """A Progress that is not shown, a Poll that never stops."""
 
 
 class Workers(ABC):
     """Answers requests in their order, some ahead of the answer that is waited for."""
 
-    def prepare(self, progress: Progress = nothing, poll: Poll = nothing) -> None:
+    def prepare(self, progress: Progress = no_op, poll: Poll = no_op) -> None:
         """Whatever takes long and is needed only once; else the first run does it."""
         return
 
     @abstractmethod
-    def run(self, requests: Iterable[Request]) -> Iterator[Parcel]:
+    def run(self, requests: Iterable[BatchRequest]) -> Iterator[BatchResult]:
         """The answers, one run at a time; who stops listening leaves nothing undone.
 
         Raises:
@@ -56,14 +56,18 @@ class Workers(ABC):
         """End threads and processes; the next run starts new ones."""
 
 
-def hire(views: Views, loader: str, count: int) -> Workers:
+def make_workers(views: Views, loader: str, count: int) -> Workers:
     """`count` processes or threads, as data.loader says; of zero workers, the caller does the work."""
     if count == 0:
-        return Caller(views)
-    return Processes(views, count) if mode(loader, count, views.images) == "processes" else Threads(views, count)
+        return SerialWorkers(views)
+    return (
+        ProcessWorkers(views, count)
+        if choose_loader(loader, count, views.images) == "processes"
+        else ThreadWorkers(views, count)
+    )
 
 
-def mode(loader: str, count: int, images: ImageSet) -> str:
+def choose_loader(loader: str, count: int, images: ImageSet) -> str:
     """The loader that data.loader asks for; for "auto" the faster one of the two that need no room for the whole set.
 
     Threads save what it takes to hand batches from process to process, a third of the time of a JPEG at 224 pixels. But
@@ -74,7 +78,7 @@ def mode(loader: str, count: int, images: ImageSet) -> str:
     return "threads" if count <= MOST_THREADS and images.frees_lock else "processes"
 
 
-def a_worker_died(error: Exception) -> Exception:
+def translate_worker_death(error: Exception) -> Exception:
     """A DataError in the place of what PyTorch raises in the main thread, wherever that is, when a worker is killed;
     any other error as it is."""
     killed = isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
@@ -110,28 +114,28 @@ def in_order(function: Callable[[int], T], numbers: Iterable[int], threads: int)
         pool.shutdown(cancel_futures=True)
 
 
-class Caller(Workers):
+class SerialWorkers(Workers):
     """The thread that asks, when it asks."""
 
     def __init__(self, views: Views) -> None:
         self._views = views
 
-    def run(self, requests: Iterable[Request]) -> Iterator[Parcel]:
+    def run(self, requests: Iterable[BatchRequest]) -> Iterator[BatchResult]:
         return map(self._views.__getitem__, requests)
 
     def close(self) -> None:
         pass
 
 
-class Threads(Workers):
+class ThreadWorkers(Workers):
     """Threads that share the rows of each batch, so that the first is there soon. Decoding frees Python's lock."""
 
     def __init__(self, views: Views, count: int) -> None:
         self._views, self._count = views, count
         self._pool: ThreadPoolExecutor | None = None
 
-    def run(self, requests: Iterable[Request]) -> Iterator[Parcel]:
-        begun: deque[tuple[Job, list[Future[None]]]] = deque()
+    def run(self, requests: Iterable[BatchRequest]) -> Iterator[BatchResult]:
+        begun: deque[tuple[PartialBatch, list[Future[Unreadable]]]] = deque()
         try:
             for request in requests:
                 begun.append(self._begin(request))
@@ -144,17 +148,18 @@ class Threads(Workers):
                 for future in futures:
                     future.cancel()
 
-    def _begin(self, request: Request) -> tuple[Job, list[Future[None]]]:
+    def _begin(self, request: BatchRequest) -> tuple[PartialBatch, list[Future[Unreadable]]]:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._count, thread_name_prefix="udskd-decode")
-        job, rows = self._views.begin(request), range(len(request.indices))
+        batch, rows = self._views.begin(request), range(len(request.indices))
         pieces = [rows[k : k + _ROWS] for k in range(0, len(rows), _ROWS)]
-        return job, [self._pool.submit(self._views.fill, job, piece) for piece in pieces]
+        return batch, [self._pool.submit(self._views.fill, batch, piece) for piece in pieces]
 
-    def _finish(self, job: Job, futures: list[Future[None]]) -> Parcel:
+    def _finish(self, batch: PartialBatch, futures: list[Future[Unreadable]]) -> BatchResult:
+        unreadable: Unreadable = {}
         for future in futures:
-            future.result()
-        return self._views.finish(job.request, job.pixels, job.unreadable)
+            unreadable |= future.result()
+        return self._views.finish(batch.request, batch.pixels, unreadable)
 
     def close(self) -> None:
         if self._pool is not None:
@@ -162,23 +167,23 @@ class Threads(Workers):
             self._pool = None
 
 
-class Processes(Workers):
+class ProcessWorkers(Workers):
     """Processes that each make whole batches. They stay from run to run."""
 
     def __init__(self, views: Views, count: int) -> None:
         self._views, self._count = views, count
-        self._requests = _Requests()
-        self._loader: DataLoader[Parcel] | None = None
+        self._requests = _RequestSampler()
+        self._loader: DataLoader[BatchResult] | None = None
 
-    def run(self, requests: Iterable[Request]) -> Iterator[Parcel]:
+    def run(self, requests: Iterable[BatchRequest]) -> Iterator[BatchResult]:
         self._requests.items = requests
         if self._loader is None:
             self._loader = self._start()
         with self._one_may_die():  # processes start in the caller's thread, for that is told when one dies
-            parcels = iter(self._loader)
-        return self._listen(parcels)
+            results = iter(self._loader)
+        return self._listen(results)
 
-    def _start(self) -> DataLoader[Parcel]:
+    def _start(self) -> DataLoader[BatchResult]:
         return DataLoader(
             self._views,
             batch_size=None,  # a request is already a batch
@@ -191,9 +196,9 @@ class Processes(Workers):
             generator=torch.Generator(),  # else every epoch would draw a seed from the global generator
         )
 
-    def _listen(self, parcels: Iterator[Parcel]) -> Iterator[Parcel]:
+    def _listen(self, results: Iterator[BatchResult]) -> Iterator[BatchResult]:
         with self._one_may_die():
-            yield from parcels
+            yield from results
 
     @contextmanager
     def _one_may_die(self) -> Iterator[None]:
@@ -201,7 +206,7 @@ class Processes(Workers):
             yield
         except (RuntimeError, ConnectionError, EOFError) as error:
             # The last two are how the queue breaks when a worker dies while it hands over a tensor.
-            if isinstance(error, RuntimeError) and (died := a_worker_died(error)) is error:
+            if isinstance(error, RuntimeError) and (died := translate_worker_death(error)) is error:
                 raise
             self.close()
             raise (died if isinstance(error, RuntimeError) else _death(error)) from error
@@ -214,21 +219,21 @@ class Processes(Workers):
             # To drop it would end them as well, but only when nobody listens any more.
             loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
         except RuntimeError as error:  # PyTorch ends them also when the death of one becomes known meanwhile
-            if a_worker_died(error) is error:
+            if translate_worker_death(error) is error:
                 raise
 
 
-class _Requests(Sampler[Request]):
+class _RequestSampler(Sampler[BatchRequest]):
     """The requests of the run that is on."""
 
-    items: Iterable[Request] = ()
+    items: Iterable[BatchRequest] = ()
 
-    def __iter__(self) -> Iterator[Request]:
+    def __iter__(self) -> Iterator[BatchRequest]:
         return iter(self.items)
 
 
-def _as_is(parcel: Any) -> Any:
-    return parcel
+def _as_is(result: Any) -> Any:
+    return result
 
 
 def _init_worker(_: int) -> None:

@@ -14,7 +14,7 @@ from udskd.config.schema import Config, DataConfig
 from udskd.data import FolderSet, ImageSet, open_sets
 from udskd.data.packed import PackedSet
 from udskd.data.resident import LEFT_IN_RAM, LEFT_ON_GPU, available_memory, check_fits
-from udskd.data.workers import mode
+from udskd.data.workers import choose_loader
 from udskd.doctor.costs import SHORT_SIDE, Costs, costs, pieces, reading
 from udskd.doctor.rates import Sample, loader_rate, sample
 from udskd.doctor.step_benchmark import StepBenchmark, seconds
@@ -112,7 +112,7 @@ def could_be_packed(images: ImageSet) -> bool:
 
 def way(config: DataConfig, images: ImageSet) -> Way:
     """How a recipe loads."""
-    return mode(config.loader, config.workers, images), config.workers
+    return choose_loader(config.loader, config.workers, images), config.workers
 
 
 def alternatives(workers: int) -> Iterable[Way]:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from udskd.config.schema import DataConfig
 from udskd.data import FolderSet, UnreadableImage
-from udskd.data.batch import Request, TrainViews
+from udskd.data.batch import BatchRequest, TrainViews
 from udskd.data.dataset import Pixels
 from udskd.data.decode import decode, read_bytes
 from udskd.data.packed import PackedSet
@@ -166,8 +166,8 @@ def _timed(work: Callable[[], T]) -> tuple[T, float]:
 
 def _view(images: Sample, config: DataConfig, row: int, pixels: Pixels) -> float:
     """Seconds of the random view of one image; what is done once a batch is not counted."""
-    job = TrainViews(images, config, 0).begin(Request(0, 0, np.array([row])))
-    return _timed(lambda: job.take(0, pixels))[1]
+    batch = TrainViews(images, config, 0).begin(BatchRequest(0, 0, np.array([row])))
+    return _timed(lambda: batch.write_view(0, pixels))[1]
 
 
 def pack_one(data: bytes, pixels: Pixels) -> bytes:

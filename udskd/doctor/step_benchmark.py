@@ -13,7 +13,7 @@ from torch import Tensor
 from udskd import methods
 from udskd.config import schema
 from udskd.config.schema import ROLES, STUDENTS, Config, Stem, StudentConfig, TeacherConfig
-from udskd.data import Batch, EvalLoader, ImageSet, Share, TrainLoader, to_device
+from udskd.data import Batch, EvalLoader, ImageSet, Shard, TrainLoader, to_device
 from udskd.data.loader import OnUnreadable
 from udskd.models.loading import stem_of
 from udskd.models.zoo import Model
@@ -45,14 +45,14 @@ class StepBenchmark:
         world, training = World(), config.training
         self.runtime = Runtime.from_config(training, world)
         self.runtime.loss_backend(config.loss)
-        share, rows = Share(parts=training.accumulate), training.batch_size
+        shard, rows = Shard(parts=training.accumulate), training.batch_size
         self.loader = TrainLoader(
             images,
             config.data,
             seed=config.seed,
             batch_size=rows,
             on_unreadable=on_unreadable,
-            share=share,
+            shard=shard,
             device=self.runtime.device,
         )
         session = Session(
@@ -71,7 +71,7 @@ class StepBenchmark:
         plan = Plan.of(config, len(images.classes), networks)
         self.taught = self._teacher(networks["teacher"], plan) if "teacher" in networks else None
         self.task = StudentsTask(session, plan, self.taught, networks)
-        step = Step(self.task, self.runtime, share.parts, share.rows(self.loader.batch_size), training.cuda_graph)
+        step = Step(self.task, self.runtime, shard.parts, shard.rows(self.loader.batch_size), training.cuda_graph)
         self.step = step
         self.position = TrainState(session, self.task, step, training.epochs, session.folder.path / "none")
         self.steps = 0
@@ -103,7 +103,7 @@ class StepBenchmark:
         """One step, whose parts all have the same images."""
         for trained in self.task.trained:
             trained.module.train()
-        for part in range(self.loader.share.parts):
+        for part in range(self.loader.shard.parts):
             self.step.run(inputs, part, self.steps)
         self.steps += 1
 

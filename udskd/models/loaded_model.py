@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from udskd.config.schema import DataConfig
 from udskd.data import ImageSet, to_device
-from udskd.data.batch import EvalViews, Request
+from udskd.data.batch import BatchRequest, EvalViews
 from udskd.data.dataset import Pixels
-from udskd.data.decode import complaints, pixels_of
+from udskd.data.decode import pixels_of, translate_errors
 from udskd.errors import CheckpointError, DataError
 from udskd.files import PREDICTIONS
 from udskd.models.checkpoints import keep_stem_mark
@@ -66,7 +66,7 @@ class LoadedModel:
             std=_three(self.std),
         )
         given = _Given(images, self.classes)
-        batch, unreadable = EvalViews(given, data)[Request(0, 0, np.arange(len(given)))]
+        batch, unreadable = EvalViews(given, data)[BatchRequest(0, 0, np.arange(len(given)))]
         if batch is None:
             name, reason = unreadable[0]
             raise DataError(f"{name} cannot be decoded: {reason}")
@@ -142,7 +142,7 @@ class _Given(ImageSet):
     def pixels(self, index: int) -> Pixels:
         image = self._images[index]
         if isinstance(image, Image.Image):
-            with complaints(self.name(index)):
+            with translate_errors(self.name(index)):
                 _refuse_copy(image)
                 return np.ascontiguousarray(pixels_of(image))
         return np.ascontiguousarray(image.cpu().numpy() if isinstance(image, Tensor) else image)

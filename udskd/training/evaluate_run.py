@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from udskd.config.schema import ROLES, DataConfig
-from udskd.data import EvalLoader, ImageSet, Share, open_sets
+from udskd.data import EvalLoader, ImageSet, Shard, open_sets
 from udskd.data.manifest import difference, list_images
 from udskd.data.workers import Poll
 from udskd.errors import CheckpointError, Interrupted
@@ -77,10 +77,10 @@ def _to_evaluate(
         role: runtime.place(loading.load_network(file, None, val_set.classes, data).module)
         for role, file in files.items()
     }
-    share = Share(world.rank, world.ranks)
+    shard = Shard(world.rank, world.ranks)
     return (
         networks,
-        EvalLoader(val_set, data, batch_size=min(config.training.batch_size, EVALUATED), share=share),
+        EvalLoader(val_set, data, batch_size=min(config.training.batch_size, EVALUATED), shard=shard),
         data,
         runtime,
     )

@@ -9,7 +9,7 @@ from typing import Any
 from udskd import methods
 from udskd.config import schema
 from udskd.config.schema import ROLES, Config, DataConfig
-from udskd.data import EvalLoader, ImageSet, Share, TrainLoader, check_readable, class_hash, shared_images
+from udskd.data import EvalLoader, ImageSet, Shard, TrainLoader, check_readable, class_hash, shared_images
 from udskd.data.manifest import content_hash
 from udskd.errors import ConfigError
 from udskd.models.zoo import Model
@@ -88,7 +88,7 @@ def prepare(
     runtime.loss_backend(config.loss)
     if world.is_rank0 and folder.begun:
         check_classes(config, folder, val_set.classes)
-    share = Share(world.rank, world.ranks, config.training.accumulate)
+    shard = Shard(world.rank, world.ranks, config.training.accumulate)
 
     def on_unreadable(name: str, reason: str) -> None:
         if folder.log_unreadable(
@@ -103,11 +103,11 @@ def prepare(
         seed=config.seed,
         batch_size=size,
         on_unreadable=on_unreadable,
-        share=share,
+        shard=shard,
         device=device,
     )
     train.unreadable |= unreadable(folder, train_set)
-    val = EvalLoader(val_set, config.data, batch_size=min(size, EVALUATED), share=share, device=device)
+    val = EvalLoader(val_set, config.data, batch_size=min(size, EVALUATED), shard=shard, device=device)
     session = Session(config, folder, runtime, train, val, val_set.classes, display, consensus)
     networks = {
         role: build_model(role, options, len(val_set.classes), config.data.image_size, config.seed)
@@ -129,7 +129,7 @@ def prepare(
     if config.data.loader == "resident":
         with display.steps("decode the training images", len(train_set)) as advance:
             train.prepare(lambda *_: advance(), consensus.poll_here)
-    check_readable(val_set, config.data.workers, loader=config.data.loader, share=share)
+    check_readable(val_set, config.data.workers, loader=config.data.loader, shard=shard)
     return session, networks, plan
 
 
@@ -145,7 +145,7 @@ def introduce(session: Session, networks: dict[str, Model]) -> None:
         *(
             []
             if world.is_single
-            else [f"processes: {world.ranks}, {session.train.share.rows(session.train.batch_size)} images each"]
+            else [f"processes: {world.ranks}, {session.train.shard.rows(session.train.batch_size)} images each"]
         ),
         *(f"{role}: {networks[role].describe()}" for role in ROLES if role in networks),
     ]

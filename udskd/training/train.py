@@ -16,7 +16,7 @@ from udskd import methods
 from udskd.config import schema
 from udskd.config.schema import METHOD_SECTIONS, Config
 from udskd.data import open_sets, to_device
-from udskd.data.workers import a_worker_died
+from udskd.data.workers import translate_worker_death
 from udskd.errors import CheckpointError, Interrupted
 from udskd.models.zoo import Model
 from udskd.progress import Display
@@ -89,7 +89,7 @@ def _train(config: Config, folder: RunFolder, world: World, display: Display, st
         if stop.requested and not world.failed_elsewhere(error):
             # what breaks now, such as a worker that got the signal, is no news
             raise _interrupted(session, folder) from None
-        if (died := a_worker_died(error)) is not error:
+        if (died := translate_worker_death(error)) is not error:
             raise died from error
         raise
     finally:

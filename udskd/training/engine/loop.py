@@ -27,9 +27,9 @@ def fit(session: Session, task: Task, epochs: int, name: str) -> dict[str, dict[
     After every epoch: evaluation (when due), a line in the log, the best weights of each network, then the state for
     --resume, which is also saved every training.save_every minutes and when the run is stopped.
     """
-    training, share = session.config.training, session.train.share
-    rows = share.rows(session.train.batch_size)
-    step = Step(task, session.runtime, share.parts, rows, training.cuda_graph)
+    training, shard = session.config.training, session.train.shard
+    rows = shard.rows(session.train.batch_size)
+    step = Step(task, session.runtime, shard.parts, rows, training.cuda_graph)
     state = TrainState.restored(session, task, step, epochs, name)
     writes = training.tensorboard and session.world.is_rank0
     board = Board(session.folder.path, task.event) if writes else None
@@ -83,7 +83,7 @@ def train_epoch(session: Session, task: Task, step: Step, state: TrainState) -> 
     loader, runtime = session.train, session.runtime
     for trained in task.trained:
         trained.module.train()
-    first, parts = state.epoch * loader.steps_per_epoch, loader.share.parts
+    first, parts = state.epoch * loader.steps_per_epoch, loader.shard.parts
     title = f"{task.title} {state.epoch + 1}/{state.epochs}"
     with (
         session.display.steps(title, loader.steps_per_epoch, state.step) as advance,

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from udskd.data.dataset import few
+from udskd.data.dataset import abbreviate
 
 Numbers = npt.NDArray[np.int64]
 Shares = npt.NDArray[np.float64]
@@ -212,4 +212,4 @@ def _in_words(moved: dict[int, int], labels: Numbers, answers: Numbers, classes:
         f'images of "{classes[c]}" are mostly answered as "{classes[moved[c]]}" ({often(c)[0]} of {often(c)[1]})'
         for c in clearest[:3]
     )
-    return f"{few(examples)}; so for {len(moved)} of {len(classes)} classes"
+    return f"{abbreviate(examples)}; so for {len(moved)} of {len(classes)} classes"

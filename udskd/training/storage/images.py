@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from udskd.config.schema import Config, DataConfig
 from udskd.data import ImageSet, class_hash
-from udskd.data.dataset import few
+from udskd.data.dataset import abbreviate
 from udskd.data.formats import missing_codec
 from udskd.data.manifest import Manifest, content_hash, difference, list_images
 from udskd.errors import DataError
@@ -116,8 +116,8 @@ def _refuse_undecodable(config: Config, folder: RunFolder, known: Manifest, mani
     if names:
         raise DataError(
             f"{folder.path} was started with {len(names)} images of {config.data.root} that are still there, but that "
-            f"this Pillow cannot decode: it has no codec for {' and '.join(sorted(formats))} ({few(sorted(names))}); "
-            "install one that has it to continue the run"
+            f"this Pillow cannot decode: it has no codec for {' and '.join(sorted(formats))} "
+            f"({abbreviate(sorted(names))}); install one that has it to continue the run"
         )
 
 

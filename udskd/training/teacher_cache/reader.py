@@ -25,7 +25,7 @@ from udskd.config.schema import Config
 from udskd.data import ImageSet, UnreadableImage, class_hash
 from udskd.data.manifest import FILE as MANIFEST
 from udskd.data.manifest import difference, list_images, read_manifest, to_bytes
-from udskd.data.workers import Poll, nothing
+from udskd.data.workers import Poll, no_op
 from udskd.errors import CheckpointError, ConfigError, DataError
 from udskd.files import write_atomic
 from udskd.models.checkpoints import fingerprint
@@ -160,7 +160,7 @@ class CacheFolder:
         return (self.path / MANIFEST).exists()
 
     def check_images(
-        self, images: ImageSet, advice: str, advance: Callable[[], object] = nothing, poll: Poll = nothing
+        self, images: ImageSet, advice: str, advance: Callable[[], object] = no_op, poll: Poll = no_op
     ) -> None:
         """ConfigError if the logits are known to be of other training images."""
         known = read_manifest(self.path / MANIFEST)
@@ -176,7 +176,7 @@ class CacheFolder:
             return ""
         return f"{self.path} has no list of its images: that they are still the same is not checked"
 
-    def note_images(self, images: ImageSet, advance: Callable[[], object] = nothing, poll: Poll = nothing) -> None:
+    def note_images(self, images: ImageSet, advance: Callable[[], object] = no_op, poll: Poll = no_op) -> None:
         """Write the manifest of the training images, unless there is one. CheckpointError for the disk.
 
         Not where there are logits without it: of which images they were computed is not known.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from udskd import methods
 from udskd.config.schema import Config
-from udskd.data import ImageSet, Share, TrainLoader, open_sets, to_device
+from udskd.data import ImageSet, Shard, TrainLoader, open_sets, to_device
 from udskd.errors import CheckpointError, ConfigError, Interrupted
 from udskd.models.loading import load_network
 from udskd.progress import Display
@@ -82,7 +82,7 @@ class _Writer:
             seed=config.seed,
             batch_size=training.batch_size,
             on_unreadable=self._on_unreadable,
-            share=Share(parts=training.accumulate),
+            shard=Shard(parts=training.accumulate),
             device=self._runtime.device,
         )
         # Training drops the last, incomplete step; here it is completed with the first images of the order, once more.
@@ -115,7 +115,7 @@ class _Writer:
     def _epoch(self, epoch: int, title: str) -> Logits:
         """Logits [N, C], NaN for unreadable images."""
         runtime, classes, table = self._runtime, len(self._images.classes), _Table(self._images)
-        steps = self.loader.steps_per_epoch * self.loader.share.parts
+        steps = self.loader.steps_per_epoch * self.loader.shard.parts
         with (
             self._display.steps(title, steps) as advance,
             closing(runtime.prefetch(self.loader.epoch(epoch))) as batches,
