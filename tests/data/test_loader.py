@@ -17,6 +17,7 @@ from PIL import Image
 from tests.data.conftest import CONFIG, MIXED, MemorySet, assert_equal, by, each_way, make_tree
 from udskd.config.schema import DataConfig
 from udskd.data import EvalLoader, TrainLoader, augment, check_readable, open_folder
+from udskd.data.hashing import random_bits
 from udskd.errors import DataError
 
 
@@ -44,7 +45,7 @@ def test_bits_are_those_of_the_first_version(tmp_path: Path) -> None:
         (tmp_path / split / "ab"[label]).mkdir(parents=True)
         for k in range(6):
             width, height = 20 + 7 * k, 50 - 5 * k - label
-            bits = augment.random_bits(label, k, np.arange(width * height * 3), 9)
+            bits = random_bits(label, k, np.arange(width * height * 3), 9)
             pixels = (bits >> np.uint64(56)).astype(np.uint8).reshape(height, width, 3)
             Image.fromarray(pixels).save(tmp_path / split / "ab"[label] / f"{k}.png")
     config = replace(CONFIG, image_size=24, mixup=0.4)

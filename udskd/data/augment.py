@@ -1,9 +1,7 @@
 """What is random about a training image, as pure functions of (seed, epoch, index).
 
-There is no generator and no state: every number is a 64-bit hash of where it is used. So the pixels of an image depend
-neither on the number of workers nor on the batch it falls into, and an interrupted epoch can be entered at any step.
-The hash is splitmix64 (Steele, Lea and Flood, OOPSLA 2014) started from a hash of (seed, epoch, stream) and read at
-position `index`.
+Every number is a hash of what it is for, see udskd.data.hashing. So the pixels of an image depend neither on the number
+of workers nor on the batch that it is in, and a run can resume an epoch at any step.
 """
 
 from __future__ import annotations
@@ -15,16 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from udskd.data.hashing import Floats, random_bits, uniform
 from udskd.data.resize import View
 
-Floats = npt.NDArray[np.float64]
-Words = npt.NDArray[np.uint64]
 Box = tuple[int, int, int, int]
 
 CROP_TRIES = 10
 CROP_RATIO = (3 / 4, 4 / 3)
-_MASK = (1 << 64) - 1
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Stream(IntEnum):
@@ -34,31 +29,6 @@ class Stream(IntEnum):
     FLIP = 1
     CROP = 1000
     MIXUP = 2000
-
-
-def _scramble(x: Words) -> Words:
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    result: Words = x ^ (x >> np.uint64(31))
-    return result
-
-
-def _words(values: npt.ArrayLike) -> Words:
-    return np.atleast_1d(np.asarray(values, dtype=np.int64)).view(np.uint64)
-
-
-def random_bits(seed: int, epoch: int, indices: npt.ArrayLike, stream: npt.ArrayLike) -> Words:
-    """64 random bits for each index; `indices` and `stream` broadcast against each other (at least one dimension)."""
-    state = _scramble(np.array([seed & _MASK], dtype=np.uint64) + _GOLDEN)
-    state = _scramble((state ^ np.uint64(epoch & _MASK)) + _GOLDEN)
-    state = _scramble((state ^ _words(stream)) + _GOLDEN)
-    return _scramble(state + (_words(indices) + np.uint64(1)) * _GOLDEN)
-
-
-def uniform(seed: int, epoch: int, indices: npt.ArrayLike, stream: npt.ArrayLike) -> Floats:
-    """Uniform numbers in [0, 1), float64, in steps of 2^-53; shapes as in `random_bits`."""
-    numbers: Floats = (random_bits(seed, epoch, indices, stream) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    return numbers
 
 
 def order(seed: int, epoch: int, n: int) -> npt.NDArray[np.int64]:

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset, get_worker_info
 from udskd.config.schema import DataConfig
 from udskd.data import augment
 from udskd.data.dataset import ImageSet, Pixels, UnreadableImage
+from udskd.data.hashing import Floats
 from udskd.data.resize import View, crop_resize
 
 ReadError = tuple[str, str]
@@ -188,7 +189,7 @@ class TrainViews(Views):
         return BatchResult(batch, _in_order(unreadable))
 
 
-def _pairs(readable: npt.NDArray[np.bool_], strengths: augment.Floats) -> tuple[npt.NDArray[np.intp], Tensor]:
+def _pairs(readable: npt.NDArray[np.bool_], strengths: Floats) -> tuple[npt.NDArray[np.intp], Tensor]:
     """Rows to keep, then one more as the last one's partner, and the strengths.
 
     An image whose partner cannot be read stays unmixed. To mix it with the next but one would make it depend on where

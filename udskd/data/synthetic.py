@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from udskd.data import augment
 from udskd.data.dataset import ImageSet, Pixels
+from udskd.data.hashing import Floats, random_bits, uniform
 
 Split = Literal["train", "val"]
 
@@ -59,7 +59,7 @@ class _Stream(IntEnum):
 class EmbeddedSet(ImageSet):
     """One split; the first images are the same for every `size`, and on every machine."""
 
-    posterior: augment.Floats
+    posterior: Floats
     """p(class | image), [N, C]."""
 
     def __init__(self, split: Split, size: int | None = None) -> None:
@@ -73,10 +73,10 @@ class EmbeddedSet(ImageSet):
         self._pixels = np.concatenate(chunks)
 
     @property
-    def entropy(self) -> augment.Floats:
+    def entropy(self) -> Floats:
         """Entropy of p(class | image) in nats, [N]."""
         p = self.posterior
-        entropy: augment.Floats = -(p * np.log(np.where(p > 0, p, 1.0))).sum(axis=1)
+        entropy: Floats = -(p * np.log(np.where(p > 0, p, 1.0))).sum(axis=1)
         return entropy
 
     @property
@@ -92,7 +92,7 @@ class EmbeddedSet(ImageSet):
         return pixels
 
 
-def posterior(hue: augment.Floats, chroma: augment.Floats, outline: augment.Floats) -> augment.Floats:
+def posterior(hue: Floats, chroma: Floats, outline: Floats) -> Floats:
     """p(class | hue, chroma, outline), [N, C] from [N] each: a softmax of how near each class is.
 
     In colour, nearness is the inner product of the image's chroma vector with the direction of the class's hue, so
@@ -102,18 +102,18 @@ def posterior(hue: augment.Floats, chroma: augment.Floats, outline: augment.Floa
     scores = HUE_SHARPNESS * chroma[:, None] * np.cos(2 * np.pi * (hue[:, None] - hues))
     scores -= SHAPE_SHARPNESS / 2 * (outline[:, None] - outlines) ** 2
     weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-    p: augment.Floats = weights / weights.sum(axis=1, keepdims=True)
+    p: Floats = weights / weights.sum(axis=1, keepdims=True)
     return p
 
 
 def _draw(
     split: Split, indices: npt.NDArray[np.intp], stream: npt.ArrayLike, low: float = 0.0, high: float = 1.0
-) -> augment.Floats:
-    drawn: augment.Floats = low + (high - low) * augment.uniform(_SEED, list(SIZES).index(split), indices, stream)
+) -> Floats:
+    drawn: Floats = low + (high - low) * uniform(_SEED, list(SIZES).index(split), indices, stream)
     return drawn
 
 
-def _factors(split: Split, indices: npt.NDArray[np.intp]) -> tuple[augment.Floats, augment.Floats, augment.Floats]:
+def _factors(split: Split, indices: npt.NDArray[np.intp]) -> tuple[Floats, Floats, Floats]:
     hue, chroma, outline = (_draw(split, indices, s) for s in (_Stream.HUE, _Stream.CHROMA, _Stream.OUTLINE))
     return hue, 1.0 - 0.9 * chroma**2, outline  # few pale shapes, many vivid ones
 
@@ -129,14 +129,14 @@ def _render(split: Split, indices: npt.NDArray[np.intp]) -> Pixels:
     return np.clip(np.rint(255.0 * image), 0, 255).astype(np.uint8)
 
 
-def _hue_to_rgb(hue: augment.Floats) -> augment.Floats:
+def _hue_to_rgb(hue: Floats) -> Floats:
     """The fully saturated colour, [B, 3]: each channel is a trapezoid over the hue."""
     phase = (hue[:, None] + np.array([0.0, 2 / 3, 1 / 3])) % 1.0
-    rgb: augment.Floats = np.clip(np.abs(6.0 * phase - 3.0) - 1.0, 0.0, 1.0)
+    rgb: Floats = np.clip(np.abs(6.0 * phase - 3.0) - 1.0, 0.0, 1.0)
     return rgb
 
 
-def _cover(split: Split, indices: npt.NDArray[np.intp], outline: augment.Floats) -> augment.Floats:
+def _cover(split: Split, indices: npt.NDArray[np.intp], outline: Floats) -> Floats:
     """How much of each pixel the shape covers, [B, SIZE, SIZE]: a superellipse |x|^n + |y|^n < r^n with a soft edge.
 
     1/n falls from 1 (diamond) over about 1/2 (disc) to almost 0 (square). A flip or a stretched crop does not change n.
@@ -148,25 +148,25 @@ def _cover(split: Split, indices: npt.NDArray[np.intp], outline: augment.Floats)
     centres = np.arange(SIZE) + 0.5
     x, y = (np.abs(centres - place[:, None]) / radius[:, None] for place in (left, top))
     distance = (x[:, None, :] ** n + y[:, :, None] ** n) ** (1.0 / n)
-    cover: augment.Floats = np.clip(radius[:, None, None] * (1.0 - distance) + 0.5, 0.0, 1.0)
+    cover: Floats = np.clip(radius[:, None, None] * (1.0 - distance) + 0.5, 0.0, 1.0)
     return cover
 
 
-def _background(split: Split, indices: npt.NDArray[np.intp]) -> augment.Floats:
+def _background(split: Split, indices: npt.NDArray[np.intp]) -> Floats:
     """A dark, slightly tinted ramp, [B, SIZE, SIZE, 3]."""
     ground = _draw(split, indices, _Stream.GROUND, 0.1, 0.3)[:, None, None]
     ramp = (np.arange(SIZE) + 0.5) / SIZE - 0.5
     ground = ground + ramp * _draw(split, indices, _Stream.SLOPE_X, -0.1, 0.1)[:, None, None]
     ground = ground + ramp[:, None] * _draw(split, indices, _Stream.SLOPE_Y, -0.1, 0.1)[:, None, None]
     tint = _draw(split, indices[:, None], _Stream.TINT + np.arange(3), 0.9, 1.0)
-    background: augment.Floats = ground[..., None] * tint[:, None, None, :]
+    background: Floats = ground[..., None] * tint[:, None, None, :]
     return background
 
 
-def _noise(split: Split, indices: npt.NDArray[np.intp]) -> augment.Floats:
+def _noise(split: Split, indices: npt.NDArray[np.intp]) -> Floats:
     """Nearly normal noise, [B, SIZE, SIZE, 3], mean 0, standard deviation 0.58: sums of four uniform numbers."""
     streams = _Stream.NOISE + np.arange(SIZE * SIZE * 3)
-    bits = augment.random_bits(_SEED, list(SIZES).index(split), indices[:, None], streams)
+    bits = random_bits(_SEED, list(SIZES).index(split), indices[:, None], streams)
     parts = sum((bits >> np.uint64(shift)) & np.uint64(0xFFFF) for shift in (0, 16, 32, 48))
-    noise: augment.Floats = np.asarray(parts, dtype=np.float64) / 65536.0 - 2.0
+    noise: Floats = np.asarray(parts, dtype=np.float64) / 65536.0 - 2.0
     return noise.reshape(-1, SIZE, SIZE, 3)

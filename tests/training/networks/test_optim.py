@@ -14,7 +14,7 @@ from udskd.config.schema import StudentConfig, TrainingConfig
 from udskd.models import zoo
 from udskd.training.networks.optim import Schedule, parameter_groups, sgd
 from udskd.training.networks.trainable import Network
-from udskd.training.runtime.device import Runtime, derive_seed
+from udskd.training.runtime.device import Runtime
 
 
 def network(training: TrainingConfig, options: StudentConfig | None = None, name: str = "tiny_plain_2") -> Network:
@@ -152,9 +152,3 @@ def test_the_average_follows_weights_and_batch_norm_statistics() -> None:
 def test_without_an_average_the_network_itself_is_the_result() -> None:
     n = network(TrainingConfig(device="cpu"))
     assert n.result is n.module
-
-
-def test_derived_seeds_do_not_collide() -> None:
-    seeds = {derive_seed(a, b, c) for a in range(20) for b in range(3) for c in range(50)}
-    assert len(seeds) == 20 * 3 * 50
-    assert all(0 <= s < 2**63 for s in seeds)

@@ -10,11 +10,12 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
 from udskd.config.schema import ROLES, StudentConfig, TeacherConfig, TrainingConfig
+from udskd.data.hashing import derive_seed
 from udskd.models import zoo
 from udskd.models.features import Tapped
 from udskd.training.networks.ema import Average
 from udskd.training.networks.optim import Schedule, sgd
-from udskd.training.runtime.device import Runtime, derive_seed
+from udskd.training.runtime.device import Runtime
 
 
 class Trained:

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from udskd.config.schema import LossConfig, TrainingConfig
 from udskd.data import Batch, on_device
+from udskd.data.hashing import derive_seed
 from udskd.errors import ConfigError
 from udskd.loss import dispatch
 from udskd.training.runtime.distributed import World
@@ -162,13 +163,3 @@ def _check(training: TrainingConfig, device: torch.device, world: World) -> None
     for need, missing in against.items():
         if missing:
             raise ConfigError(f"training.cuda_graph needs {need}")
-
-
-def derive_seed(*parts: int) -> int:
-    """One 63-bit seed from several numbers, so that nearby seeds and the phases of a run share no random numbers."""
-    value = 0x9E3779B97F4A7C15
-    for part in parts:  # the finaliser of splitmix64
-        value = (value ^ part) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
-        value = (value ^ value >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
-        value ^= value >> 31
-    return value >> 1

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from udskd import methods
 from udskd.config.schema import STUDENTS, Config
+from udskd.data.hashing import derive_seed
 from udskd.errors import ConfigError
 from udskd.methods import Answers, Method, Needs, Setting
 from udskd.models.zoo import Model
@@ -18,7 +19,7 @@ from udskd.training.engine.session import Session
 from udskd.training.engine.task import Inputs, Task
 from udskd.training.networks.teacher_output import Said, Saying, saying
 from udskd.training.networks.trainable import Network, Part
-from udskd.training.runtime.device import Runtime, derive_seed
+from udskd.training.runtime.device import Runtime
 from udskd.training.tasks.teacher import Taught
 
 _PARTS_SEED = 100  # apart from the networks' own
