@@ -39,11 +39,11 @@ double weigh(const Line& line, double centre, int64_t first, int64_t count, doub
   return sum;
 }
 
-struct Span {
+struct TapRange {
   int64_t first, count;
 };
 
-Span tap(const Line& line, int64_t position, double* share, int32_t* shares) {
+TapRange tap(const Line& line, int64_t position, double* share, int32_t* shares) {
   const double centre = (double(position) + 0.5) * line.scale;
   int64_t first = std::max<int64_t>(int64_t(centre - line.support + 0.5), 0);
   int64_t count = std::min<int64_t>(int64_t(centre + line.support + 0.5), line.pixels) - first;
@@ -69,10 +69,10 @@ int64_t find_taps(int64_t from, int64_t to, int64_t begin, int64_t n, int64_t ro
   double* const share = room > kFew ? many.data() : few;
   int64_t most = 1;
   for (int64_t i = 0; i < n; ++i, shares += room) {
-    const Span span = tap(line, begin + i, share, shares);
-    std::fill(shares + span.count, shares + room, 0);
-    first[i] = int32_t(span.first), count[i] = int32_t(span.count);
-    most = std::max(most, span.count);
+    const TapRange range = tap(line, begin + i, share, shares);
+    std::fill(shares + range.count, shares + room, 0);
+    first[i] = int32_t(range.first), count[i] = int32_t(range.count);
+    most = std::max(most, range.count);
   }
   return most;
 }

@@ -10,7 +10,7 @@ namespace udskd::cuda {
 constexpr int64_t kMostClasses = 1 << 30;  // counted in 32 bits
 
 enum Regime : int { kLanes8, kWarp1, kWarp8, kBlock128, kBlock256, kInShared, kInCluster, kSplit, kRegimes };
-enum Format : int { kFloat, kBrain, kHalf, kFormats };  // of all networks; others have a kernel of their own
+enum Format : int { kFloat, kBFloat16, kHalf, kFormats };  // of all networks; others have a kernel of their own
 
 constexpr int kLanes[kRegimes] = {8, 32, 32, 128, 256, 256, 256, 256};  // threads that share a row, in one block
 // Packets of 16 bytes that a thread keeps in registers. Rows of the last three are elsewhere.

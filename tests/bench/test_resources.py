@@ -44,8 +44,8 @@ def test_every_number_goes_to_its_kernel() -> None:
         ("udskd::cuda::scale(udskd::Job, void (*)(int))", "scale"),
         ("void udskd::(anonymous namespace)::rows<float, udskd::cuda::Warp>(udskd::Job)", "rows<float, Warp>"),
         (
-            "void udskd::rows<float, udskd::Lanes<(int)8>, (udskd::Kind)1>(float*)",
-            "rows<float, Lanes<int(8)>, Kind(1)>",
+            "void udskd::rows<float, udskd::ThreadGroup<(int)8>, (udskd::Kind)1>(float*)",
+            "rows<float, ThreadGroup<int(8)>, Kind(1)>",
         ),
         ("void udskd::rows<__half, udskd::Block<256> >(int)", "rows<half, Block<256>>"),
         ("void udskd::rows<__nv_bfloat16, true, -1>(float*, int) [clone .x]", "rows<bfloat16, true, -1>"),

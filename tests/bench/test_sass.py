@@ -51,7 +51,7 @@ def test_loops_are_the_innermost_and_those_over_classes_are_listed() -> None:
 
 def test_a_position_costs_its_share_of_an_unrolled_kernel() -> None:
     rows, empty = sass.parse(LISTING)
-    rows.name = "rows<float, Lanes<8>, InRegisters<2>, 4>"
+    rows.name = "rows<float, ThreadGroup<8>, InRegisters<2>, 4>"
     assert sass.positions(rows.name, sass.POSITIONS) == 8
     assert sass.positions("rows<half, Block<256>, InRegisters<2>, 2>", sass.POSITIONS) == 16
     assert sass.positions("rows<float, Block<256>, InShared, 2>", sass.POSITIONS) is None

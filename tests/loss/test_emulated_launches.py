@@ -59,7 +59,7 @@ def test_a_teacher_of_fewer_bits_gets_the_students_kernel(dtype: torch.dtype) ->
     assert made.teacher is not None
     inputs = (made.teacher.to(dtype), *made.inputs[1:])
     (line,) = launches(lambda: udskd.dual_student_loss(*inputs, backend="emulated"))  # type: ignore[arg-type]
-    assert "rows<float, Lanes<32>" in line
+    assert "rows<float, ThreadGroup<32>" in line
 
 
 @pytest.mark.parametrize("learning", [(1, 2), (0, 1, 2)], ids=str)

@@ -3,22 +3,24 @@
 struct Half {
   uint16_t bits;
 };
-struct Brain {  // bfloat16
+struct BFloat16 {  // bfloat16
   uint16_t bits;
 };
 
-INLINE Single widen(Narrow x, Brain) { return (Single)(zero_extended(x) << 16); }
+INLINE Single widen(Narrow x, BFloat16) { return (Single)(zero_extended(x) << 16); }
 INLINE Single widen(Narrow x, Half) { return from_half(x); }
 
 // To nearest even; what is not a NaN.
-INLINE Narrow narrow_number(Single x, Brain) {
+INLINE Narrow narrow_number(Single x, BFloat16) {
   const Word bits = (Word)x;
   return low_half((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 INLINE Narrow narrow_number(Single x, Half) { return to_half(x); }
 
 // The same, and a NaN whatever its payload, which may not carry over into the exponent.
-INLINE Narrow narrow(Single x, Brain) { return narrow_number(x == x ? x : Single{} + __builtin_nanf(""), Brain{}); }
+INLINE Narrow narrow(Single x, BFloat16) {
+  return narrow_number(x == x ? x : Single{} + __builtin_nanf(""), BFloat16{});
+}
 INLINE Narrow narrow(Single x, Half) { return to_half(x); }
 
 template <class In>

@@ -38,24 +38,24 @@ __device__ void fold_lanes(unsigned mask, T (&x)[N], Combine combine) {
 }
 
 // What a team is told when its kernel begins.
-struct Place {
-  unsigned char* shared;              // kTeamBytes of the block's shared memory
-  unsigned char* exchange = nullptr;  // for Meeting: kMeetingBytes where the blocks of a group leave numbers,
+struct GroupStorage {
+  unsigned char* shared;              // kGroupStorageBytes of the block's shared memory
+  unsigned char* exchange = nullptr;  // for BlockGroup: kExchangeBytes where the blocks of a group leave numbers,
   unsigned* arrivals = nullptr;       // and count who has come: 0 at the launch
   unsigned group = 1, part = 0;       // the blocks of a group, and which of them this is
 };
 
-constexpr int kBlockBytes = 2 * kFolded * kWarp * 8;       // numbers of a block's warps, two sets in turn
-constexpr int kTeamBytes = kBlockBytes + 2 * kFolded * 8;  // and of a cluster's blocks
-constexpr int kMostMeeting = 256;                          // blocks of a group
-constexpr int64_t kMeetingBytes = 2 * kFolded * kMostMeeting * 8;
+constexpr int kBlockBytes = 2 * kFolded * kWarp * 8;               // numbers of a block's warps, two sets in turn
+constexpr int kGroupStorageBytes = kBlockBytes + 2 * kFolded * 8;  // and of a cluster's blocks
+constexpr int kMostGroupBlocks = 256;                              // blocks of a group
+constexpr int64_t kExchangeBytes = 2 * kFolded * kMostGroupBlocks * 8;
 
 template <int kLanes>
-class Lanes {
+class ThreadGroup {
  public:
-  static constexpr int kTeam = kLanes, kBlock = 128;
+  static constexpr int kGroupThreads = kLanes, kBlock = 128;
   static constexpr bool kOneBlock = true;
-  __device__ explicit Lanes(const Place&)
+  __device__ explicit ThreadGroup(const GroupStorage&)
       : mask_(kLanes == kWarp ? ~0u : ((1u << kLanes % kWarp) - 1) << threadIdx.x % kWarp / kLanes * kLanes) {}
   __device__ int rank() const { return int(threadIdx.x % kLanes); }
   __device__ int size() const { return kLanes; }
@@ -74,9 +74,9 @@ class Lanes {
 template <int kThreads>
 class Block {
  public:
-  static constexpr int kTeam = kThreads, kBlock = kThreads, kWarps = kThreads / kWarp;
+  static constexpr int kGroupThreads = kThreads, kBlock = kThreads, kWarps = kThreads / kWarp;
   static constexpr bool kOneBlock = true;
-  __device__ explicit Block(const Place& place) : shared_(place.shared) {}
+  __device__ explicit Block(const GroupStorage& place) : shared_(place.shared) {}
   __device__ int rank() const { return int(threadIdx.x); }
   __device__ int size() const { return kThreads; }
   __device__ int part() const { return 0; }
@@ -154,7 +154,7 @@ template <int kThreads>
 class Cluster : public Block<kThreads> {
  public:
   static constexpr bool kOneBlock = false;
-  __device__ explicit Cluster(const Place& place)
+  __device__ explicit Cluster(const GroupStorage& place)
       : Block<kThreads>(place), parts_(int(cluster_size())), part_(int(cluster_rank())) {}
   __device__ int rank() const { return part_ * kThreads + int(threadIdx.x); }
   __device__ int size() const { return parts_ * kThreads; }
@@ -181,10 +181,10 @@ class Cluster : public Block<kThreads> {
 
 // Any power of two of blocks, all of them running, which leave each other numbers in global memory.
 template <int kThreads>
-class Meeting : public Block<kThreads> {
+class BlockGroup : public Block<kThreads> {
  public:
   static constexpr bool kOneBlock = false;
-  __device__ explicit Meeting(const Place& place)
+  __device__ explicit BlockGroup(const GroupStorage& place)
       : Block<kThreads>(place),
         exchange_(place.exchange),
         arrivals_(place.arrivals),
@@ -207,17 +207,17 @@ class Meeting : public Block<kThreads> {
   __device__ __noinline__ void fold(T (&x)[N], Combine combine) {
     Block<kThreads>::fold(x, combine);
     if (parts_ == 1) return;
-    T* const all = reinterpret_cast<T*>(exchange_ + this->turn_ * kFolded * kMostMeeting * 8);
+    T* const all = reinterpret_cast<T*>(exchange_ + this->turn_ * kFolded * kMostGroupBlocks * 8);
 #pragma unroll
     for (int k = 0; k < N; ++k)
-      if (threadIdx.x == 0) __stcg(all + k * kMostMeeting + part_, x[k]);
+      if (threadIdx.x == 0) __stcg(all + k * kMostGroupBlocks + part_, x[k]);
     sync();
     const int lane = threadIdx.x % kWarp;
 #pragma unroll
     for (int k = 0; k < N; ++k) {
-      x[k] = __ldcg(all + k * kMostMeeting + lane % parts_);
+      x[k] = __ldcg(all + k * kMostGroupBlocks + lane % parts_);
       for (int other = lane + kWarp; other < parts_; other += kWarp)
-        x[k] = combine(x[k], __ldcg(all + k * kMostMeeting + other));
+        x[k] = combine(x[k], __ldcg(all + k * kMostGroupBlocks + other));
     }
     fold_parts<kWarp>(parts_, x, combine);
   }

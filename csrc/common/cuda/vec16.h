@@ -8,7 +8,7 @@
 
 namespace udskd::cuda {
 
-using Brain = __nv_bfloat16;
+using BFloat16 = __nv_bfloat16;
 using Half = __half;
 
 // Far below every logit, yet finite when divided by a temperature.
@@ -30,7 +30,7 @@ struct Packet<Half> {
 
 __device__ inline double widened(double x) { return x; }
 __device__ inline float widened(float x) { return x; }
-__device__ inline float widened(Brain x) { return __bfloat162float(x); }
+__device__ inline float widened(BFloat16 x) { return __bfloat162float(x); }
 __device__ inline float widened(Half x) { return __half2float(x); }
 
 __device__ inline uint4 floats_as_bits(const float* x) {
@@ -42,11 +42,11 @@ __device__ inline void bits_as_floats(uint4 x, float* to) {
   to[3] = __uint_as_float(x.w);
 }
 
-__device__ inline void widen_brains(unsigned two, float* to) {
+__device__ inline void widen_bfloat16_pair(unsigned two, float* to) {
   to[0] = __uint_as_float(two << 16), to[1] = __uint_as_float(two & 0xffff0000u);
 }
 
-__device__ inline void widen_halves(unsigned two, float* to) {
+__device__ inline void widen_half_pair(unsigned two, float* to) {
   const __half2_raw raw{static_cast<unsigned short>(two), static_cast<unsigned short>(two >> 16)};
   const float2 x = __half22float2(__half2(raw));
   to[0] = x.x, to[1] = x.y;
@@ -56,16 +56,18 @@ __device__ inline void widen(const Packet<float>& from, float* to) { bits_as_flo
 __device__ inline void widen(const Packet<Half>& from, float* to) {
   bits_as_floats(from.raw[0], to), bits_as_floats(from.raw[1], to + 4);
 }
-__device__ inline void widen(const Packet<Brain>& from, float* to) {
+__device__ inline void widen(const Packet<BFloat16>& from, float* to) {
   const uint4 x = from.raw[0];
-  widen_brains(x.x, to), widen_brains(x.y, to + 2), widen_brains(x.z, to + 4), widen_brains(x.w, to + 6);
+  widen_bfloat16_pair(x.x, to), widen_bfloat16_pair(x.y, to + 2), widen_bfloat16_pair(x.z, to + 4),
+      widen_bfloat16_pair(x.w, to + 6);
 }
 
 __device__ inline void pack(uint4 x, Packet<float>& to) { to.raw[0] = x; }
-__device__ inline void pack(uint4 x, Packet<Brain>& to) { to.raw[0] = x; }
+__device__ inline void pack(uint4 x, Packet<BFloat16>& to) { to.raw[0] = x; }
 __device__ inline void pack(uint4 x, Packet<Half>& to) {
   float wide[8];
-  widen_halves(x.x, wide), widen_halves(x.y, wide + 2), widen_halves(x.z, wide + 4), widen_halves(x.w, wide + 6);
+  widen_half_pair(x.x, wide), widen_half_pair(x.y, wide + 2), widen_half_pair(x.z, wide + 4),
+      widen_half_pair(x.w, wide + 6);
   to.raw[0] = floats_as_bits(wide), to.raw[1] = floats_as_bits(wide + 4);
 }
 
@@ -74,7 +76,7 @@ __device__ inline void pack(const float* x, Packet<Half>& to) {
   to.raw[0] = floats_as_bits(x), to.raw[1] = floats_as_bits(x + 4);
 }
 // Exact for what was bfloat16; kOutside loses its lower half.
-__device__ inline void pack(const float* x, Packet<Brain>& to) {
+__device__ inline void pack(const float* x, Packet<BFloat16>& to) {
   const auto two = [&](int v) { return __float_as_uint(x[v]) >> 16 | (__float_as_uint(x[v + 1]) & 0xffff0000u); };
   to.raw[0] = {two(0), two(2), two(4), two(6)};
 }
@@ -89,7 +91,7 @@ __device__ Packet<E> read(const E* aligned) {
 }
 
 __device__ inline uint4 narrowed(const float* x, const float*) { return floats_as_bits(x); }
-__device__ inline uint4 narrowed(const float* x, const Brain*) {
+__device__ inline uint4 narrowed(const float* x, const BFloat16*) {
   const auto two = [&](int v) {
     const __nv_bfloat162_raw raw = __floats2bfloat162_rn(x[v], x[v + 1]);
     return unsigned(raw.x) | unsigned(raw.y) << 16;
@@ -104,7 +106,7 @@ __device__ inline uint4 narrowed(const float* x, const Half*) {
   return {two(0), two(2), two(4), two(6)};
 }
 __device__ inline void narrow(float x, float* to) { *to = x; }
-__device__ inline void narrow(float x, Brain* to) { *to = __float2bfloat16_rn(x); }
+__device__ inline void narrow(float x, BFloat16* to) { *to = __float2bfloat16_rn(x); }
 __device__ inline void narrow(float x, Half* to) { *to = __float2half_rn(x); }
 
 template <class E>

@@ -18,7 +18,7 @@
 #pragma GCC optimize("fp-contract=off")
 #endif
 
-#include "normalize_job.h"  // after that: it computes, too
+#include "normalize_params.h"  // after that: it computes, too
 
 namespace udskd {
 namespace {
@@ -34,7 +34,7 @@ const NormalizeLevel& level() {
 }
 #else
 void mirror(const uint8_t* from, int64_t pixels, uint8_t* to) { mirror_from(0, from, pixels, to); }
-void normalize(const NormalizeLine& line) { normalize_from(0, line); }
+void normalize(const NormalizeParams& line) { normalize_from(0, line); }
 void split(const float* from, int64_t pixels, float* planes, int64_t plane) {
   for (int64_t i = 0; i < 3 * pixels; ++i) planes[i % 3 * plane + i / 3] = from[i];
 }
@@ -46,7 +46,7 @@ const NormalizeLevel& level() { return kPlain; }
 constexpr int64_t kPattern = 3 * 16;  // numbers of three of the widest registers
 constexpr int64_t kGrain = 49152;     // numbers that are worth a thread
 
-struct Images {
+struct NormalizeBatch {
   const uint8_t* pixels;
   const bool* flips;  // or null
   const float* mix;   // or null
@@ -59,7 +59,7 @@ struct Images {
 // The rows of all images from begin to end, by one thread.
 class Rows {
  public:
-  explicit Rows(const Images& images)
+  explicit Rows(const NormalizeBatch& images)
       : images_(images), mirrored_(size_t(2 * room())), line_(size_t(images.channels_last ? 0 : 3 * images.width)) {}
 
   void run(int64_t begin, int64_t end) {
@@ -67,7 +67,7 @@ class Rows {
   }
 
  private:
-  const Images& images_;
+  const NormalizeBatch& images_;
   const NormalizeLevel& level_ = level();
   std::vector<uint8_t> mirrored_;
   std::vector<float> line_;
@@ -85,13 +85,13 @@ class Rows {
     const int64_t width = images_.width, plane = images_.height * width;
     float* const out = images_.out + 3 * image * plane;
     const bool mixed = images_.mix;
-    const NormalizeLine line{source(image, y, mirrored_.data()),
-                             mixed ? source(image + 1, y, mirrored_.data() + room()) : nullptr,
-                             mixed ? images_.mix[image] : 1,
-                             3 * width,
-                             images_.factor,
-                             images_.offset,
-                             images_.channels_last ? out + y * 3 * width : line_.data()};
+    const NormalizeParams line{source(image, y, mirrored_.data()),
+                               mixed ? source(image + 1, y, mirrored_.data() + room()) : nullptr,
+                               mixed ? images_.mix[image] : 1,
+                               3 * width,
+                               images_.factor,
+                               images_.offset,
+                               images_.channels_last ? out + y * 3 * width : line_.data()};
     level_.normalize(line);
     if (!images_.channels_last) level_.split(line.out, width, out + y * width, plane);
   }
@@ -138,15 +138,15 @@ void normalize_views(Tensor pixels, Optional flips, Optional mix, Tensor factor,
   const bool channels_last = has_strides(out, {3 * plane, 1, 3 * width, 3});
   STD_TORCH_CHECK(channels_last || has_strides(out, {3 * plane, plane, width, 1}),
                   "normalize_views: out must be contiguous or channels_last");
-  Images job{pixels.const_data_ptr<uint8_t>(), nullptr, nullptr, {},           {},
-             out.mutable_data_ptr<float>(),    height,  width,   channels_last};
-  if (flips) job.flips = flips->const_data_ptr<bool>();
-  if (mix) job.mix = mix->const_data_ptr<float>();
+  NormalizeBatch batch{pixels.const_data_ptr<uint8_t>(), nullptr, nullptr, {},           {},
+                       out.mutable_data_ptr<float>(),    height,  width,   channels_last};
+  if (flips) batch.flips = flips->const_data_ptr<bool>();
+  if (mix) batch.mix = mix->const_data_ptr<float>();
   for (int64_t i = 0; i < kPattern; ++i)
-    job.factor[i] = factor.const_data_ptr<float>()[i % 3], job.offset[i] = offset.const_data_ptr<float>()[i % 3];
+    batch.factor[i] = factor.const_data_ptr<float>()[i % 3], batch.offset[i] = offset.const_data_ptr<float>()[i % 3];
   const int64_t grain = std::max<int64_t>(1, kGrain / (3 * width));
   torch::stable::parallel_for(0, images * height, grain,
-                              [&](int64_t begin, int64_t end) { Rows(job).run(begin, end); });
+                              [&](int64_t begin, int64_t end) { Rows(batch).run(begin, end); });
 }
 
 }  // namespace

@@ -18,7 +18,7 @@ INLINE Single load_singles(const float* from) {
 }
 
 template <bool kMixed>
-INLINE Single pixels_at(int64_t at, const NormalizeLine& line) {
+INLINE Single pixels_at(int64_t at, const NormalizeParams& line) {
   const Word pixels = widened(line.pixels + at);
   if (!kMixed) return as_single(pixels);
   const Word partner = widened(line.partner + at);
@@ -28,7 +28,7 @@ INLINE Single pixels_at(int64_t at, const NormalizeLine& line) {
 // The channels come round again after three registers. Returns how many values are done. Streaming stores gain nothing
 // here, and lose where the memory is new or the result stays in the cache.
 template <bool kMixed>
-INLINE int64_t three_registers(const NormalizeLine line) {  // a copy, which the stores cannot change
+INLINE int64_t three_registers(const NormalizeParams line) {  // a copy, which the stores cannot change
   Single factor[3], offset[3];
 #pragma GCC unroll 3
   for (int k = 0; k < 3; ++k)
@@ -43,7 +43,7 @@ INLINE int64_t three_registers(const NormalizeLine line) {  // a copy, which the
   return at;
 }
 
-inline void normalize(const NormalizeLine& line) {
+inline void normalize(const NormalizeParams& line) {
   normalize_from(line.partner ? three_registers<true>(line) : three_registers<false>(line), line);
 }
 

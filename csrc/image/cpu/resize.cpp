@@ -14,7 +14,7 @@
 #include "../../common/tensor.h"
 #include "../taps.h"
 #include "../view.h"
-#include "job.h"
+#include "resize_params.h"
 
 namespace udskd {
 namespace {
@@ -50,28 +50,29 @@ void resize_axis(const Axis& axis, int64_t n, int64_t lines, const uint8_t* from
 }
 
 // On other processors, and for images that are made thousands of times smaller.
-void resize_plainly(const ResizeJob& job) {
-  const int64_t n = job.size, columns = job.x.end(n) - job.x.begin(), rows = job.y.end(n) - job.y.begin();
-  const uint8_t* const from = job.box + job.y.begin() * job.stride + 3 * job.x.begin();
-  std::vector<uint8_t> between(size_t(3 * n * (job.columns_first ? columns : rows)));
-  if (job.columns_first) {
-    resize_axis(job.y, n, columns, from, {job.stride, 3}, between.data(), {3 * columns, 3});
-    resize_axis(job.x, n, n, between.data(), {3, 3 * columns}, job.out, {3, 3 * n});
+void resize_plainly(const ResizeParams& params) {
+  const int64_t n = params.size, columns = params.x.end(n) - params.x.begin(),
+                rows = params.y.end(n) - params.y.begin();
+  const uint8_t* const from = params.box + params.y.begin() * params.stride + 3 * params.x.begin();
+  std::vector<uint8_t> between(size_t(3 * n * (params.columns_first ? columns : rows)));
+  if (params.columns_first) {
+    resize_axis(params.y, n, columns, from, {params.stride, 3}, between.data(), {3 * columns, 3});
+    resize_axis(params.x, n, n, between.data(), {3, 3 * columns}, params.out, {3, 3 * n});
   } else {
-    resize_axis(job.x, n, rows, from, {3, job.stride}, between.data(), {3, 3 * n});
-    resize_axis(job.y, n, n, between.data(), {3 * n, 3}, job.out, {3 * n, 3});
+    resize_axis(params.x, n, rows, from, {3, params.stride}, between.data(), {3, 3 * n});
+    resize_axis(params.y, n, n, between.data(), {3 * n, 3}, params.out, {3 * n, 3});
   }
 }
 
-void resize(const ResizeJob& job) {
+void resize(const ResizeParams& params) {
 #if UDSKD_X86
   const ResizeLevel& level = simd_level() == kAvx512 ? avx512::kResizeLevel
                              : simd_level() == kAvx2 ? avx2::kResizeLevel
                                                      : baseline::kResizeLevel;
-  if (std::max(job.x.most, job.y.most) <= kMostTaps)
-    return with_scratch<kKept>(level.scratch_bytes(job), [&](void* scratch) { level.resize(job, scratch); });
+  if (std::max(params.x.most, params.y.most) <= kMostTaps)
+    return with_scratch<kKept>(level.scratch_bytes(params), [&](void* scratch) { level.resize(params, scratch); });
 #endif
-  resize_plainly(job);
+  resize_plainly(params);
 }
 
 // An axis's taps, with memory that is kept from call to call.

@@ -59,7 +59,7 @@ STEP Divergences<Acc> Worker<Acc, Each>::diverge(const Row<Acc>& r) {
         return mended(r, sweep_row<true, Out>(r, place(job.a), place(job.b), next));
       };
       if (p_.a.dtype == ScalarType::Float) return direct(float());
-      if (p_.a.dtype == ScalarType::BFloat16) return direct(Brain());
+      if (p_.a.dtype == ScalarType::BFloat16) return direct(BFloat16());
     }
   }
   Acc *to_t = job.teacher ? gradient_[0] : nullptr, *to_a = job.a ? gradient_[1] : nullptr,

@@ -65,7 +65,7 @@ struct AtOnce {
 template <class Acc, class F>
 INLINE auto typed(const Matrix& m, int64_t row, F f) {
   const int64_t at = row * m.stride;
-  if (m.dtype == ScalarType::BFloat16) return f(static_cast<const Brain*>(m.data) + at);
+  if (m.dtype == ScalarType::BFloat16) return f(static_cast<const BFloat16*>(m.data) + at);
   if (m.dtype == ScalarType::Half) return f(static_cast<const Half*>(m.data) + at);
   if constexpr (std::is_same_v<Acc, double>)
     if (m.dtype == ScalarType::Double) return f(static_cast<const double*>(m.data) + at);

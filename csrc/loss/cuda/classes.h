@@ -59,7 +59,7 @@ __device__ __noinline__ void targets(const Job& job, int64_t row, int label, int
       if (y.dtype == ScalarType::Float) {
         mass = static_cast<const float*>(y.data)[at];
       } else if (y.dtype == ScalarType::BFloat16) {
-        mass = widened(static_cast<const Brain*>(y.data)[at]);
+        mass = widened(static_cast<const BFloat16*>(y.data)[at]);
       } else if (y.dtype == ScalarType::Half) {
         mass = widened(static_cast<const Half*>(y.data)[at]);
       } else {

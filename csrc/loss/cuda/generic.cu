@@ -12,7 +12,7 @@ constexpr int kThreads = 256;
 
 __global__ void __launch_bounds__(kThreads) count(const __grid_constant__ Job job) {
   UDSKD_SHARED(shared);
-  Block<kThreads> block(Place{shared});
+  Block<kThreads> block(GroupStorage{shared});
   const double live = live_labels(job.p, block, int64_t(blockIdx.x) * kThreads, int64_t(gridDim.x) * kThreads);
   if (block.rank() == 0) atomicAdd(job.live, static_cast<unsigned long long>(live));
 }
@@ -30,8 +30,8 @@ void rows_of(Job& job, Call& call) {
 template <class Acc>
 void gradients_of(Job& job, Call& call) {
   constexpr auto kKernel = careful_gradients<Acc>;
-  const int at_once = blocks_of_sm<kKernel>(kThreads, kTeamBytes, call);
-  UDSKD_LAUNCH(kKernel, grid_for(job.p.rows, 1, at_once, call.limits), kThreads, kTeamBytes, call.stream, job);
+  const int at_once = blocks_of_sm<kKernel>(kThreads, kGroupStorageBytes, call);
+  UDSKD_LAUNCH(kKernel, grid_for(job.p.rows, 1, at_once, call.limits), kThreads, kGroupStorageBytes, call.stream, job);
   call.check("careful_gradients");
 }
 
@@ -67,7 +67,7 @@ void launch_count(const Job& job, Call& call) {
   constexpr int kRowsOfThread = 16;
   const int64_t blocks = (job.p.rows + kThreads * kRowsOfThread - 1) / (kThreads * kRowsOfThread);
   const unsigned grid = unsigned(std::clamp<int64_t>(blocks, 1, 2 * int64_t(call.limits.sms)));
-  UDSKD_LAUNCH(count, grid, kThreads, kTeamBytes, call.stream, job);
+  UDSKD_LAUNCH(count, grid, kThreads, kGroupStorageBytes, call.stream, job);
   call.check("count");
 }
 

@@ -71,7 +71,7 @@ struct Values<Acc, Any> {
     if (dtype == ScalarType::Double) return Acc(static_cast<const double*>(data)[c]);
     if (dtype == ScalarType::Float) return Acc(static_cast<const float*>(data)[c]);
     if (dtype == ScalarType::Half) return Acc(widened(static_cast<const Half*>(data)[c]));
-    return Acc(widened(static_cast<const Brain*>(data)[c]));
+    return Acc(widened(static_cast<const BFloat16*>(data)[c]));
   }
 };
 
@@ -86,7 +86,7 @@ __device__ void put(void* to, int64_t i, ScalarType dtype, Acc x) {
   } else if (dtype == ScalarType::Half) {
     narrow(float(x), static_cast<Half*>(to) + i);
   } else {
-    narrow(float(x), static_cast<Brain*>(to) + i);
+    narrow(float(x), static_cast<BFloat16*>(to) + i);
   }
 }
 

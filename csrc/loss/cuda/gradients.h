@@ -34,8 +34,8 @@ __device__ void gradients_of_packets(const Job& job, int64_t row, const float* s
   const bool known = label >= 0 && label < p.classes;
   const RowScales r = row_scales(job, row, known ? int(label) : -1, s, share);
   Divergences unused;
-  for (int packet = int(blockIdx.y) * Team::kTeam + team.rank(); packet < from.packets;
-       packet += int(gridDim.y) * Team::kTeam) {
+  for (int packet = int(blockIdx.y) * Team::kGroupThreads + team.rank(); packet < from.packets;
+       packet += int(gridDim.y) * Team::kGroupThreads) {
     const int c = from.begin(packet, from.packets);
     visit<false, false>(job, r, row, c, read_three<true, false>(from, c), to_a, to_b, unused);
   }
@@ -50,9 +50,9 @@ __device__ __noinline__ void seldom(const Job& job, int64_t row, const float* s,
 template <class E, class Team>
 __global__ void __launch_bounds__(Team::kBlock) gradients(const __grid_constant__ Job job) {
   UDSKD_SHARED(shared);
-  constexpr int kEach = Team::kBlock / Team::kTeam;
-  Team team(Place{shared});
-  for (int64_t row = int64_t(blockIdx.x) * kEach + threadIdx.x / Team::kTeam; row < job.p.rows;
+  constexpr int kEach = Team::kBlock / Team::kGroupThreads;
+  Team team(GroupStorage{shared});
+  for (int64_t row = int64_t(blockIdx.x) * kEach + threadIdx.x / Team::kGroupThreads; row < job.p.rows;
        row += int64_t(gridDim.x) * kEach) {
     const float* const saved = static_cast<const float*>(job.saved) + row * kColumns;
     alignas(16) float s[kColumns];
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(Team::kBlock) gradients(const __grid_constant_
 template <class Acc>
 __global__ void __launch_bounds__(256) careful_gradients(const __grid_constant__ Job job) {
   UDSKD_SHARED(shared);
-  Block<256> block(Place{shared});
+  Block<256> block(GroupStorage{shared});
   for (int64_t row = blockIdx.x; row < job.p.rows; row += gridDim.x) {
     const Acc* const s = static_cast<const Acc*>(job.saved) + row * kColumns;
     const Acc share = share_of<Acc>(job, row, s);

@@ -36,9 +36,9 @@ struct Job {
   double* totals = nullptr;            // [blocks, kTotals]
   unsigned* finished = nullptr;        // blocks that have; 0 at the launch
   unsigned long long* live = nullptr;  // rows that count, if there are so many that they are counted beforehand
-  unsigned char* exchange = nullptr;   // of Meeting's groups: kMeetingBytes each,
+  unsigned char* exchange = nullptr;   // of BlockGroup's groups: kExchangeBytes each,
   unsigned* arrivals = nullptr;        // and kArrivals; 0 at the launch
-  unsigned group = 1;                  // blocks that share a row in Meeting
+  unsigned group = 1;                  // blocks that share a row in BlockGroup
   int packets_of_thread = 0;           // room in shared memory
 
   // from what was saved

@@ -49,7 +49,7 @@ constexpr int64_t kCountedByAll = 16384;  // labels that every block counts for 
 
 // Memory for the blocks' totals and the groups' exchange; the counters in it are set to 0 in the stream's order.
 inline void give_memory(Job& job, int64_t blocks, int64_t groups, Call& call) {
-  const int64_t counters = 128 + groups * kArrivals * 4, exchange = groups * kMeetingBytes;
+  const int64_t counters = 128 + groups * kArrivals * 4, exchange = groups * kExchangeBytes;
   if (!adds_up(job.p) && !groups) return;
   auto* const memory = static_cast<unsigned char*>(call.memory(counters + exchange + blocks * kTotals * 8));
   cudaMemsetAsync(memory, 0, size_t(counters), call.stream);

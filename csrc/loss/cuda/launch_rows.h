@@ -8,9 +8,9 @@
 namespace udskd::cuda {
 
 template <class E>
-constexpr Format kFormatOf = std::is_same_v<E, float>   ? kFloat
-                             : std::is_same_v<E, Brain> ? kBrain
-                                                        : kHalf;
+constexpr Format kFormatOf = std::is_same_v<E, float>      ? kFloat
+                             : std::is_same_v<E, BFloat16> ? kBFloat16
+                                                           : kHalf;
 
 // Blocks of a multiprocessor that the compiler leaves registers for: as many as it can without spilling any.
 constexpr int blocks_left_room_for(Regime regime, bool usual) {
@@ -30,11 +30,11 @@ unsigned prepare(Job& job, int threads, int64_t shared, int64_t groups, int grou
 template <class E, bool kUsual, Regime kRegime>
 void launch_in_registers(Job& job, Call& call) {
   if constexpr (compiled(kRegime, kFormatOf<E>, kUsual)) {
-    constexpr int kTeam = kLanes[kRegime];
-    using Team = std::conditional_t<(kTeam > kWarp), Block<kTeam>, Lanes<kTeam>>;
+    constexpr int kGroupThreads = kLanes[kRegime];
+    using Team = std::conditional_t<(kGroupThreads > kWarp), Block<kGroupThreads>, ThreadGroup<kGroupThreads>>;
     using Kind = InRegisters<kInRegisters[kRegime][kFormatOf<E>]>;
     constexpr auto kKernel = rows<E, Team, Kind, kUsual, blocks_left_room_for(kRegime, kUsual)>;
-    constexpr int kRows = Team::kBlock / Team::kTeam;
+    constexpr int kRows = Team::kBlock / Team::kGroupThreads;
     const int64_t blocks = (job.p.rows + kRows - 1) / kRows;
     const unsigned grid = prepare<kKernel>(job, Team::kBlock, kStoreBegin, blocks, 1, false, call);
     UDSKD_LAUNCH(kKernel, grid, Team::kBlock, kStoreBegin, call.stream, job);
@@ -62,7 +62,7 @@ void launch_in_shared(const Plan& plan, Job& job, Call& call) {
 template <class E>
 void launch_split(const Plan& plan, Job& job, Call& call) {
   constexpr int kThreads = kLanes[kSplit];
-  constexpr auto kKernel = rows<E, Meeting<kThreads>, InMemory, false, blocks_left_room_for(kSplit, false)>;
+  constexpr auto kKernel = rows<E, BlockGroup<kThreads>, InMemory, false, blocks_left_room_for(kSplit, false)>;
   const int at_once = call.limits.sms * blocks_of_sm<kKernel>(kThreads, kStoreBegin, call);
   job.group = unsigned(plan.group);
   while (int(job.group) > at_once) job.group /= 2;
@@ -123,15 +123,15 @@ template <class E>
 void launch_gradients_of(Job& job, Call& call) {
   const int64_t packets = job.p.classes / kCount<E> + 2;
   if (packets <= 64) {
-    constexpr auto kKernel = gradients<E, Lanes<kWarp>>;
-    const int at_once = blocks_of_sm<kKernel>(128, kTeamBytes, call);
-    UDSKD_LAUNCH(kKernel, grid_for(job.p.rows, 4, at_once, call.limits), 128, kTeamBytes, call.stream, job);
+    constexpr auto kKernel = gradients<E, ThreadGroup<kWarp>>;
+    const int at_once = blocks_of_sm<kKernel>(128, kGroupStorageBytes, call);
+    UDSKD_LAUNCH(kKernel, grid_for(job.p.rows, 4, at_once, call.limits), 128, kGroupStorageBytes, call.stream, job);
   } else {
     constexpr auto kKernel = gradients<E, Block<256>>;
-    const int at_once = blocks_of_sm<kKernel>(256, kTeamBytes, call);
+    const int at_once = blocks_of_sm<kKernel>(256, kGroupStorageBytes, call);
     const unsigned across = grid_for(job.p.rows, 1, at_once, call.limits);
     const unsigned along = grid_for(packets, 1024, at_once, call.limits);  // four packets to a thread
-    UDSKD_LAUNCH(kKernel, dim3(across, along), 256, kTeamBytes, call.stream, job);
+    UDSKD_LAUNCH(kKernel, dim3(across, along), 256, kGroupStorageBytes, call.stream, job);
   }
   call.check("gradients");
 }

@@ -56,7 +56,7 @@ class TensorCall : public Call {
 std::optional<Format> format_of(const Problem& p) {
   if (p.wide || (p.teacher && p.teacher.dtype != p.a.dtype)) return std::nullopt;
   if (p.a.dtype == ScalarType::Float) return kFloat;
-  if (p.a.dtype == ScalarType::BFloat16) return kBrain;
+  if (p.a.dtype == ScalarType::BFloat16) return kBFloat16;
   STD_TORCH_CHECK(p.a.dtype == ScalarType::Half, "the kernels do not read ", torch::headeronly::toString(p.a.dtype));
   return kHalf;
 }

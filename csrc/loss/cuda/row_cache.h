@@ -121,7 +121,8 @@ __device__ void each_in_memory(const Row<E>& row, const Team& team, F f) {
   const Share<E, Team> share(row, team);
   Three<E> x;
 #pragma unroll 1
-  for (int packet = share.begin + team.rank() % Team::kTeam; packet < share.end; packet += Team::kTeam) {
+  for (int packet = share.begin + team.rank() % Team::kGroupThreads; packet < share.end;
+       packet += Team::kGroupThreads) {
     const int c = row.begin(packet, share.end);
     read_again(row, c, x);
     f(c, x);
@@ -141,7 +142,7 @@ struct InRegisters {
 
     __device__ void load(const Row<E>& row, const Team& team, float (&maxima)[3]) {
       first_ = team.rank() * kCount<E> - row.before, used_ = row.packets;
-      const auto begin = [&](int i) { return row.begin(i * Team::kTeam + team.rank(), used_); };
+      const auto begin = [&](int i) { return row.begin(i * Team::kGroupThreads + team.rank(), used_); };
 #pragma unroll
       for (int i = 0; i < kPackets; ++i)
         x_[i] = is_whole(row, begin(i)) ? read_whole<true, kAll>(row, begin(i)) : nothing<E>();
@@ -154,14 +155,14 @@ struct InRegisters {
       }
 #pragma unroll
       for (int i = 0; i < kPackets; ++i)
-        if (i * Team::kTeam < used_) largest(x_[i], maxima);
+        if (i * Team::kGroupThreads < used_) largest(x_[i], maxima);
     }
 
     template <class F>
     __device__ void each(F f) const {
 #pragma unroll
       for (int i = 0; i < kPackets; ++i)
-        if (i * Team::kTeam < used_) f(first_ + i * Team::kTeam * kCount<E>, x_[i]);
+        if (i * Team::kGroupThreads < used_) f(first_ + i * Team::kGroupThreads * kCount<E>, x_[i]);
     }
 
    private:

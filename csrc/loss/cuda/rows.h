@@ -6,7 +6,7 @@
 
 namespace udskd::cuda {
 
-constexpr int kStoreBegin = kTeamBytes + kLedgerBytes;  // in shared memory
+constexpr int kStoreBegin = kGroupStorageBytes + kLedgerBytes;  // in shared memory
 static_assert(kStoreBegin % 16 == 0);
 
 // Which of the grid's teams this thread is in, and how many there are.
@@ -15,21 +15,21 @@ struct Position {
   int64_t team, teams;
   __device__ explicit Position(const Job& job) {
     if constexpr (Team::kOneBlock) {
-      constexpr int kEach = Team::kBlock / Team::kTeam;
-      team = int64_t(blockIdx.x) * kEach + threadIdx.x / Team::kTeam, teams = int64_t(gridDim.x) * kEach;
+      constexpr int kEach = Team::kBlock / Team::kGroupThreads;
+      team = int64_t(blockIdx.x) * kEach + threadIdx.x / Team::kGroupThreads, teams = int64_t(gridDim.x) * kEach;
     } else {
-      const unsigned blocks = std::is_same_v<Team, Meeting<Team::kBlock>> ? job.group : cluster_size();
+      const unsigned blocks = std::is_same_v<Team, BlockGroup<Team::kBlock>> ? job.group : cluster_size();
       team = blockIdx.x / blocks, teams = gridDim.x / blocks;
     }
   }
 };
 
 template <class Team>
-__device__ Place place_of(const Job& job, unsigned char* shared) {
-  Place place{shared};
-  if constexpr (std::is_same_v<Team, Meeting<Team::kBlock>>) {
+__device__ GroupStorage place_of(const Job& job, unsigned char* shared) {
+  GroupStorage place{shared};
+  if constexpr (std::is_same_v<Team, BlockGroup<Team::kBlock>>) {
     const unsigned group = blockIdx.x / job.group;
-    place.exchange = job.exchange + group * kMeetingBytes, place.arrivals = job.arrivals + group * kArrivals;
+    place.exchange = job.exchange + group * kExchangeBytes, place.arrivals = job.arrivals + group * kArrivals;
     place.group = job.group, place.part = blockIdx.x % job.group;
   }
   return place;
@@ -68,8 +68,8 @@ __device__ void do_row(const Job& job, int64_t row, float share, Team& team, Sto
 template <class E, class Team, class Group, class Ledger>
 __device__ __noinline__ void do_rest(const Job& job, const Position<Team>& at, float share, Group group,
                                      Ledger& ledger) {
-  constexpr int kEach = Team::kOneBlock ? Team::kBlock / Team::kTeam : 1;
-  for (int64_t first = at.team - threadIdx.x / Team::kTeam % kEach; first < job.p.rows; first += at.teams) {
+  constexpr int kEach = Team::kOneBlock ? Team::kBlock / Team::kGroupThreads : 1;
+  for (int64_t first = at.team - threadIdx.x / Team::kGroupThreads % kEach; first < job.p.rows; first += at.teams) {
     for (int64_t row = first; row < first + kEach && row < job.p.rows; ++row) {
       if (static_cast<const float*>(job.saved)[row * kColumns + kShare] != kUndone) continue;
       alignas(16) float columns[kColumns];
@@ -86,8 +86,9 @@ __global__ void __launch_bounds__(Team::kBlock, kBlocks) rows(const __grid_const
   UDSKD_SHARED(shared);
   using Store = typename Kind::template Of<E, Team, kUsual>;
   const Position<Team> at(job);
-  Ledger<float, Team::kBlock / Team::kTeam> ledger(job, shared + kTeamBytes, int(threadIdx.x) / Team::kTeam);
-  Block<Team::kBlock> block(Place{shared});
+  Ledger<float, Team::kBlock / Team::kGroupThreads> ledger(job, shared + kGroupStorageBytes,
+                                                           int(threadIdx.x) / Team::kGroupThreads);
+  Block<Team::kBlock> block(GroupStorage{shared});
   const double live = job.p.reduction == kMean ? live_rows(job, block) : 1;
   __syncthreads();  // the team's first fold may write where the block's last one is read
   Team team(place_of<Team>(job, shared));
@@ -105,8 +106,8 @@ __global__ void __launch_bounds__(Team::kBlock, kBlocks) rows(const __grid_const
 template <class Acc>
 __global__ void __launch_bounds__(256) careful_rows(const __grid_constant__ Job job) {
   UDSKD_SHARED(shared);
-  Ledger<Acc, 1> ledger(job, shared + kTeamBytes, 0);
-  Block<256> block(Place{shared});
+  Ledger<Acc, 1> ledger(job, shared + kGroupStorageBytes, 0);
+  Block<256> block(GroupStorage{shared});
   const double live = job.p.reduction == kMean ? live_rows(job, block) : 1;
   for (int64_t row = blockIdx.x; row < job.p.rows; row += gridDim.x) {
     alignas(16) Acc columns[kColumns] = {};

@@ -1,4 +1,4 @@
 // The kernels for logits in bfloat16.
 #include "launch_rows.h"
 
-UDSKD_FORMAT(Brain, bfloat16)
+UDSKD_FORMAT(BFloat16, bfloat16)

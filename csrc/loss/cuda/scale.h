@@ -72,7 +72,7 @@ __device__ inline void scale_matrix(const ScaleJob& job, int which, float by) {
   void* const gradient = job.gradients[which];
   if (job.dtypes[which] == ScalarType::Float) return scale_packets(job, static_cast<float*>(gradient), by);
   if (job.dtypes[which] == ScalarType::Half) return scale_packets(job, static_cast<Half*>(gradient), by);
-  scale_packets(job, static_cast<Brain*>(gradient), by);
+  scale_packets(job, static_cast<BFloat16*>(gradient), by);
 }
 
 // Where the arithmetic is double's: any dtype, number by number.

@@ -21,9 +21,13 @@ REGIMES = {
     **{"block256": 8191, "shared": 21841, "cluster": 50257, "split": 50257},
 }
 KERNELS = {  # what the log has of each: the team of a row, and where its logits stay
-    **{"lanes8": "Lanes<8>, InRegisters", "warp": "Lanes<32>, InRegisters<1>", "warp8": "Lanes<32>, InRegisters<8>"},
+    **{
+        "lanes8": "ThreadGroup<8>, InRegisters",
+        "warp": "ThreadGroup<32>, InRegisters<1>",
+        "warp8": "ThreadGroup<32>, InRegisters<8>",
+    },
     **{"block128": "Block<128>, InRegisters", "block256": "Block<256>, InRegisters", "shared": "Block<256>, InShared"},
-    **{"cluster": "Cluster<256>, InShared", "split": "Meeting<256>, InMemory"},
+    **{"cluster": "Cluster<256>, InShared", "split": "BlockGroup<256>, InMemory"},
 }
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = {

@@ -7,7 +7,7 @@ namespace udskd {
 
 constexpr int64_t kMirrorSlack = 16;  // bytes that mirroring may write beyond its line
 
-struct NormalizeLine {
+struct NormalizeParams {
   const uint8_t* pixels;         // red, green, blue, red ...
   const uint8_t* partner;        // what they are mixed with, or null
   float share;                   // of the pixels in the mixture
@@ -19,13 +19,13 @@ struct NormalizeLine {
 // What a SIMD level has. `mirror` and `split` are told the number of pixels; `planes` are `plane` numbers apart.
 struct NormalizeLevel {
   void (*mirror)(const uint8_t* from, int64_t pixels, uint8_t* to);
-  void (*normalize)(const NormalizeLine&);
+  void (*normalize)(const NormalizeParams&);
   void (*split)(const float* from, int64_t pixels, float* planes, int64_t plane);
 };
 
 // The values from `at` on. Each step is rounded: PyTorch's separate operators are the model (udskd/data/normalize.py).
 // A difference of bytes is exact, so that a share of 1 or 0 gives the one or the other line itself.
-inline void normalize_from(int64_t at, const NormalizeLine& line) {
+inline void normalize_from(int64_t at, const NormalizeParams& line) {
   for (; at < line.values; ++at) {
     float x = float(line.pixels[at]);
     if (line.partner) x = float(line.pixels[at] - line.partner[at]) * line.share + float(line.partner[at]);

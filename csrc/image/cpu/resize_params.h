@@ -16,7 +16,7 @@ struct Axis {
   int64_t end(int64_t n) const { return int64_t(first[n - 1]) + count[n - 1]; }
 };
 
-struct ResizeJob {
+struct ResizeParams {
   const uint8_t* box;  // its first pixel
   int64_t stride;      // bytes from row to row
   const uint8_t* end;  // of the memory that may be read
@@ -31,8 +31,8 @@ constexpr int64_t kMostTaps = 1024;
 
 // What a SIMD level has: the scratch that a job needs, aligned to 64 bytes, and its work.
 struct ResizeLevel {
-  size_t (*scratch_bytes)(const ResizeJob&);
-  void (*resize)(const ResizeJob&, void* scratch);
+  size_t (*scratch_bytes)(const ResizeParams&);
+  void (*resize)(const ResizeParams&, void* scratch);
 };
 
 }  // namespace udskd
