@@ -64,7 +64,7 @@ def config_of(options: argparse.Namespace, root: Path, **changed: Any) -> Config
 def ours(trial: StepBenchmark, inputs: Inputs, parts: bool) -> dict[str, Work]:
     """The step, and what it consists of."""
     assert trial.taught is not None
-    frozen, batch = trial.taught.says, trial.batch()
+    frozen, batch = trial.taught.forward, trial.batch()
     out = {"step": repeated(lambda: trial.train_step(inputs))}
     if not parts:
         return out

@@ -22,15 +22,15 @@ from udskd.data import EmbeddedSet, synthetic
 from udskd.demo import demo
 from udskd.demo.demo import logits_of
 from udskd.errors import CheckpointError, ConfigError
-from udskd.study import figure, trials
+from udskd.study import figure, training_runs
 from udskd.study import seed as seeds
-from udskd.study.networks import said, student_predictions
+from udskd.study.predictions import read_run_predictions, student_predictions
 from udskd.study.tables import chapters
 from udskd.training.evaluation.evaluate import spearman
 
 SHORT = ("kd", "ce", "udskd-entropy-confident", "udskd-margin-uncertain", "cud", "variance")
 
-ALL = dict(trials.RUNS)
+ALL = dict(training_runs.RUNS)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "small.toml").write_text(toml.dump(small))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "RECIPE", folder / "small.toml")
-        patch.setattr(trials, "RUNS", {name: trials.RUNS[name] for name in SHORT})
+        patch.setattr(training_runs, "RUNS", {name: training_runs.RUNS[name] for name in SHORT})
         for split in ("train", "val"):
             patch.setitem(synthetic.SIZES, split, 100)
         yield folder
@@ -89,7 +89,7 @@ def test_all_runs_learn_from_the_teacher_of_kd(done: Study) -> None:
 
 def test_every_seed_has_a_teacher_of_its_own(tmp_path: Path) -> None:
     for seed in (0, 3):
-        configs = trials.configs_of(trials.settings(None), tmp_path, seed)
+        configs = training_runs.configs_of(training_runs.settings(None), tmp_path, seed)
         assert configs.pop("kd").teacher.checkpoint is None
         assert {config.teacher.checkpoint for config in configs.values()} == {
             str(tmp_path / f"kd-seed{seed}" / "teacher.safetensors")
@@ -100,7 +100,7 @@ def test_every_seed_has_a_teacher_of_its_own(tmp_path: Path) -> None:
 def test_epochs_are_those_of_teacher_and_students(done: Study) -> None:
     options = toml.load(done.folder / "kd-seed0" / "config.toml")
     assert (options.training.epochs, options.teacher.epochs) == (1, 1)
-    assert trials.settings(None) == toml.load(demo.RECIPE)
+    assert training_runs.settings(None) == toml.load(demo.RECIPE)
 
 
 def test_a_second_study_trains_nothing_again_and_says_the_same(done: Study, capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,12 +113,12 @@ def test_a_second_study_trains_nothing_again_and_says_the_same(done: Study, caps
 
 
 def test_an_interrupted_run_is_continued(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trials, "RUNS", {"kd": ALL["kd"]})
-    shared, run = trials.settings(1), tmp_path / "kd-seed0"
-    trials.train_all(shared, tmp_path, 1)
+    monkeypatch.setattr(training_runs, "RUNS", {"kd": ALL["kd"]})
+    shared, run = training_runs.settings(1), tmp_path / "kd-seed0"
+    training_runs.train_all(shared, tmp_path, 1)
     log, summary = (run / "log.jsonl").read_text(), json.loads((run / "summary.json").read_text())
     (run / "summary.json").unlink()  # as after a crash just before the end
-    trials.train_all(shared, tmp_path, 1)
+    training_runs.train_all(shared, tmp_path, 1)
     assert json.loads((run / "summary.json").read_text()) == summary
     assert (run / "log.jsonl").read_text() == log  # with the times of the epochs: none was trained again
     assert len((run / "restarts.jsonl").read_text().splitlines()) == 1
@@ -152,7 +152,7 @@ def test_cells_of_several_seeds_are_mean_and_deviation(done: Study) -> None:
         t: {r: {n: v for n, (v,) in row.items()} for r, row in rows.items()} for t, rows in numbers["measured"].items()
     }
     other = {t: {r: {n: v + 2 for n, v in row.items()} for r, row in rows.items()} for t, rows in seed.items()}
-    measured = seeds.merged([seed, other])
+    measured = seeds.merge_seeds([seed, other])
     kl = seed["calibration of student_b"]["cud"]["kl"]
     assert measured["calibration of student_b"]["cud"]["kl"] == [kl, kl + 2]
     models = {"student_a": "a", "student_b": "b"}
@@ -191,7 +191,7 @@ def test_the_teachers_numbers_are_those_of_its_own_evaluation(done: Study) -> No
 
 
 def test_the_weights_are_those_of_the_formulas(done: Study) -> None:
-    config, images = trials.settings(1), EmbeddedSet("val")
+    config, images = training_runs.settings(1), EmbeddedSet("val")
     logits = logits_of(done.folder / "kd-seed0" / "teacher.safetensors", config, images)
     p = logits.softmax(-1).numpy()
     top = np.sort(p, axis=-1)[:, ::-1]
@@ -209,7 +209,7 @@ def test_the_weights_are_those_of_the_formulas(done: Study) -> None:
 def test_normalized_weights_have_the_ranks_of_the_others_and_the_mean_one(small: Path) -> None:
     images = EmbeddedSet("val")
     logits = torch.from_numpy(np.random.default_rng(0).normal(0, 2, images.posterior.shape))
-    shared, names = trials.settings(1), ("udskd-entropy-confident", "udskd-entropy-confident-normalized")
+    shared, names = training_runs.settings(1), ("udskd-entropy-confident", "udskd-entropy-confident-normalized")
     plain, normalized = (
         seeds.weights_of([schema.with_values(shared, ALL[name])], logits, images)["entropy, confident"]
         for name in names
@@ -237,7 +237,7 @@ def test_the_best_accuracy_is_the_posteriors(done: Study) -> None:
 
 def test_a_method_is_given_what_each_network_said(done: Study) -> None:
     images, folder, teacher = EmbeddedSet("val"), done.folder / "ce-seed0", torch.zeros(100, 10, dtype=torch.float64)
-    answers = said(folder, trials.settings(1), teacher, images).answers(images)
+    answers = read_run_predictions(folder, training_runs.settings(1), teacher, images).answers(images)
     stored = safetensors.numpy.load_file(folder / "predictions.safetensors")
     for role, p in stored.items():
         np.testing.assert_allclose(answers.student(role).softmax(-1), p, rtol=2e-3, atol=1e-6)
@@ -248,15 +248,15 @@ def test_a_method_is_given_what_each_network_said(done: Study) -> None:
 
 def test_cuds_target_is_nearer_to_the_label_than_its_teacher(done: Study) -> None:
     """Wrong-mass clipping changes the images that the teacher has wrong, and no others."""
-    images, config = EmbeddedSet("val"), trials.settings(1)
+    images, config = EmbeddedSet("val"), training_runs.settings(1)
     name, folder = "cud", done.folder / "cud-seed0"
-    found = said(folder, trials.config_of(config, done.folder, name, 0), torch.empty(0), images)
+    found = read_run_predictions(folder, training_runs.config_of(config, done.folder, name, 0), torch.empty(0), images)
     own = logits_of(folder / "teacher_shaped.safetensors", config, images)
     assert found.shaped
     torch.testing.assert_close(found.teacher, own, rtol=0, atol=0)
     p = own.softmax(-1).numpy()
     rows: dict[str, dict[str, float]] = {}
-    seeds.add_targets(rows, name, trials.config_of(config, done.folder, name, 0), found, images)
+    seeds.add_targets(rows, name, training_runs.config_of(config, done.folder, name, 0), found, images)
     wrong = p.argmax(-1) != images.labels
     gap = p[wrong].max(-1) - p[wrong, images.labels[wrong]]
     moved = np.minimum(0.5 * p[wrong].max(-1), 0.7 * gap)

@@ -34,7 +34,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "the same shape twice": ({"target.shape": "context+context"}, "target.shape must name different shapes"),
     "features and several answers": (
         {"method": "sdkd", "sdkd.stages": 2, "target.shape": "average", "variance.source": "views"},
-        "only one of them can be had",
+        "a run can have only one of them",
     ),
     "an unknown shape": (
         {"target.shape": "wrong_mas_clip"},
@@ -53,11 +53,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "mixup where labels are needed": ({"method": "dkd", "data.mixup": 0.2}, "data.mixup"),
     "a cache of logits for features": (
         {"method": "sdkd", "teacher.cache": "cache"},
-        "teacher.cache holds logits only, but this method asks the teacher for features",
+        "teacher.cache holds logits only, but this method needs the teacher's features",
     ),
     "a cache of logits for views": (
         {"method": "variance", "variance.source": "views", "teacher.cache": "cache"},
-        "teacher.cache holds logits only, but this method asks the teacher for views",
+        "teacher.cache holds logits only, but this method needs the teacher's views",
     ),
     "a cache of the unshaped teacher": ({"method": "cud", "teacher.cache": "cache"}, "this method trains it further"),
     "dropout before no linear layer": (

@@ -63,7 +63,7 @@ def test_the_parts_of_a_method_learn(config: Config, teacher_weights: str) -> No
 
 def test_a_parts_learning_rate_is_its_own(config: Config) -> None:
     values = {"method": "sdkd", "target.shape": "context", "akd.lr": 0.001, "sdkd.lr": 0.5}
-    rates = {part.role: part.schedule.peak for part in Watch(options(config, values)).trial.task.parts}
+    rates = {part.role: part.schedule.peak for part in Watch(options(config, values)).trial.task.method_modules}
     assert rates == {"context": 0.001, "fusion_a": 0.5, "fusion_b": 0.5}
 
 
@@ -100,7 +100,7 @@ def test_a_trial_of_any_method_can_be_timed(config: Config) -> None:
 def test_a_parts_learning_rate_follows_its_schedule(config: Config) -> None:
     trial = Watch(options(config, {"method": "sdkd", "training.warmup_epochs": 1.0})).trial
     trial.train_step(trial.inputs(trial.batch()))
-    for part in trial.task.parts:
+    for part in trial.task.method_modules:
         assert part.schedule.lr(0) < part.schedule.peak
         assert {group["lr"] for group in part.optimizer.param_groups} == {part.schedule.lr(0)}
 
@@ -119,7 +119,7 @@ def test_a_method_is_told_how_far_the_run_is(config: Config, teacher_weights: st
 def test_what_is_not_to_be_seen_leaves_no_trace_in_a_part(config: Config) -> None:
     """A process whose images could not be read takes part with blanks."""
     trial = Watch(options(config, {"method": "akd"})).trial
-    (alpha,) = (part.module for part in trial.task.parts if part.role == "alpha")
+    (alpha,) = (part.module for part in trial.task.method_modules if part.role == "alpha")
     trial.train_step(trial.inputs(trial.batch()))
     before = {name: buffer.clone() for name, buffer in alpha.named_buffers()}
     with trial.step._unseen():

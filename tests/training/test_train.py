@@ -463,7 +463,7 @@ def test_only_the_torchrun_that_began_a_run_restarts_it(
 
 
 def test_evaluation_batches_stay_small_however_large_a_step_is(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(setup, "EVALUATED", 5)
+    monkeypatch.setattr(setup, "MAX_EVALUATION_BATCH", 5)
     sizes: list[int] = []
     update = Metrics.update
     monkeypatch.setattr(Metrics, "update", lambda self, x, y: (sizes.append(len(y)), update(self, x, y))[1])

@@ -29,8 +29,8 @@ from udskd.training.runtime.distributed import StopConsensus, World
 from udskd.training.runtime.signals import StopRequest
 from udskd.training.storage.run_folder import RunFolder
 from udskd.training.tasks import teacher
-from udskd.training.tasks.students import Plan, StudentsTask
-from udskd.training.tasks.teacher import Taught
+from udskd.training.tasks.students import StudentsSetup, StudentsTask
+from udskd.training.tasks.teacher import FrozenTeacher
 
 WITHOUT = {"teacher.checkpoint": None, "training.save_every": 0.0}
 
@@ -68,15 +68,15 @@ class StepBenchmark:
         self.session = session
         roles = ROLES if methods.get(config.method).uses_teacher else STUDENTS
         networks = {role: build(session, role) for role in roles}
-        plan = Plan.of(config, len(images.classes), networks)
-        self.taught = self._teacher(networks["teacher"], plan) if "teacher" in networks else None
-        self.task = StudentsTask(session, plan, self.taught, networks)
+        setup = StudentsSetup.from_config(config, len(images.classes), networks)
+        self.taught = self._teacher(networks["teacher"], setup) if "teacher" in networks else None
+        self.task = StudentsTask(session, setup, self.taught, networks)
         step = Step(self.task, self.runtime, shard.parts, shard.rows(self.loader.batch_size), training.cuda_graph)
         self.step = step
         self.position = TrainState(session, self.task, step, training.epochs, session.folder.path / "none")
         self.steps = 0
 
-    def _teacher(self, model: Model, plan: Plan) -> Taught:
+    def _teacher(self, model: Model, setup: StudentsSetup) -> FrozenTeacher:
         config, runtime = self.config, self.runtime
         model = teacher.freeze(self.session, model)
         classes, dtype = len(self.session.classes), runtime.dtype_of(config.teacher.precision)
@@ -84,8 +84,11 @@ class StepBenchmark:
         def cached(epoch: int, indices: Tensor) -> Tensor:
             return torch.zeros(len(indices), classes, dtype=dtype)
 
-        return Taught(
-            model, "", plan.says(config, runtime, model.module), None if config.teacher.cache is None else cached
+        return FrozenTeacher(
+            model,
+            "",
+            setup.build_teacher_forward(config, runtime, model.module),
+            None if config.teacher.cache is None else cached,
         )
 
     def batch(self) -> Batch:

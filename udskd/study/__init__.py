@@ -14,8 +14,8 @@ from udskd.data import EmbeddedSet
 from udskd.errors import ConfigError
 from udskd.files import write_atomic
 from udskd.results import table
-from udskd.study import figure, trials
-from udskd.study.seed import merged, of_seed, of_truth
+from udskd.study import figure, training_runs
+from udskd.study.seed import measure_seed, measure_truth, merge_seeds
 from udskd.study.tables import Chapter, chapters
 
 FOLDER = Path("runs/study")
@@ -43,12 +43,12 @@ def uncertainty(output: Path | None = None, seeds: int = 1, epochs: int | None =
     for option, value in (("--seeds", seeds), ("--epochs", epochs)):
         if value is not None and value < 1:
             raise ConfigError(f"{option} must be at least 1, got {value}")
-    folder, shared, images = output or FOLDER, trials.settings(epochs), EmbeddedSet("val")
-    trials.train_all(shared, folder, seeds)
+    folder, shared, images = output or FOLDER, training_runs.settings(epochs), EmbeddedSet("val")
+    training_runs.train_all(shared, folder, seeds)
 
-    tables, weights = zip(*(of_seed(shared, folder, seed, images) for seed in range(seeds)), strict=True)
-    best, best_weights = of_truth(shared, folder, images)
-    measured, truth = merged(tables), merged([best])
+    tables, weights = zip(*(measure_seed(shared, folder, seed, images) for seed in range(seeds)), strict=True)
+    best, best_weights = measure_truth(shared, folder, images)
+    measured, truth = merge_seeds(tables), merge_seeds([best])
     models = {role: str(getattr(shared, role).model) for role in STUDENTS}
     answers = chapters(measured, truth, models, images)
     show(answers)

@@ -16,7 +16,7 @@ from udskd.demo.demo import logits_of
 from udskd.methods import Answers
 from udskd.methods.operator import OperatorMethod
 from udskd.methods.udskd import UncertaintyAwareDualStudent
-from udskd.study import trials
+from udskd.study import training_runs
 from udskd.study.measures import (
     Floats,
     by_rank,
@@ -27,7 +27,7 @@ from udskd.study.measures import (
     hits,
     total_variation,
 )
-from udskd.study.networks import Said, said
+from udskd.study.predictions import RunPredictions, read_run_predictions
 from udskd.training.evaluation.evaluate import spearman
 
 Row = dict[str, float]
@@ -37,32 +37,34 @@ TEACHER = "teacher"
 BAYES = "Bayes-optimal"
 
 
-def of_seed(shared: Config, output: Path, seed: int, images: EmbeddedSet) -> tuple[Tables, dict[str, Floats]]:
+def measure_seed(shared: Config, output: Path, seed: int, images: EmbeddedSet) -> tuple[Tables, dict[str, Floats]]:
     """Every number of one seed; and the weight [N] of each image by the shared teacher, by the weighting's name."""
-    teacher = logits_of(trials.folder_of(output, trials.TEACHES, seed) / "teacher.safetensors", shared, images)
-    weights = weights_of(trials.configs_of(shared, output, seed).values(), teacher, images)
+    teacher = logits_of(
+        training_runs.folder_of(output, training_runs.TEACHER_RUN, seed) / "teacher.safetensors", shared, images
+    )
+    weights = weights_of(training_runs.configs_of(shared, output, seed).values(), teacher, images)
     tables: Tables = {
         "weights": {name: agreement(weight, images) for name, weight in weights.items()},
         "targets": {TEACHER: follows(_softmax(teacher), images)},
     }
     add_network(tables, TEACHER, TEACHER, _softmax(teacher), images)
-    for name, config in trials.configs_of(shared, output, seed).items():
-        found = said(trials.folder_of(output, name, seed), config, teacher, images)
+    for name, config in training_runs.configs_of(shared, output, seed).items():
+        found = read_run_predictions(training_runs.folder_of(output, name, seed), config, teacher, images)
         add_run(tables, name, found, images)
         add_targets(tables["targets"], name, config, found, images)
     return tables, weights
 
 
-def of_truth(shared: Config, output: Path, images: EmbeddedSet) -> tuple[Tables, dict[str, Floats]]:
+def measure_truth(shared: Config, output: Path, images: EmbeddedSet) -> tuple[Tables, dict[str, Floats]]:
     """The weights of a teacher that knows the true posterior, and the accuracy of whoever goes by it."""
     logits = torch.from_numpy(np.log(images.posterior))
-    weights = weights_of(trials.configs_of(shared, output, 0).values(), logits, images)
+    weights = weights_of(training_runs.configs_of(shared, output, 0).values(), logits, images)
     tables: Tables = {"weights": {name: agreement(weight, images) for name, weight in weights.items()}}
     add_accuracy(tables, BAYES, BAYES, images.posterior, images)
     return tables, weights
 
 
-def merged(seeds: Iterable[Tables]) -> dict[str, dict[str, dict[str, list[float]]]]:
+def merge_seeds(seeds: Iterable[Tables]) -> dict[str, dict[str, dict[str, list[float]]]]:
     """Each number of all seeds in a list, in their order."""
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
     for tables in seeds:
@@ -74,7 +76,7 @@ def merged(seeds: Iterable[Tables]) -> dict[str, dict[str, dict[str, list[float]
     return found
 
 
-def add_run(tables: Tables, name: str, found: Said, images: EmbeddedSet) -> None:
+def add_run(tables: Tables, name: str, found: RunPredictions, images: EmbeddedSet) -> None:
     """A run's students, and its teacher where it is its own."""
     if found.shaped:
         label = f"{TEACHER} of {name}"
@@ -98,7 +100,7 @@ def add_accuracy(tables: Tables, role: str, name: str, p: Floats, images: Embedd
     tables.setdefault(f"top-1 of {role}", {})[name] = group_means(100 * hits(images.labels, p), groups)
 
 
-def add_targets(rows: dict[str, Row], name: str, config: Config, found: Said, images: EmbeddedSet) -> None:
+def add_targets(rows: dict[str, Row], name: str, config: Config, found: RunPredictions, images: EmbeddedSet) -> None:
     """What the method's shapes make of the teacher's logits, for both students at once unless they are told apart.
 
     What a shape draws at random comes from the run's seed.

@@ -16,13 +16,13 @@ from udskd.data.workers import Poll
 from udskd.errors import CheckpointError, Interrupted
 from udskd.models import loading
 from udskd.progress import Display
-from udskd.training.evaluation.evaluate import EVALUATED, brief, evaluate
+from udskd.training.evaluation.evaluate import MAX_EVALUATION_BATCH, evaluate, format_metrics
 from udskd.training.runtime.device import Runtime
 from udskd.training.runtime.distributed import StopConsensus, World
 from udskd.training.runtime.signals import Stopped, StopRequest
 from udskd.training.storage.images import compare_listings
 from udskd.training.storage.run_folder import RunFolder
-from udskd.training.tasks.teacher import SHAPED
+from udskd.training.tasks.teacher import SHAPED_TEACHER
 
 
 def evaluate_run(run: Path, data_root: str | None = None) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def evaluate_run(run: Path, data_root: str | None = None) -> dict[str, Any]:
     finally:
         world.leave(failed=sys.exc_info()[0] is not None)
     for role, metrics in results.items():
-        display.line(f"{role}: {brief(metrics)}  top-5 {metrics['top5']:.2f} %  brier {metrics['brier']:.3f}")
+        display.line(f"{role}: {format_metrics(metrics)}  top-5 {metrics['top5']:.2f} %  brier {metrics['brier']:.3f}")
     return results
 
 
@@ -69,7 +69,9 @@ def _to_evaluate(
 ) -> tuple[dict[str, nn.Module], EvalLoader, DataConfig, Runtime]:
     config = RunFolder.open(run).config
     data = config.data if data_root is None else replace(config.data, root=data_root)
-    files = {role: run / f"{role}.safetensors" for role in (*ROLES, SHAPED) if (run / f"{role}.safetensors").exists()}
+    files = {
+        role: run / f"{role}.safetensors" for role in (*ROLES, SHAPED_TEACHER) if (run / f"{role}.safetensors").exists()
+    }
     if not {"student_a", "student_b"} <= files.keys():
         raise CheckpointError(f"{run} holds no trained students yet: udskd train --resume {run} continues it")
     runtime, (_, val_set) = Runtime.from_config(config.training, world), open_sets(data)
@@ -80,7 +82,7 @@ def _to_evaluate(
     shard = Shard(world.rank, world.ranks)
     return (
         networks,
-        EvalLoader(val_set, data, batch_size=min(config.training.batch_size, EVALUATED), shard=shard),
+        EvalLoader(val_set, data, batch_size=min(config.training.batch_size, MAX_EVALUATION_BATCH), shard=shard),
         data,
         runtime,
     )

@@ -16,14 +16,14 @@ from udskd.models.zoo import Model
 from udskd.progress import Display
 from udskd.training.engine.session import Session
 from udskd.training.engine.state import restore_previous
-from udskd.training.evaluation.evaluate import EVALUATED
+from udskd.training.evaluation.evaluate import MAX_EVALUATION_BATCH
 from udskd.training.networks.trainable import build_model
 from udskd.training.runtime.device import Runtime
 from udskd.training.runtime.distributed import StopConsensus, World
 from udskd.training.storage.images import check_classes, identify, unreadable
 from udskd.training.storage.run_folder import RunFolder
 from udskd.training.tasks import teacher
-from udskd.training.tasks.students import Plan
+from udskd.training.tasks.students import StudentsSetup
 from udskd.training.teacher_cache import reader
 
 # Options that a resumed run may have otherwise: they say where and how it runs, not what it computes.
@@ -82,7 +82,7 @@ def prepare(
     display: Display,
     consensus: StopConsensus,
     sets: tuple[ImageSet, ImageSet],
-) -> tuple[Session, dict[str, Model], Plan]:
+) -> tuple[Session, dict[str, Model], StudentsSetup]:
     """Everything that can be wrong with the options, the images and the teacher's file shows here, before any work."""
     runtime, (train_set, val_set) = Runtime.from_config(config.training, world), sets
     runtime.loss_backend(config.loss)
@@ -107,18 +107,19 @@ def prepare(
         device=device,
     )
     train.unreadable |= unreadable(folder, train_set)
-    val = EvalLoader(val_set, config.data, batch_size=min(size, EVALUATED), shard=shard, device=device)
+    val = EvalLoader(val_set, config.data, batch_size=min(size, MAX_EVALUATION_BATCH), shard=shard, device=device)
     session = Session(config, folder, runtime, train, val, val_set.classes, display, consensus)
     networks = {
         role: build_model(role, options, len(val_set.classes), config.data.image_size, config.seed)
         for role, options in (("student_a", config.student_a), ("student_b", config.student_b))
     }
     if methods.get(config.method).uses_teacher:
-        networks["teacher"] = teacher.find(session)
-    plan = Plan.of(config, len(val_set.classes), networks)
+        networks["teacher"] = teacher.load_or_build(session)
+    setup = StudentsSetup.from_config(config, len(val_set.classes), networks)
     if "teacher" in networks:
-        plan.says(config, runtime, networks["teacher"].module)  # to be refused now, if it cannot say what is asked
-        cached = reader.find(session, networks["teacher"])  # to be refused now, if it is another teacher's
+        # Both calls refuse now what would fail later: a teacher without the outputs needed, a cache of another teacher.
+        setup.build_teacher_forward(config, runtime, networks["teacher"].module)
+        cached = reader.find(session, networks["teacher"])
         if cached is not None and world.is_rank0:
             if unknown := cached.unknown_images():
                 display.line(unknown)
@@ -130,7 +131,7 @@ def prepare(
         with display.steps("decode the training images", len(train_set)) as advance:
             train.prepare(lambda *_: advance(), consensus.poll_here)
     check_readable(val_set, config.data.workers, loader=config.data.loader, shard=shard)
-    return session, networks, plan
+    return session, networks, setup
 
 
 def introduce(session: Session, networks: dict[str, Model]) -> None:

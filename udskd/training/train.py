@@ -23,8 +23,8 @@ from udskd.progress import Display
 from udskd.training import predictions
 from udskd.training.engine.loop import fit
 from udskd.training.engine.session import Session
-from udskd.training.evaluation.evaluate import brief, evaluate_answers
-from udskd.training.evaluation.teacher_check import Doubt, doubt
+from udskd.training.evaluation.evaluate import evaluate_and_classify, format_metrics
+from udskd.training.evaluation.teacher_check import SuspectedFault, find_fault
 from udskd.training.networks.trainable import Network
 from udskd.training.runtime.distributed import StopConsensus, World
 from udskd.training.runtime.signals import Stopped, StopRequest
@@ -32,7 +32,7 @@ from udskd.training.setup import dataset, introduce, prepare, run_folder, to_con
 from udskd.training.storage.images import compare_contents, compare_listings, unreadable
 from udskd.training.storage.run_folder import RunFolder
 from udskd.training.tasks import teacher
-from udskd.training.tasks.students import Plan, StudentsTask
+from udskd.training.tasks.students import StudentsSetup, StudentsTask
 
 
 def train(config: Config, *, resume: Path | None = None, previous: bool = False) -> dict[str, Any]:
@@ -71,14 +71,14 @@ def _train(config: Config, folder: RunFolder, world: World, display: Display, st
             lambda: compare_listings(config.data, dict(zip(("train", "val"), sets, strict=True)), world)
         )
         consensus = StopConsensus(world, stop)
-        session, networks, plan = world.run_on_all_ranks(
+        session, networks, setup = world.run_on_all_ranks(
             lambda: prepare(config, folder, world, display, consensus, sets)
         )
         images = session.manifest
         world.run_on_all_ranks(lambda: compare_contents(config.data, images, world))
         # only now, so that a mistake found on the way leaves nothing behind
         world.run_on_all_ranks(lambda: folder.resume(images) if begun else folder.create(config, images))
-        return _run(session, networks, plan)
+        return _run(session, networks, setup)
     except Stopped:
         raise _interrupted(session, folder) from None
     except CheckpointError as error:
@@ -99,13 +99,13 @@ def _train(config: Config, folder: RunFolder, world: World, display: Display, st
         folder.unlock()
 
 
-def _run(session: Session, networks: dict[str, Model], plan: Plan) -> dict[str, Any]:
+def _run(session: Session, networks: dict[str, Model], setup: StudentsSetup) -> dict[str, Any]:
     config, folder, display = session.config, session.folder, session.display
     introduce(session, networks)
-    says = partial(plan.says, config, session.runtime)
-    taught = teacher.obtain(session, networks["teacher"], says) if "teacher" in networks else None
+    says = partial(setup.build_teacher_forward, config, session.runtime)
+    taught = teacher.train_and_freeze(session, networks["teacher"], says) if "teacher" in networks else None
     measured = None if taught is None else _measured(session, taught)
-    task = StudentsTask(session, plan, taught, networks)
+    task = StudentsTask(session, setup, taught, networks)
     metrics = fit(session, task, config.training.epochs, "students")
     for network in task.networks:
         session.save_weights(folder.path / f"{network.role}.safetensors", network.model, network.result)
@@ -118,7 +118,7 @@ def _run(session: Session, networks: dict[str, Model], plan: Plan) -> dict[str, 
     return summary
 
 
-def _measured(session: Session, taught: teacher.Taught) -> dict[str, Any]:
+def _measured(session: Session, taught: teacher.FrozenTeacher) -> dict[str, Any]:
     """The teacher's metrics, measured once in a run."""
     known = session.world.gather(session.folder.events("teacher"))[0]
     if known and known[-1]["fingerprint"] == taught.fingerprint:
@@ -132,26 +132,26 @@ def _measured(session: Session, taught: teacher.Taught) -> dict[str, Any]:
         )
     networks = {"teacher": taught.model.module}
     poll = session.consensus.poll
-    results = evaluate_answers(networks, session.val, session.config.data, session.runtime, session.display, poll)
+    results = evaluate_and_classify(networks, session.val, session.config.data, session.runtime, session.display, poll)
     metrics, answers = results["teacher"]
     if not math.isfinite(metrics["nll"]):
         precision = session.runtime.precision
         or_fp32 = "" if precision == "fp32" else ", or set training.precision to fp32"
         raise CheckpointError(
-            f"{teacher.origin(session)} gives answers that are NaN or infinite to the validation images in "
+            f"{teacher.describe_source(session)} gives answers that are NaN or infinite to the validation images in "
             f"{precision} arithmetic: give another teacher{or_fp32}"
         )
     _refuse_overflow(session, taught)
     stage = methods.teacher_stage(session.config)
     taught_further = {} if stage is None else {"stage": stage.name}
     measured = {"model": taught.model.name, **taught_further, **metrics}
-    session.display.line(f"teacher: {brief(measured)}")
-    _warn(session, taught.model, doubt(session.val.images.labels, answers, session.classes))
+    session.display.line(f"teacher: {format_metrics(measured)}")
+    _warn(session, taught.model, find_fault(session.val.images.labels, answers, session.classes))
     session.folder.log("teacher", fingerprint=taught.fingerprint, stem=taught.model.stem, **measured)
     return measured
 
 
-def _refuse_overflow(session: Session, taught: teacher.Taught) -> None:
+def _refuse_overflow(session: Session, taught: teacher.FrozenTeacher) -> None:
     """CheckpointError if the teacher's answers overflow in fp16, in which it was not measured, seen on one batch."""
     half = session.runtime.dtype_of(session.config.teacher.precision) == torch.float16
     if not half or taught.cache is not None:
@@ -160,23 +160,23 @@ def _refuse_overflow(session: Session, taught: teacher.Taught) -> None:
     with closing(runtime.prefetch(session.val)) as batches:
         if (batch := next(batches, None)) is not None:
             images, _ = to_device(batch, data, runtime.device, len(session.classes), runtime.memory_format)
-            logits = taught.says(images).logits
+            logits = taught.forward(images).logits
             bad = logits is not None and not bool(logits.isfinite().all())
     if any(session.world.gather(bad)):
-        answers = f"{teacher.origin(session)} gives answers that are NaN or infinite in fp16"
+        answers = f"{teacher.describe_source(session)} gives answers that are NaN or infinite in fp16"
         raise CheckpointError(f"{answers}: set teacher.precision to bf16 or fp32")
 
 
-def _warn(session: Session, model: Model, found: Doubt | None) -> None:
+def _warn(session: Session, model: Model, found: SuspectedFault | None) -> None:
     """A line and an event if the teacher's answers look wrong, once in a run."""
     if found is None or session.folder.events("teacher_warning"):
         return
     text = f"{found.text}; {_advice(session, model, found)}"
-    session.display.line(f"teacher: warning about {teacher.origin(session)}: {text}")
+    session.display.line(f"teacher: warning about {teacher.describe_source(session)}: {text}")
     session.folder.log("teacher_warning", cause=found.cause, text=text)
 
 
-def _advice(session: Session, model: Model, found: Doubt) -> str:
+def _advice(session: Session, model: Model, found: SuspectedFault) -> str:
     """What is likely wrong with the teacher and what to do about it."""
     if found.cause == "class_order" and (session.config.teacher.checkpoint is None or model.trained_at is not None):
         return "it was trained on classes of these names in this order, so look into the folders of train and val"

@@ -19,7 +19,13 @@ from udskd.config.schema import Config
 from udskd.errors import CheckpointError, ConfigError
 from udskd.models.checkpoints import load_weights
 from udskd.training import train
-from udskd.training.evaluation.teacher_check import _Margins, at_most, doubt, is_at_chance, moved_classes
+from udskd.training.evaluation.teacher_check import (
+    _ClassCounts,
+    binomial_cdf,
+    find_fault,
+    is_at_chance,
+    permuted_classes,
+)
 from udskd.training.tasks.students import StudentsTask
 from udskd.training.teacher_cache.writer import cache_teacher
 
@@ -59,10 +65,10 @@ def test_another_order_of_the_classes_is_seen(classes: int, each: int, accuracy:
     labels, order = labels_of(classes, each), orders[kind]
     right = max(accuracy, 1.5 / classes)  # of two classes, half of the other answers are right too
     answers = order[answers_of(labels, classes, right)]
-    found = doubt(labels, answers, names(classes))
+    found = find_fault(labels, answers, names(classes))
     assert found is not None
     assert found.cause == "class_order"
-    moved = moved_classes(labels, answers, classes)
+    moved = permuted_classes(labels, answers, classes)
     assert np.mean([order[c] == answer for c, answer in moved.items()]) > 0.9
 
 
@@ -72,14 +78,14 @@ def test_a_part_of_the_classes_in_another_order_is_seen(classes: int, swapped: i
     labels, order = labels_of(classes, 40), np.arange(classes)
     order[:swapped] = np.roll(order[:swapped], 1)
     answers = order[answers_of(labels, classes, accuracy)]
-    assert moved_classes(labels, answers, classes) == {c: order[c] for c in range(swapped)}
+    assert permuted_classes(labels, answers, classes) == {c: order[c] for c in range(swapped)}
 
 
 def test_the_classes_are_named_with_what_they_are_answered_as() -> None:
     labels = labels_of(4, 20)
     answers = np.array([1, 0, 2, 3])[labels]
     answers[:3] = 2
-    found = doubt(labels, answers, ["cat", "dog", "owl", "fox"])
+    found = find_fault(labels, answers, ["cat", "dog", "owl", "fox"])
     assert found is not None
     assert found.text == (
         'images of "dog" are mostly answered as "cat" (20 of 20), images of "cat" are mostly answered as "dog" '
@@ -94,7 +100,7 @@ def test_a_weak_teacher_is_not_doubted(classes: int, each: int, seed: int) -> No
     for times in (2, 3, 5):
         right = times / (classes - 1 + times)  # whose odds are so many times those of chance
         accuracy = (right - 1 / classes) / (1 - 1 / classes)  # the rest of them by chance
-        assert doubt(labels, answers_of(labels, classes, accuracy, seed), names(classes)) is None
+        assert find_fault(labels, answers_of(labels, classes, accuracy, seed), names(classes)) is None
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -102,21 +108,21 @@ def test_a_weak_teacher_is_not_doubted(classes: int, each: int, seed: int) -> No
 def test_a_teacher_that_confuses_similar_classes_is_not_doubted(seed: int, alike: int) -> None:
     labels = labels_of(100, 50)
     for accuracy in (0.0, 0.05, 0.2):
-        assert doubt(labels, answers_of(labels, 100, accuracy, seed, alike), names(100)) is None
+        assert find_fault(labels, answers_of(labels, 100, accuracy, seed, alike), names(100)) is None
 
 
 @pytest.mark.parametrize("few", [1, 2, 3])
 def test_a_teacher_that_takes_some_classes_for_others_is_not_doubted(few: int) -> None:
     labels = labels_of(10, 40)
     answers = np.where(labels < 5, labels % few + 5, labels)  # five classes are never answered
-    assert doubt(labels, answers, names(10)) is None
+    assert find_fault(labels, answers, names(10)) is None
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(("classes", "each"), [(2, 8000), (3, 2000), (10, 200), (25, 40), (100, 10), (1000, 50)])
 def test_answers_by_chance_are_doubted_but_not_for_their_order(classes: int, each: int, seed: int) -> None:
     labels = labels_of(classes, each)
-    found = doubt(labels, answers_of(labels, classes, 0.0, seed), names(classes))
+    found = find_fault(labels, answers_of(labels, classes, 0.0, seed), names(classes))
     assert found is not None
     assert found.cause == "chance"
 
@@ -125,7 +131,7 @@ def test_answers_by_chance_are_doubted_but_not_for_their_order(classes: int, eac
 def test_one_answer_to_all_images_is_chance_however_the_classes_are_filled(answer: int) -> None:
     labels = np.repeat(np.arange(10), [1000, 20, 20, 20, 20, 20, 20, 20, 20, 200])
     answers = np.full(len(labels), answer)
-    found = doubt(labels, answers, names(10))
+    found = find_fault(labels, answers, names(10))
     assert found is not None
     share = 100 * (labels == answer).mean()
     assert found.text == f"it answers {share:.1f} % of 1360 validation images right, and chance {share:.1f} %"
@@ -161,13 +167,13 @@ def test_a_rare_class_that_is_found_more_often_than_by_chance_is_knowledge() -> 
     labels, answers = np.repeat([0, 1], [950, 50]), np.zeros(1000, dtype=np.int64)
     answers[:40] = answers[950:960] = 1  # 50 answers of the rare class, 10 of them right: 2.5 by chance
     assert not is_at_chance(labels, answers)
-    assert doubt(labels, answers, names(2)) is None
+    assert find_fault(labels, answers, names(2)) is None
 
 
 def test_mean_and_variance_of_the_right_answers_are_those_over_all_orders() -> None:
     labels, answers = np.array([0, 0, 0, 1, 1, 2, 2]), np.array([0, 0, 1, 1, 1, 1, 2])
     hits = [int((labels == np.array(order)).sum()) for order in itertools.permutations(answers.tolist())]
-    margins = _Margins.of(labels, answers)
+    margins = _ClassCounts.from_classes(labels, answers)
     assert margins.hits == pytest.approx(np.mean(hits))
     assert margins.variance == pytest.approx(np.var(hits))
 
@@ -178,7 +184,7 @@ def test_the_right_answers_of_a_weak_teacher_have_the_distribution_of_simulated_
     above, variances = [], []
     for _ in range(4000):
         answers = np.where(rng.random(2000) < 0.05, labels, rng.choice(own, 2000))
-        margins = _Margins.of(labels, answers)
+        margins = _ClassCounts.from_classes(labels, answers)
         weak = margins.of_weak_teacher(0.05)
         above.append((labels == answers).sum() - weak.hits)
         variances.append(weak.variance)
@@ -198,7 +204,7 @@ def test_pairs_that_are_confused_with_a_preference_are_not_another_order(each: i
     rng, labels = np.random.default_rng(0), labels_of(20, each)
     for _ in range(50):
         right = rng.uniform(0.2, 0.8, 20)[labels]
-        assert moved_classes(labels, np.where(rng.random(len(labels)) < right, labels, labels ^ 1), 20) == {}
+        assert permuted_classes(labels, np.where(rng.random(len(labels)) < right, labels, labels ^ 1), 20) == {}
 
 
 @pytest.mark.parametrize("classes", [3, 10, 20])
@@ -206,7 +212,7 @@ def test_two_exchanged_classes_of_a_good_teacher_are_seen_in_few_images(classes:
     labels = labels_of(classes, 16)
     answers = np.where(labels < 2, 1 - labels, labels)
     answers[[4, 21]] = [0, 1]  # 15 of 16 images of each are answered as the other
-    assert moved_classes(labels, answers, classes) == {0: 1, 1: 0}
+    assert permuted_classes(labels, answers, classes) == {0: 1, 1: 0}
 
 
 @pytest.mark.parametrize(("classes", "each"), [(10, 2), (3, 3), (100, 1)])
@@ -217,13 +223,13 @@ def test_with_few_images_nothing_is_doubted(classes: int, each: int) -> None:
 
 def test_the_order_of_the_images_does_not_matter() -> None:
     labels = np.tile([0, 1], 50)  # every second image is of the same class
-    assert moved_classes(labels, 1 - labels, 2) == {0: 1, 1: 0}
+    assert permuted_classes(labels, 1 - labels, 2) == {0: 1, 1: 0}
 
 
 @pytest.mark.parametrize(("k", "n", "p"), [(0, 1, 0.5), (3, 10, 0.2), (10, 10, 0.2), (40, 1000, 0.05)])
 def test_the_binomial_tail_is_the_sum_of_its_terms(k: int, n: int, p: float) -> None:
     exact = sum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k + 1))
-    assert at_most(k, n, p) == pytest.approx(exact, rel=1e-9)
+    assert binomial_cdf(k, n, p) == pytest.approx(exact, rel=1e-9)
 
 
 # --- in a run ---------------------------------------------------------------------------------------------------------

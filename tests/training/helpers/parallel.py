@@ -68,7 +68,7 @@ def no_teacher(rank: int) -> None:
         raise CheckpointError("teacher.pt cannot be read: Stale file handle")
 
     if rank == 1:
-        setup.teacher.find = broken  # type: ignore[attr-defined]
+        setup.teacher.load_or_build = broken  # type: ignore[attr-defined]
 
 
 def crash(rank: int) -> None:

@@ -48,5 +48,5 @@ class Watch:
         self.trial = StepBenchmark(schema.with_values(config, {"teacher.checkpoint": None}), images)
 
     def weights(self, name: str) -> dict[str, Tensor]:
-        (part,) = (part for part in self.trial.task.parts if part.role == name)
+        (part,) = (part for part in self.trial.task.method_modules if part.role == name)
         return {key: value.clone() for key, value in part.module.state_dict().items()}

@@ -9,7 +9,7 @@ from torch import nn
 from udskd import dual_student_loss
 from udskd.config.schema import TrainingConfig
 from udskd.models import zoo
-from udskd.training.networks.inference import Frozen, fold
+from udskd.training.networks.inference import FrozenNetwork, fold
 from udskd.training.runtime.device import Runtime
 
 NETWORKS = ["tiny_plain_4", "tiny_separable_4", "resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", "vgg11_bn", "alexnet"]
@@ -36,7 +36,7 @@ def runtime(precision: str = "fp32") -> Runtime:
 def test_the_folded_network_answers_as_the_network_does(name: str) -> None:
     module, images = lived_in(name), torch.randn(4, 3, 64, 64)
     with torch.no_grad():
-        torch.testing.assert_close(Frozen(module, runtime())(images), module(images), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(FrozenNetwork(module, runtime())(images), module(images), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["tiny_separable_4", "resnet18", "mobilenet_v2", "shufflenet_v2_x0_5"])
@@ -85,7 +85,7 @@ def test_a_network_that_cannot_be_traced_is_used_as_it_is() -> None:
 def test_the_network_itself_stays_as_it_is() -> None:
     module = lived_in("resnet18").train()
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    Frozen(module, runtime())(torch.randn(2, 3, 64, 64))
+    FrozenNetwork(module, runtime())(torch.randn(2, 3, 64, 64))
     assert module.training
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
@@ -93,7 +93,7 @@ def test_the_network_itself_stays_as_it_is() -> None:
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_half_precision_answers_in_that_dtype(precision: str, dtype: torch.dtype) -> None:
     module, images = lived_in("tiny_plain_4"), torch.randn(4, 3, 64, 64)
-    logits = Frozen(module, runtime(precision))(images)
+    logits = FrozenNetwork(module, runtime(precision))(images)
     assert logits.dtype == dtype
     with torch.no_grad():
         torch.testing.assert_close(logits.float(), module(images), rtol=0.05, atol=0.05)
@@ -101,7 +101,7 @@ def test_half_precision_answers_in_that_dtype(precision: str, dtype: torch.dtype
 
 def test_students_learn_from_its_answers() -> None:
     """They come out of inference mode, where autograd must not save them."""
-    logits = Frozen(lived_in("tiny_plain_4"), runtime())(torch.randn(4, 3, 8, 8))
+    logits = FrozenNetwork(lived_in("tiny_plain_4"), runtime())(torch.randn(4, 3, 8, 8))
     a, b = torch.randn(4, 5, requires_grad=True), torch.randn(4, 5, requires_grad=True)
     dual_student_loss(logits, a, b, torch.tensor([0, 1, 2, 3])).loss.backward()
     assert a.grad is not None
@@ -110,5 +110,5 @@ def test_students_learn_from_its_answers() -> None:
 
 def test_the_teacher_may_answer_in_another_precision_than_the_students_train_in() -> None:
     module, images = lived_in("tiny_plain_4"), torch.randn(4, 3, 64, 64)
-    answers = {p: Frozen(module, runtime(), runtime().dtype_of(p))(images) for p in ("auto", "bf16")}
+    answers = {p: FrozenNetwork(module, runtime(), runtime().dtype_of(p))(images) for p in ("auto", "bf16")}
     assert (answers["auto"].dtype, answers["bf16"].dtype) == (torch.float32, torch.bfloat16)

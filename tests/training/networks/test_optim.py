@@ -134,7 +134,7 @@ def test_a_gradient_that_overflowed_changes_nothing() -> None:
 
 def test_the_average_follows_weights_and_batch_norm_statistics() -> None:
     n = network(TrainingConfig(ema_decay=0.75, warmup_epochs=0, device="cpu"))
-    assert n.average is not None
+    assert n.ema is not None
     names = ["classifier.weight", "features.0.1.running_mean"]
     mean: dict[str, torch.Tensor] = {}
     for step in range(3):

@@ -27,7 +27,7 @@ from udskd.data.pack import pack
 from udskd.errors import CheckpointError, ConfigError, DataError, Interrupted
 from udskd.models.checkpoints import load_weights
 from udskd.training import train
-from udskd.training.networks.inference import Frozen
+from udskd.training.networks.inference import FrozenNetwork
 from udskd.training.tasks.students import StudentsTask
 from udskd.training.teacher_cache import reader
 from udskd.training.teacher_cache.writer import cache_teacher
@@ -71,7 +71,7 @@ def taught(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
 
     def spy(self: StudentsTask, inputs: Any) -> dict[str, Tensor]:
         assert self._teacher is not None
-        pairs.append((inputs.teacher, self._teacher.says(inputs.images).logits))
+        pairs.append((inputs.teacher, self._teacher.forward(inputs.images).logits))
         return losses(self, inputs)
 
     monkeypatch.setattr(StudentsTask, "losses", spy)
@@ -137,8 +137,8 @@ def test_cached_training_is_training_with_a_teacher_that_rounds(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     offline = train(cached(config, tmp_path / "cache", output=str(tmp_path / "offline")))
-    logits = Frozen.__call__
-    monkeypatch.setattr(Frozen, "__call__", lambda self, images: logits(self, images).half().float())
+    logits = FrozenNetwork.__call__
+    monkeypatch.setattr(FrozenNetwork, "__call__", lambda self, images: logits(self, images).half().float())
     online = train(config)
     assert offline["teacher"] == online["teacher"]
     ours, theirs = students(tmp_path / "offline"), students(tmp_path / "run")
@@ -162,7 +162,7 @@ def test_the_teacher_makes_no_pass_but_its_evaluation(
     def fail(*_: Any) -> Tensor:
         raise AssertionError("the teacher was asked")
 
-    monkeypatch.setattr(Frozen, "__call__", fail)
+    monkeypatch.setattr(FrozenNetwork, "__call__", fail)
     assert train(config)["teacher"]["top1"] > 0
 
 
@@ -300,7 +300,7 @@ def test_it_stops_between_epochs_and_continues(config: Config, tmp_path: Path, m
     cache_teacher(config, tmp_path / "undisturbed")
     folder = tmp_path / "cache"
     with monkeypatch.context() as patch:
-        on_call(patch, Frozen, "__call__", 5, lambda: os.kill(os.getpid(), signal.SIGINT))  # in the second epoch
+        on_call(patch, FrozenNetwork, "__call__", 5, lambda: os.kill(os.getpid(), signal.SIGINT))  # in the second epoch
         with pytest.raises(Interrupted, match=f"1 of 3 epochs are in {folder}"):
             cache_teacher(config, folder)
     assert sorted(f.name for f in folder.iterdir()) == ["cache.json", "epoch-0000.npy", "images.manifest"]
@@ -392,7 +392,7 @@ def test_an_image_that_was_unreadable_is_named(config: Config, tmp_path: Path, n
 
 
 def test_a_teacher_that_diverged_is_refused(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Frozen, "__call__", lambda self, images: torch.full((len(images), CLASSES), 1e5))
+    monkeypatch.setattr(FrozenNetwork, "__call__", lambda self, images: torch.full((len(images), CLASSES), 1e5))
     with pytest.raises(CheckpointError, match=r"\.png are NaN or above fp16's 65504"):
         cache_teacher(config, tmp_path / "cache")
 

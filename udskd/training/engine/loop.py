@@ -14,7 +14,7 @@ from udskd.training.engine.session import Session
 from udskd.training.engine.state import TrainState
 from udskd.training.engine.step import Step
 from udskd.training.engine.task import Inputs, Task
-from udskd.training.evaluation.evaluate import brief, evaluate
+from udskd.training.evaluation.evaluate import evaluate, format_metrics
 from udskd.training.networks.trainable import Network
 from udskd.training.runtime.signals import Stopped
 from udskd.training.storage.loggers import Board
@@ -134,5 +134,5 @@ def evaluate_networks(session: Session, networks: Sequence[Network]) -> dict[str
 
 def _line(task: Task, epoch: int, epochs: int, values: dict[str, Any]) -> str:
     parts = [f"{task.title} {epoch}/{epochs}", f"loss {values['loss']:.4f}"]
-    parts += [f"{n.role}: {brief(values[n.role])}" for n in task.networks if n.role in values]
+    parts += [f"{n.role}: {format_metrics(values[n.role])}" for n in task.networks if n.role in values]
     return " | ".join([*parts, f"{values['images_per_second']:.0f} images/s"])

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from udskd.training.networks.trainable import Network, Part, Trained
+from udskd.training.networks.trainable import MethodModule, Network, Trainable
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class Task(ABC):
     phase: ClassVar[int]
     """Keeps the random numbers (dropout) of the phases of a run apart."""
     networks: Sequence[Network]
-    parts: Sequence[Part] = ()
+    method_modules: Sequence[MethodModule] = ()
     """What is trained beside them, but neither evaluated nor saved as a result."""
 
     @property
-    def trained(self) -> Sequence[Trained]:
+    def trained(self) -> Sequence[Trainable]:
         """Everything that has weights."""
-        return [*self.networks, *self.parts]
+        return [*self.networks, *self.method_modules]
 
     def set_epoch(self, epoch: float) -> None:  # noqa: B027 (few tasks change over time)
         """Called before each step, with the epochs done so far."""

@@ -19,7 +19,7 @@ from udskd.training.runtime.device import Runtime
 
 Floats = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.int64]
-EVALUATED = 256
+MAX_EVALUATION_BATCH = 256
 """Most images in a batch of evaluation: all of a step's may be too many for one process, and too few for all."""
 
 
@@ -39,12 +39,12 @@ def evaluate(
 
     Raises DataError for an unreadable image, and what poll() raises.
     """
-    results = evaluate_answers(networks, loader, data, runtime, display, poll)
+    results = evaluate_and_classify(networks, loader, data, runtime, display, poll)
     return {name: metrics for name, (metrics, _) in results.items()}
 
 
 @torch.inference_mode()
-def evaluate_answers(
+def evaluate_and_classify(
     networks: Mapping[str, nn.Module],
     loader: EvalLoader,
     data: DataConfig,
@@ -193,6 +193,6 @@ def _ranks(x: Floats) -> Floats:
     return mean_rank
 
 
-def brief(metrics: Mapping[str, Any]) -> str:
+def format_metrics(metrics: Mapping[str, Any]) -> str:
     """The line a person reads: top-1 and calibration."""
     return f"top-1 {metrics['top1']:.2f} %  nll {metrics['nll']:.3f}  ece {metrics['ece']:.3f}"

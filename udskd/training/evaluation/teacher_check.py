@@ -29,7 +29,7 @@ _MIXED_UP = 10
 """Two classes are exchanged if their images are answered as the other one so many times as often as right."""
 
 
-class Doubt(NamedTuple):
+class SuspectedFault(NamedTuple):
     """What seems to be wrong."""
 
     cause: str
@@ -38,21 +38,21 @@ class Doubt(NamedTuple):
     """What was observed, in words."""
 
 
-def doubt(labels: Numbers, answers: Numbers, classes: Sequence[str]) -> Doubt | None:
+def find_fault(labels: Numbers, answers: Numbers, classes: Sequence[str]) -> SuspectedFault | None:
     """What is wrong with a teacher that gave `answers` [N] to images of classes `labels` [N]; None if nothing shows."""
-    moved = moved_classes(labels, answers, len(classes))
+    moved = permuted_classes(labels, answers, len(classes))
     if moved:
-        return Doubt("class_order", _in_words(moved, labels, answers, classes))
+        return SuspectedFault("class_order", _in_words(moved, labels, answers, classes))
     if is_at_chance(labels, answers):
         right, expected = 100 * (labels == answers).mean(), 100 * chance(labels, answers)
         text = f"it answers {right:.1f} % of {len(labels)} validation images right, and chance {expected:.1f} %"
-        return Doubt("chance", text)
+        return SuspectedFault("chance", text)
     return None
 
 
 def chance(labels: Numbers, answers: Numbers) -> float:
     """Share of right answers if these answers were given to the images at random."""
-    return _Margins.of(labels, answers).hits / len(labels)
+    return _ClassCounts.from_classes(labels, answers).hits / len(labels)
 
 
 def is_at_chance(labels: Numbers, answers: Numbers) -> bool:
@@ -65,7 +65,7 @@ def is_at_chance(labels: Numbers, answers: Numbers) -> bool:
 
     Normal approximations. The number of right answers is skewed to the right, so that both err towards False.
     """
-    by_chance = _Margins.of(labels, answers)
+    by_chance = _ClassCounts.from_classes(labels, answers)
     weak = by_chance.of_weak_teacher(_WEAK)
     if weak.variance <= 0:
         return False  # all labels are of one class, which every teacher of one answer knows
@@ -83,7 +83,7 @@ class _Hits(NamedTuple):
     variance: float
 
 
-class _Margins(NamedTuple):
+class _ClassCounts(NamedTuple):
     """Rows and columns of the table of labels and answers; float64, since products of four counts exceed int64."""
 
     labels: Shares
@@ -92,10 +92,10 @@ class _Margins(NamedTuple):
     """Answers of each class, [C]."""
 
     @staticmethod
-    def of(labels: Numbers, answers: Numbers) -> _Margins:
+    def from_classes(labels: Numbers, answers: Numbers) -> _ClassCounts:
         size = int(max(labels.max(), answers.max())) + 1
         rows, columns = (np.bincount(numbers, minlength=size).astype(np.float64) for numbers in (labels, answers))
-        return _Margins(rows, columns)
+        return _ClassCounts(rows, columns)
 
     @property
     def hits(self) -> float:
@@ -132,7 +132,7 @@ def _normal_tail(z: float) -> float:
     return math.erfc(z / math.sqrt(2)) / 2
 
 
-def moved_classes(labels: Numbers, answers: Numbers, count: int) -> dict[int, int]:
+def permuted_classes(labels: Numbers, answers: Numbers, count: int) -> dict[int, int]:
     """The classes that are answered as if they were in another order, each with the class that it is answered as.
 
     A class has moved if its images are answered as one other class more than twice as often as right, no other class
@@ -156,7 +156,7 @@ def moved_classes(labels: Numbers, answers: Numbers, count: int) -> dict[int, in
     own, given = labels[rest], answers[rest]
     moved_hits, own_hits = int((given == order[own]).sum()), int((given == own).sum())
     clear = moved_hits > 2 * own_hits and 4 * moved_hits >= len(own)
-    return moved if clear and at_most(own_hits, moved_hits + own_hits, 0.5) < _RARE else {}
+    return moved if clear and binomial_cdf(own_hits, moved_hits + own_hits, 0.5) < _RARE else {}
 
 
 def _candidates(labels: Numbers, answers: Numbers, count: int) -> dict[int, int]:
@@ -193,7 +193,7 @@ def _favourites(labels: Numbers, answers: Numbers, count: int) -> dict[int, tupl
     return found
 
 
-def at_most(k: int, n: int, p: float) -> float:
+def binomial_cdf(k: int, n: int, p: float) -> float:
     """P(X <= k) of a binomial X of n trials with probability p, 0 < p < 1."""
     if k >= n:
         return 1.0

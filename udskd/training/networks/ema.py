@@ -10,11 +10,11 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
-class Average:
-    """Average of the weights, and of batch-norm's statistics, which belong to them; from the first update on.
+class ExponentialMovingAverage:
+    """The average of a network's weights and of its batch-norm statistics, from the first update on.
 
-    The arithmetic is torch.optim.swa_utils'; its AveragedModel is not used because its count of updates, a tensor,
-    makes the host wait for the GPU at every step.
+    The arithmetic is that of torch.optim.swa_utils. Its AveragedModel is not used: it counts its updates in a tensor,
+    and reading that tensor makes the host wait for the GPU at every step.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
@@ -24,20 +24,20 @@ class Average:
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
-        """Move towards the network's present weights. Counters (integer buffers) are copied."""
-        mine, theirs = self.module.state_dict(), module.state_dict()
-        averaged = [name for name, tensor in mine.items() if tensor.is_floating_point()] if self._started else []
+        """Move the average towards the network's present weights. Integer buffers are copied."""
+        average, current = self.module.state_dict(), module.state_dict()
+        averaged = [name for name, tensor in average.items() if tensor.is_floating_point()] if self._started else []
         if averaged:
-            self._update([mine[name] for name in averaged], [theirs[name] for name in averaged], None)
-        for name in mine.keys() - set(averaged):
-            mine[name].copy_(theirs[name])
+            self._update([average[name] for name in averaged], [current[name] for name in averaged], None)
+        for name in average.keys() - set(averaged):
+            average[name].copy_(current[name])
         self._started = True
 
     def state(self) -> dict[str, Any]:
-        """For --resume."""
+        """The state that --resume needs."""
         return {"module": self.module.state_dict(), "started": self._started}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from what state() gave."""
+        """Restore what state() returned."""
         self.module.load_state_dict(state["module"])
         self._started = bool(state["started"])

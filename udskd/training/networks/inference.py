@@ -1,4 +1,4 @@
-"""A trained network for inference only, as fast as it gets: batch-norm folded, weights cast once, compiled."""
+"""A trained network for fast inference: batch-norms are folded, weights are cast once, the forward pass is compiled."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from udskd.training.runtime.device import Runtime
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
-class Frozen:
-    """logits(images) of a network in eval mode; its weights are copies, the network itself stays as it is."""
+class FrozenNetwork:
+    """The forward pass of a network in eval mode, on a copy of its weights."""
 
     def __init__(
         self,
@@ -23,14 +23,14 @@ class Frozen:
         runtime: Runtime,
         dtype: torch.dtype | None = None,
         compiled: bool = False,
-        ordinary: bool = False,
+        for_autograd: bool = False,
     ) -> None:
-        """dtype: of weights, arithmetic and answers; the runtime's by default. ordinary: answers that another network
-        can learn from, which costs a little (those of inference mode cannot be saved for its backward pass)."""
+        """dtype: of weights, arithmetic and logits; the runtime's by default. for_autograd: computes without
+        inference mode, since autograd cannot save the tensors of that mode for a backward pass; a little slower."""
         folded = fold(copy.deepcopy(module).eval().requires_grad_(False))
         self._dtype = runtime.dtype if dtype is None else dtype
         self._module = runtime.place(folded).to(self._dtype)
-        self._mode = torch.no_grad if ordinary else torch.inference_mode
+        self._mode = torch.no_grad if for_autograd else torch.inference_mode
         self._forward: Callable[[Tensor], Tensor] = torch.compile(self._module) if compiled else self._module
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -40,13 +40,13 @@ class Frozen:
 
 
 def fold(module: nn.Module) -> nn.Module:
-    """The network with every batch-norm that follows a convolution folded into it; unchanged where it cannot be traced.
+    """Fold every batch-norm that follows a convolution into that convolution. The logits change by rounding only.
 
-    Its answers differ from the unfolded network's by rounding.
+    A network that torch.fx cannot trace is returned unchanged.
     """
     try:
         traced = fx.symbolic_trace(module)
-    except Exception:  # control flow that depends on values, in whatever way the network does it
+    except Exception:  # tracing raises errors of many types where control flow depends on values
         return module
     layers = dict(traced.named_modules())
     for node in list(traced.graph.nodes):
@@ -66,6 +66,6 @@ def fold(module: nn.Module) -> nn.Module:
 
 
 def _runs_once(traced: fx.GraphModule, *names: str) -> bool:
-    """Whether layers are used in a single place each, so that changing them changes nothing else."""
+    """Whether each of these layers is called exactly once, so that folding one changes no other result."""
     targets = [node.target for node in traced.graph.nodes if node.op == "call_module"]
     return all(targets.count(name) == 1 for name in names)

@@ -1,4 +1,4 @@
-"""What the frozen teacher says about a batch: logits, and where a method asks for it several answers, or features."""
+"""The frozen teacher's output for a batch: logits and, where a method needs them, several responses or features."""
 
 from __future__ import annotations
 
@@ -14,85 +14,95 @@ from udskd.config.schema import Config
 from udskd.errors import ConfigError
 from udskd.methods import Needs
 from udskd.models.features import Tapped
-from udskd.training.networks.inference import Frozen, fold
+from udskd.training.networks.inference import FrozenNetwork, fold
 from udskd.training.runtime.device import Runtime
 
-SHIFT = 0.125
-"""Of the image's side: how far a view is moved, at most, in each direction."""
+MAX_SHIFT = 0.125
+"""Largest translation of a random view in each direction, as a fraction of the image's side. Unmeasured."""
 
 
-class Said(NamedTuple):
-    """The teacher's part of a batch, without gradients."""
+class TeacherOutput(NamedTuple):
+    """The teacher's output for one batch, without gradients."""
 
     logits: Tensor | None
     """[B, C]; None where there is no teacher."""
     responses: Tensor | None = None
-    """[k, B, C], where asked for."""
+    """Logits of k stochastic passes, [k, B, C], where the method needs them."""
     features: tuple[Tensor, ...] = ()
-    """[B, C', H, W] each, of the layers asked for."""
+    """Outputs [B, C', H, W] of the layers that the method needs, in its order."""
 
 
-Saying = Callable[[Tensor], Said]
+TeacherForward = Callable[[Tensor], TeacherOutput]
+"""Images [B, 3, S, S] -> the teacher's output."""
 
 
-def saying(config: Config, runtime: Runtime, module: nn.Module, needs: Needs, ordinary: bool) -> Saying:
-    """What the teacher answers to images [B, 3, S, S], in the arithmetic of a run with these options.
+def build_teacher_forward(
+    config: Config, runtime: Runtime, module: nn.Module, needs: Needs, for_autograd: bool
+) -> TeacherForward:
+    """The forward pass that returns what `needs` asks of the teacher, in the arithmetic of a run with this config.
 
-    ordinary: as for Frozen. Raises ConfigError if this network cannot give what is needed.
+    for_autograd: as for FrozenNetwork. Raises ConfigError if this network cannot return what is needed.
     """
     dtype = runtime.dtype_of(config.teacher.precision)
     layers = needs.layers.get("teacher", ())
     if layers:
-        return _WithFeatures(module, runtime, dtype, layers, config.training.compile)
+        return _TeacherWithFeatures(module, runtime, dtype, layers, config.training.compile)
     if needs.responses and needs.source == "dropout":
-        return _WithDropout(module, runtime, dtype, needs.responses, config.variance.dropout)
-    frozen = Frozen(module, runtime, dtype, config.training.compile, ordinary or needs.responses > 0)
+        return _TeacherWithDropout(module, runtime, dtype, needs.responses, config.variance.dropout)
+    frozen = FrozenNetwork(module, runtime, dtype, config.training.compile, for_autograd or needs.responses > 0)
     if needs.responses:
-        flip, count = config.data.flip, needs.responses
-        return lambda images: Said(frozen(images), torch.stack([frozen(view(images, flip)) for _ in range(count)]))
-    return lambda images: Said(frozen(images))
+        return _with_random_views(frozen, config.data.flip, needs.responses)
+    return lambda images: TeacherOutput(frozen(images))
 
 
-class _WithFeatures:
-    """Unfolded: folding batch-norm away would take the layers' names with it."""
+def _with_random_views(frozen: FrozenNetwork, flip: float, count: int) -> TeacherForward:
+    def forward(images: Tensor) -> TeacherOutput:
+        logits = frozen(images)
+        return TeacherOutput(logits, torch.stack([frozen(random_view(images, flip)) for _ in range(count)]))
+
+    return forward
+
+
+class _TeacherWithFeatures:
+    """Logits and features. Batch-norm is not folded: folding would remove layers that the method names."""
 
     def __init__(
         self, module: nn.Module, runtime: Runtime, dtype: torch.dtype, layers: tuple[str, ...], compiled: bool
     ) -> None:
-        own = runtime.place(copy.deepcopy(module).eval().requires_grad_(False))
-        tapped = Tapped(own.to(dtype), layers)
+        frozen = runtime.place(copy.deepcopy(module).eval().requires_grad_(False))
+        tapped = Tapped(frozen.to(dtype), layers)
         self._tapped: Callable[[Tensor], tuple[Tensor, tuple[Tensor, ...]]] = (
             torch.compile(tapped) if compiled else tapped
         )
         self._dtype = dtype
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> Said:
+    def __call__(self, images: Tensor) -> TeacherOutput:
         logits, features = self._tapped(images.to(self._dtype))
-        return Said(logits, features=features)
+        return TeacherOutput(logits, features=features)
 
 
-class _WithDropout:
-    """k answers of one pass: only what goes into the last layer is dropped at random."""
+class _TeacherWithDropout:
+    """Logits and k responses from one forward pass: dropout is applied to the input of the last layer only."""
 
     def __init__(self, module: nn.Module, runtime: Runtime, dtype: torch.dtype, count: int, p: float) -> None:
         self._module = runtime.place(fold(copy.deepcopy(module).eval().requires_grad_(False))).to(dtype)
         self._head = last_linear(self._module)
-        self._head.register_forward_pre_hook(self._keep)
-        self._dtype, self._count, self._p, self._kept = dtype, count, p, torch.empty(0)
+        self._head.register_forward_pre_hook(self._keep_head_input)
+        self._dtype, self._count, self._p, self._head_input = dtype, count, p, torch.empty(0)
 
-    def _keep(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        (self._kept,) = inputs
+    def _keep_head_input(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        (self._head_input,) = inputs
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> Said:
-        logits, head, kept = self._module(images.to(self._dtype)), self._head, self._kept
-        answers = [F.linear(F.dropout(kept, self._p), head.weight, head.bias) for _ in range(self._count)]
-        return Said(logits, torch.stack(answers))
+    def __call__(self, images: Tensor) -> TeacherOutput:
+        logits, head = self._module(images.to(self._dtype)), self._head
+        responses = [F.linear(F.dropout(self._head_input, self._p), head.weight, head.bias) for _ in range(self._count)]
+        return TeacherOutput(logits, torch.stack(responses))
 
 
 def last_linear(module: nn.Module) -> nn.Linear:
-    """The layer that gives the logits. ConfigError where it is of another kind."""
+    """The network's last linear layer. ConfigError if it has none."""
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
     if not layers:
         raise ConfigError(
@@ -101,12 +111,12 @@ def last_linear(module: nn.Module) -> nn.Linear:
     return layers[-1]
 
 
-def view(images: Tensor, flip: float) -> Tensor:
-    """Each image [B, 3, S, S] moved a little and with probability `flip` mirrored, its border reflected."""
+def random_view(images: Tensor, flip: float) -> Tensor:
+    """Translate each image [B, 3, S, S] by up to MAX_SHIFT and mirror it with probability `flip`; borders reflect."""
     rows, random = len(images), torch.rand(3, len(images), device=images.device, dtype=images.dtype)
-    places = images.new_zeros(rows, 2, 3)
-    places[:, 0, 0] = torch.where(random[0] < flip, -1.0, 1.0)
-    places[:, 1, 1] = 1.0
-    places[:, :, 2] = 2 * SHIFT * (2 * random[1:].T - 1)  # a whole side is 2 in these coordinates
-    grid = F.affine_grid(places, list(images.shape), align_corners=False)
+    transforms = images.new_zeros(rows, 2, 3)
+    transforms[:, 0, 0] = torch.where(random[0] < flip, -1.0, 1.0)
+    transforms[:, 1, 1] = 1.0
+    transforms[:, :, 2] = 2 * MAX_SHIFT * (2 * random[1:].T - 1)  # a side has length 2 in grid_sample's coordinates
+    grid = F.affine_grid(transforms, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)

@@ -1,4 +1,4 @@
-"""Weights in training: a network with its optimiser, schedule, average and best result, or a method's own part."""
+"""What an optimiser updates: a network with its schedule, average and best result, or a module of a method."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from udskd.config.schema import ROLES, StudentConfig, TeacherConfig, TrainingCon
 from udskd.data.hashing import derive_seed
 from udskd.models import zoo
 from udskd.models.features import Tapped
-from udskd.training.networks.ema import Average
+from udskd.training.networks.ema import ExponentialMovingAverage
 from udskd.training.networks.optim import Schedule, sgd
 from udskd.training.runtime.device import Runtime
 
 
-class Trained:
-    """Weights by their role, their optimiser and its schedule."""
+class Trainable:
+    """A module with its optimiser and the schedule of its learning rate."""
 
     def __init__(
         self,
@@ -36,18 +36,18 @@ class Trained:
         self.schedule = Schedule.from_epochs(
             lr, epochs=epochs, warmup_epochs=training.warmup_epochs, steps_per_epoch=steps_per_epoch
         )
-        # a graph reads its learning rate from the device
+        # A CUDA graph reads its learning rate from the device.
         self._lr = torch.zeros((), device=runtime.device) if training.cuda_graph else None
         rate = lr if self._lr is None else self._lr
         self.optimizer = sgd(module, lr=rate, momentum=training.momentum, weight_decay=weight_decay)
         self.clip = training.clip_grad_norm
 
     def no_sync(self) -> contextlib.AbstractContextManager[object]:
-        """Within it, gradients are added up here and not yet over the processes."""
+        """A context in which gradients accumulate on this rank and are not averaged over the ranks."""
         return contextlib.nullcontext()
 
     def set_lr(self, step: int) -> None:
-        """The learning rate of a step, counted from 0 over all epochs."""
+        """Set the learning rate of a step, which is counted from 0 over all epochs."""
         if self._lr is not None:
             self._lr.fill_(self.schedule.lr(step))
             return
@@ -55,8 +55,10 @@ class Trained:
             group["lr"] = self.schedule.lr(step)
 
     def update(self, scaler: GradScaler) -> None:
-        """Clip and update. Reads nothing back from the device. A scaled loss that overflowed leaves the weights
-        alone."""
+        """Clip the gradients and update the weights, without host synchronisation.
+
+        If the scaled loss overflowed, the weights stay as they are.
+        """
         if self.clip:
             scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.module.parameters(), self.clip)
@@ -64,11 +66,11 @@ class Trained:
         self.optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Any]:
-        """Everything that --resume needs; the schedule is a function of the step and needs nothing."""
+        """The state that --resume needs. The schedule has none: it is a function of the step."""
         return {"model": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from what state() gave."""
+        """Restore what state() returned."""
         self.module.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self._lr is not None:
@@ -76,8 +78,8 @@ class Trained:
                 group["lr"] = self._lr
 
 
-class Network(Trained):
-    """A network; nothing of one student reaches the other but through the loss."""
+class Network(Trainable):
+    """A network in training. Students share nothing but the loss."""
 
     def __init__(
         self,
@@ -90,7 +92,7 @@ class Network(Trained):
         steps_per_epoch: int,
         layers: tuple[str, ...] = (),
     ) -> None:
-        """With layers, forward(images) gives the logits and a tuple of these layers' outputs."""
+        """With layers, forward(images) returns the logits and a tuple of these layers' outputs."""
         self.model = model
         module = runtime.with_sync_batchnorm(runtime.place(model.module))
         trained = Tapped(module, layers) if layers else module
@@ -100,43 +102,43 @@ class Network(Trained):
         lr = training.lr if options.lr is None else options.lr
         decay = training.weight_decay if options.weight_decay is None else options.weight_decay
         super().__init__(role, module, lr, decay, training, runtime, epochs, steps_per_epoch)
-        self.average = Average(self.module, training.ema_decay) if training.ema_decay else None
+        self.ema = ExponentialMovingAverage(self.module, training.ema_decay) if training.ema_decay else None
         self.best: dict[str, float] = {}
 
     @property
     def result(self) -> nn.Module:
-        """What is evaluated and saved: the average where one is kept, else the network."""
-        return self.module if self.average is None else self.average.module
+        """The module that is evaluated and saved: the average of the weights if there is one, else the network."""
+        return self.module if self.ema is None else self.ema.module
 
     def no_sync(self) -> contextlib.AbstractContextManager[object]:
         return contextlib.nullcontext() if self._parallel is None else self._parallel.no_sync()
 
     def update(self, scaler: GradScaler) -> None:
-        """Clip, update, average."""
+        """Clip the gradients, update the weights and their average."""
         super().update(scaler)
-        if self.average is not None:
-            self.average.update(self.module)
+        if self.ema is not None:
+            self.ema.update(self.module)
 
     def is_best(self, metrics: dict[str, float], epoch: int) -> bool:
-        """Remember the result if it is the best top-1 so far."""
+        """Whether this is the best top-1 so far, which is then kept as such."""
         if metrics["top1"] <= self.best.get("top1", -1.0):
             return False
         self.best = {"top1": metrics["top1"], "epoch": epoch}
         return True
 
     def state(self) -> dict[str, Any]:
-        average = None if self.average is None else self.average.state()
-        return {**super().state(), "average": average, "best": self.best}
+        ema = None if self.ema is None else self.ema.state()
+        return {**super().state(), "average": ema, "best": self.best}
 
     def load_state(self, state: dict[str, Any]) -> None:
         super().load_state(state)
-        if self.average is not None:
-            self.average.load_state(state["average"])
+        if self.ema is not None:
+            self.ema.load_state(state["average"])
         self.best = dict(state["best"])
 
 
-class Part(Trained):
-    """What a method trains beside the networks. It may have parameters, or buffers alone."""
+class MethodModule(Trainable):
+    """A module that a method trains beside the networks. It may have parameters, or buffers only."""
 
     def __init__(
         self,
@@ -153,9 +155,9 @@ class Part(Trained):
         super().__init__(role, module, lr, training.weight_decay, training, runtime, epochs, steps_per_epoch)
 
     def update(self, scaler: GradScaler) -> None:
-        """The mean of all processes' gradients and buffers, then as for a network.
+        """ExponentialMovingAverage gradients and buffers over the ranks, then clip and update.
 
-        DistributedDataParallel is not for this: it wants one forward pass through a module for each backward pass.
+        DistributedDataParallel cannot do this: it expects one forward pass of a module for each backward pass.
         """
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
         self._world.average([*gradients, *(b for b in self.module.buffers() if b.is_floating_point())])
@@ -166,7 +168,7 @@ class Part(Trained):
 def build_model(
     role: str, options: TeacherConfig | StudentConfig, num_classes: int, image_size: int, seed: int
 ) -> zoo.Model:
-    """The role's network with weights that depend on the seed and the role alone, not on what was built before it."""
+    """The network of a role. Its weights depend on the seed and the role only, not on what was built before it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, ROLES.index(role)))
         return zoo.build(options.model, num_classes, image_size, options.stem)

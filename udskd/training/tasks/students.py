@@ -1,4 +1,4 @@
-"""Both students together, with or without a teacher: the method says what they learn from."""
+"""The training of both students, with or without a teacher: the method computes their loss."""
 
 from __future__ import annotations
 
@@ -17,59 +17,62 @@ from udskd.methods import Answers, Method, Needs, Setting
 from udskd.models.zoo import Model
 from udskd.training.engine.session import Session
 from udskd.training.engine.task import Inputs, Task
-from udskd.training.networks.teacher_output import Said, Saying, saying
-from udskd.training.networks.trainable import Network, Part
+from udskd.training.networks.teacher_output import TeacherForward, TeacherOutput, build_teacher_forward
+from udskd.training.networks.trainable import MethodModule, Network
 from udskd.training.runtime.device import Runtime
-from udskd.training.tasks.teacher import Taught
+from udskd.training.tasks.teacher import FrozenTeacher
 
-_PARTS_SEED = 100  # apart from the networks' own
+_MODULES_SEED = 100
+"""Separates the random numbers of a method's modules from those of the networks, which are derived from 0, 1 and 2."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A run's method, fitted to its networks."""
+class StudentsSetup:
+    """A run's method, what it needs from the networks, and its own trainable modules by name."""
 
     method: Method
     needs: Needs
-    parts: Mapping[str, nn.Module]
-
-    def lr(self, part: str) -> float | None:
-        """A part's own peak learning rate: a shape's part has the shape's name."""
-        return next((shape.lr for shape in self.method.shapes if shape.name == part), self.method.lr)
+    modules: Mapping[str, nn.Module]
 
     @staticmethod
-    def of(config: Config, classes: int, networks: Mapping[str, Model]) -> Plan:
-        """Raises ConfigError for what the method cannot do with these networks or options."""
+    def from_config(config: Config, classes: int, networks: Mapping[str, Model]) -> StudentsSetup:
+        """Raises ConfigError if the method does not support these networks or options."""
         method = methods.build(config)
-        modules = {role: model.module for role, model in networks.items()}
-        setting = Setting(classes, config.data.image_size, modules)
+        setting = Setting(classes, config.data.image_size, {role: model.module for role, model in networks.items()})
         needs = method.needs(setting)
         _check(config, needs)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(config.seed, _PARTS_SEED))
-            return Plan(method, needs, method.modules(setting))
+            torch.manual_seed(derive_seed(config.seed, _MODULES_SEED))
+            return StudentsSetup(method, needs, method.modules(setting))
 
-    def says(self, config: Config, runtime: Runtime, teacher: nn.Module) -> Saying:
-        """What the method asks of this teacher."""
-        keeps = self.method.keeps_teacher or bool(self.parts) or bool(self.method.shapes)
-        return saying(config, runtime, teacher, self.needs, ordinary=keeps)
+    def lr(self, name: str, default: float) -> float:
+        """The peak learning rate of one of the modules; a shape's module has the shape's name."""
+        lr = next((shape.lr for shape in self.method.shapes if shape.name == name), self.method.lr)
+        return default if lr is None else lr
+
+    def build_teacher_forward(self, config: Config, runtime: Runtime, teacher: nn.Module) -> TeacherForward:
+        """The forward pass of this teacher that returns what the method needs. ConfigError if it cannot."""
+        for_autograd = self.method.keeps_teacher or bool(self.modules) or bool(self.method.shapes)
+        return build_teacher_forward(config, runtime, teacher, self.needs, for_autograd)
 
 
 def _check(config: Config, needs: Needs) -> None:
     if needs.layers and needs.responses:
         raise ConfigError(
-            f'method "{config.method}" asks the teacher for features, and target.shape "{config.target.shape}" for '
-            f'several answers ({needs.source}): only one of them can be had, so set variance.source to "draws"'
+            f'method "{config.method}" needs the teacher\'s features, and target.shape "{config.target.shape}" needs '
+            f'several responses of it ({needs.source}); a run can have only one of them: set variance.source to "draws"'
         )
-    beyond = "features" if needs.layers else needs.source if needs.responses else ""
-    if beyond and config.teacher.cache is not None:
+    beyond_logits = "features" if needs.layers else needs.source if needs.responses else ""
+    if beyond_logits and config.teacher.cache is not None:
         raise ConfigError(
-            f"teacher.cache holds logits only, but this method asks the teacher for {beyond}: leave teacher.cache out"
+            f"teacher.cache holds logits only, but this method needs the teacher's {beyond_logits}: leave "
+            "teacher.cache out"
         )
     if config.teacher.cache is not None and methods.teacher_stage(config) is not None:
         raise ConfigError(
-            "teacher.cache is of a teacher as it is, but this method trains it further: leave teacher.cache out, or "
-            'give the trained one (teacher_shaped.safetensors) as teacher.checkpoint with teacher.stage = "none"'
+            "teacher.cache holds the logits of the teacher before this method trains it further: leave teacher.cache "
+            "out, or give the further trained teacher (teacher_shaped.safetensors) as teacher.checkpoint with "
+            'teacher.stage = "none"'
         )
 
 
@@ -81,19 +84,21 @@ class StudentsTask(Task):
     phase = 1
     networks: tuple[Network, Network]
 
-    def __init__(self, session: Session, plan: Plan, teacher: Taught | None, models: Mapping[str, Model]) -> None:
+    def __init__(
+        self, session: Session, setup: StudentsSetup, teacher: FrozenTeacher | None, models: Mapping[str, Model]
+    ) -> None:
         config, runtime = session.config, session.runtime
         training, counts = config.training, (config.training.epochs, session.train.steps_per_epoch)
         options = {"student_a": config.student_a, "student_b": config.student_b}
         a, b = (
-            Network(role, models[role], options[role], training, runtime, *counts, plan.needs.layers.get(role, ()))
+            Network(role, models[role], options[role], training, runtime, *counts, setup.needs.layers.get(role, ()))
             for role in STUDENTS
         )
         self.networks = (a, b)
-        self.method = plan.method
-        self.parts = [
-            Part(name, module, training.lr if (lr := plan.lr(name)) is None else lr, training, runtime, *counts)
-            for name, module in plan.parts.items()
+        self.method = setup.method
+        self.method_modules = [
+            MethodModule(name, module, setup.lr(name, training.lr), training, runtime, *counts)
+            for name, module in setup.modules.items()
         ]
         self._autocast = runtime.autocast
         self._teacher = teacher
@@ -106,8 +111,8 @@ class StudentsTask(Task):
         return self.method.loss(self.answers(inputs))
 
     def answers(self, inputs: Inputs) -> Answers:
-        """What all networks say."""
-        teacher = self._said(inputs)
+        """The outputs of all networks for a batch."""
+        teacher = self._teacher_output(inputs)
         with self._autocast():
             outputs = {network.role: network.forward(inputs.images) for network in self.networks}
         logits = {role: out[0] if isinstance(out, tuple) else out for role, out in outputs.items()}
@@ -122,15 +127,15 @@ class StudentsTask(Task):
             {**features, "teacher": teacher.features},
         )
 
-    def _said(self, inputs: Inputs) -> Said:
+    def _teacher_output(self, inputs: Inputs) -> TeacherOutput:
         if inputs.teacher is not None or self._teacher is None:
-            return Said(inputs.teacher)
-        return self._teacher.says(inputs.images)
+            return TeacherOutput(inputs.teacher)
+        return self._teacher.forward(inputs.images)
 
     def teacher_logits(self, epoch: int, indices: Tensor) -> Tensor | None:
-        """From the teacher's cache, where there is one."""
+        """The logits from the teacher cache, None where the run has none."""
         return None if self._teacher is None or self._teacher.cache is None else self._teacher.cache(epoch, indices)
 
     def fingerprints(self) -> dict[str, Any]:
-        """The teacher, by its weights."""
+        """The fingerprint of the teacher's weights."""
         return {} if self._teacher is None else {"teacher": self._teacher.fingerprint}

@@ -1,4 +1,4 @@
-"""The teacher: loaded from a checkpoint, or trained on the same images; perhaps taught further; then frozen."""
+"""The teacher: loaded or trained on the run's images, trained further where the method needs that, then frozen."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ from udskd.models.zoo import Model
 from udskd.training.engine.loop import fit
 from udskd.training.engine.session import Session
 from udskd.training.engine.task import Inputs, Task
-from udskd.training.networks.teacher_output import Saying
+from udskd.training.networks.teacher_output import TeacherForward
 from udskd.training.networks.trainable import Network, build_model
 from udskd.training.teacher_cache import reader
 
-SHAPED = "teacher_shaped"
+SHAPED_TEACHER = "teacher_shaped"
+"""Role of a teacher after its further training, and stem of its files' names."""
 
 
 class TeacherTask(Task):
-    """Cross-entropy of one network."""
+    """Training of the teacher with cross-entropy."""
 
     title = "teacher"
     event = "teacher_epoch"
@@ -44,7 +45,7 @@ class TeacherTask(Task):
         self._smoothing = options.label_smoothing
 
     def losses(self, inputs: Inputs) -> dict[str, Tensor]:
-        """The objective's terms."""
+        """The terms of objective() for a batch."""
         with self._autocast():
             logits = self.network.forward(inputs.images)
         return self.objective(logits.float(), inputs.target)
@@ -55,54 +56,59 @@ class TeacherTask(Task):
 
 
 class StageTask(TeacherTask):
-    """What a method has a trained teacher learn before it is frozen."""
+    """Further training of a trained teacher, before it is frozen, with the loss of a TeacherStage."""
 
     title = "teacher's stage"
     event = "teacher_stage_epoch"
     phase = 2
-    role = SHAPED
+    role = SHAPED_TEACHER
 
     def __init__(self, session: Session, model: Model, stage: TeacherStage, origin: str) -> None:
-        # a copy, and an average of weights is frozen: what was measured so far stays as it is
+        """origin: fingerprint of the teacher that the stage begins with."""
+        # A copy: the teacher as measured so far must not change. An average of weights comes without gradients.
         model = replace(model, module=copy.deepcopy(model.module).requires_grad_(True))
         super().__init__(session, model, replace(session.config.teacher, lr=stage.lr), stage.epochs)
         self._stage, self._origin = stage, origin
 
     def objective(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """The stage's loss and what it is made of."""
+        """The stage's loss and its components."""
         return self._stage.loss(logits, target)
 
     def fingerprints(self) -> dict[str, str]:
-        """The teacher that it began with, by its weights."""
+        """The fingerprint of the teacher that the stage began with."""
         return {"teacher": self._origin}
 
 
 @dataclass(frozen=True)
-class Taught:
+class FrozenTeacher:
     """The frozen teacher of a run."""
 
     model: Model
     fingerprint: str
     """Of its weights."""
-    says: Saying
-    """Of images [B, 3, S, S], in the arithmetic of the run."""
+    forward: TeacherForward
+    """Images [B, 3, S, S] -> TeacherOutput, in the arithmetic of the run."""
     cache: Callable[[int, Tensor], Tensor] | None = None
-    """(epoch, indices [B]) -> logits [B, C] on the host, where they were computed beforehand."""
+    """(epoch, indices [B]) -> logits [B, C] on the host, where the run has a teacher cache."""
 
 
-def find(session: Session) -> Model:
-    """The teacher as it is before anything is trained: from teacher.checkpoint, from this run's folder, or random."""
+def load_or_build(session: Session) -> Model:
+    """The teacher before any training: from teacher.checkpoint, from the run's folder, or with random weights."""
     config = session.config
-    file = _file(session)
+    file = _existing_weights(session)
     if file is not None:
         return load_network(file, config.teacher, session.classes, config.data)
     return build_model("teacher", config.teacher, len(session.classes), config.data.image_size, config.seed)
 
 
-def obtain(session: Session, model: Model, says: Callable[[nn.Module], Saying]) -> Taught:
-    """What find() gave, trained if it still has to be, taught further if the method wants that, and frozen; `says`
-    makes of it what the method asks."""
-    file = _file(session)
+def train_and_freeze(
+    session: Session, model: Model, build_forward: Callable[[nn.Module], TeacherForward]
+) -> FrozenTeacher:
+    """Train what load_or_build() returned unless its weights come from a file, run the method's stage, and freeze it.
+
+    build_forward(module) returns the forward pass that the method needs.
+    """
+    file = _existing_weights(session)
     if file is None:
         model = _train(session, model)
         session.saved = "the teacher, but no epoch of the students,"
@@ -110,75 +116,87 @@ def obtain(session: Session, model: Model, says: Callable[[nn.Module], Saying]) 
     session.display.line("teacher: trained in this run" if file is None else f"teacher: weights from {file}")
     stage = methods.teacher_stage(session.config)
     if stage is not None:
-        model = _further(session, model, stage)
+        model = _train_stage(session, model, stage)
     model = freeze(session, model)
-    return Taught(model, fingerprint(model.module.state_dict()), says(model.module), reader.find(session, model))
+    mark = fingerprint(model.module.state_dict())
+    return FrozenTeacher(model, mark, build_forward(model.module), reader.find(session, model))
 
 
 def freeze(session: Session, model: Model) -> Model:
-    """Eval mode for good (batch-norm's statistics stay) and no gradients."""
+    """The model on the run's device, in eval mode and without gradients."""
     module = session.runtime.place(model.module).eval().requires_grad_(False)
     return replace(model, module=module)
 
 
-def origin(session: Session) -> str:
-    """Where the teacher comes from, in words."""
+def describe_source(session: Session) -> str:
+    """Where the teacher comes from, for messages."""
     return session.config.teacher.checkpoint or "the teacher of this run"
 
 
 def refuse_other_stem(session: Session, model: Model, stem: str) -> None:
-    """CheckpointError if the run began with a teacher of another stem than this one of the same weights."""
+    """CheckpointError if the run began with the same weights in a network of another stem."""
     if model.stem != stem:
         raise CheckpointError(
-            f'{session.folder.path} was started with a teacher of stem "{stem}", but {origin(session)} with the same '
-            f'weights has stem "{model.stem}": put that one back, or start another run'
+            f'{session.folder.path} was started with a teacher of stem "{stem}", but {describe_source(session)} with '
+            f'the same weights has stem "{model.stem}": put that one back, or start another run'
         )
 
 
-def _file(session: Session) -> Path | None:
-    own = _own(session)
+def _existing_weights(session: Session) -> Path | None:
+    """The file with the teacher's weights, None if the run has yet to train it."""
+    file = _weights_file(session, "teacher")
     if session.config.teacher.checkpoint is not None:
         return Path(session.config.teacher.checkpoint)
-    return own if own.exists() else None
+    return file if file.exists() else None
 
 
-def _own(session: Session, role: str = "teacher") -> Path:
+def _weights_file(session: Session, role: str) -> Path:
     return session.folder.path / f"{role}.safetensors"
 
 
 def _train(session: Session, model: Model) -> Model:
     options = session.config.teacher
     epochs = options.epochs or session.config.training.epochs
-    return _trained(session, TeacherTask(session, model, options, epochs), epochs)
+    return _fit(session, TeacherTask(session, model, options, epochs), epochs)
 
 
-def _further(session: Session, model: Model, stage: TeacherStage) -> Model:
-    """The teacher after a stage that this run has made already, or makes now."""
-    origin, file = fingerprint(model.module.state_dict()), _own(session, SHAPED)
-    events = session.folder.events("teacher_stage")[-1:]
-    begun = [event["origin"] for event in events]
+def _train_stage(session: Session, model: Model, stage: TeacherStage) -> Model:
+    """The teacher after a stage: from the run's folder if the stage is complete, else trained now."""
+    origin, file = fingerprint(model.module.state_dict()), _weights_file(session, SHAPED_TEACHER)
     if file.exists():
-        # which teacher it came from is looked at here, since nothing else remembers it once the stage is complete
-        if begun != [origin]:
-            raise CheckpointError(f"{file} was made of another teacher: put that one back, or start another run")
-        shaped = load_network(file, session.config.teacher, session.classes, session.config.data)
-        refuse_other_stem(session, model, shaped.stem)
+        shaped = _load_stage(session, model, origin, file)
     else:
-        if begun == [origin]:
-            refuse_other_stem(session, model, events[0].get("stem", model.stem))  # earlier versions did not log it
-        task = StageTask(session, model, stage, origin)
-        if session.world.is_rank0 and begun != [origin]:
-            session.folder.log("teacher_stage", name=stage.name, origin=origin, stem=model.stem)
-        shaped = _trained(session, task, stage.epochs)
+        _log_stage(session, model, origin, stage)
+        shaped = _fit(session, StageTask(session, model, stage, origin), stage.epochs)
         session.saved = "the teacher and its further training, but no epoch of the students,"
-    session.folder.remove_state(SHAPED)
+    session.folder.remove_state(SHAPED_TEACHER)
     session.display.line(f"teacher: after {stage.name}, {stage.epochs} epochs")
     return shaped
 
 
-def _trained(session: Session, task: TeacherTask, epochs: int) -> Model:
+def _load_stage(session: Session, model: Model, origin: str, file: Path) -> Model:
+    """The result of a complete stage. CheckpointError if the stage began with another teacher than this one."""
+    events = session.folder.events("teacher_stage")[-1:]
+    if [event["origin"] for event in events] != [origin]:
+        raise CheckpointError(f"{file} was made of another teacher: put that one back, or start another run")
+    shaped = load_network(file, session.config.teacher, session.classes, session.config.data)
+    refuse_other_stem(session, model, shaped.stem)
+    return shaped
+
+
+def _log_stage(session: Session, model: Model, origin: str, stage: TeacherStage) -> None:
+    """Log the teacher that a stage begins with, once. CheckpointError if it began with another stem."""
+    events = session.folder.events("teacher_stage")[-1:]
+    if [event["origin"] for event in events] == [origin]:
+        refuse_other_stem(session, model, events[0].get("stem", model.stem))  # logs of earlier versions have no stem
+    elif session.world.is_rank0:
+        session.folder.log("teacher_stage", name=stage.name, origin=origin, stem=model.stem)
+
+
+def _fit(session: Session, task: TeacherTask, epochs: int) -> Model:
+    """Train, save the result and give every rank the weights of rank 0."""
     fit(session, task, epochs, task.role)
     network = task.network
-    session.save_weights(_own(session, task.role), network.model, network.result)
+    session.save_weights(_weights_file(session, task.role), network.model, network.result)
     session.world.broadcast_from_rank0(network.result.buffers())
     return replace(network.model, module=network.result)

@@ -17,7 +17,7 @@ from udskd.data import ImageSet, Shard, TrainLoader, open_sets, to_device
 from udskd.errors import CheckpointError, ConfigError, Interrupted
 from udskd.models.loading import load_network
 from udskd.progress import Display
-from udskd.training.networks.inference import Frozen
+from udskd.training.networks.inference import FrozenNetwork
 from udskd.training.runtime.device import Runtime
 from udskd.training.runtime.signals import Stopped, StopRequest
 from udskd.training.teacher_cache.reader import CacheFolder, Logits, made_of
@@ -75,7 +75,7 @@ class _Writer:
         model = load_network(Path(config.teacher.checkpoint or ""), config.teacher, self._images.classes, config.data)
         self._display.line(f"teacher: {model.describe()}")
         dtype = self._runtime.dtype_of(config.teacher.precision)
-        self._logits = Frozen(model.module, self._runtime, dtype, training.compile)
+        self._logits = FrozenNetwork(model.module, self._runtime, dtype, training.compile)
         self.loader = TrainLoader(
             self._images,
             config.data,

@@ -18,11 +18,11 @@ from udskd.errors import CheckpointError
 from udskd.files import PREDICTIONS
 from udskd.methods import Answers
 from udskd.study.measures import Floats, restored
-from udskd.training.tasks.teacher import SHAPED
+from udskd.training.tasks.teacher import SHAPED_TEACHER
 
 
 @dataclass(frozen=True)
-class Said:
+class RunPredictions:
     """The networks of one run about the same N images."""
 
     teacher: Tensor
@@ -38,11 +38,11 @@ class Said:
         return Answers(self.teacher, a, b, torch.from_numpy(images.labels))
 
 
-def said(run: Path, config: Config, shared_teacher: Tensor, images: EmbeddedSet) -> Said:
+def read_run_predictions(run: Path, config: Config, shared_teacher: Tensor, images: EmbeddedSet) -> RunPredictions:
     """What a complete run's networks say. CheckpointError if its files cannot be read."""
-    own = run / f"{SHAPED}.safetensors"
+    own = run / f"{SHAPED_TEACHER}.safetensors"
     teacher = logits_of(own, config, images) if own.exists() else shared_teacher
-    return Said(teacher, own.exists(), student_predictions(run, images))
+    return RunPredictions(teacher, own.exists(), student_predictions(run, images))
 
 
 def student_predictions(run: Path, images: EmbeddedSet) -> dict[str, Floats]:

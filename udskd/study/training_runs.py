@@ -11,7 +11,7 @@ from udskd.config.schema import Config
 from udskd.demo import demo
 from udskd.training import train
 
-TEACHES = "kd"
+TEACHER_RUN = "kd"
 """The run whose teacher is everybody's; it comes first."""
 
 
@@ -31,7 +31,7 @@ def _weightings() -> dict[str, dict[str, Any]]:
 
 
 RUNS: dict[str, dict[str, Any]] = {
-    TEACHES: {"method": "kd"},
+    TEACHER_RUN: {"method": "kd"},
     "ce": {"method": "ce"},
     **_weightings(),
     "kd-longer": {"method": "kd", "teacher.stage": "cross_entropy"},  # cud's teacher, too, is trained longer
@@ -58,8 +58,8 @@ def folder_of(output: Path, name: str, seed: int) -> Path:
 def config_of(shared: Config, output: Path, name: str, seed: int) -> Config:
     """A run's options."""
     values = {"seed": seed, "output": str(folder_of(output, name, seed)), **RUNS[name]}
-    if name != TEACHES:
-        values["teacher.checkpoint"] = str(folder_of(output, TEACHES, seed) / "teacher.safetensors")
+    if name != TEACHER_RUN:
+        values["teacher.checkpoint"] = str(folder_of(output, TEACHER_RUN, seed) / "teacher.safetensors")
     return schema.with_values(shared, values)
 
 
