@@ -13,7 +13,7 @@ from udskd.config import schema
 from udskd.config.schema import Config
 from udskd.models.checkpoints import load_weights
 from udskd.training import train
-from udskd.training.engine import loop
+from udskd.training.engine.epoch import EpochTrainer
 from udskd.training.engine.step import Step
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -51,7 +51,7 @@ def test_nothing_waits_for_the_gpu_within_a_step(
 ) -> None:
     """Twelve steps of each phase, from the batch on the host to the update, under PyTorch's own alarm."""
     steps = [0]
-    inputs, run = loop._inputs, Step.run
+    inputs, run = EpochTrainer.inputs, Step.run
 
     def alarmed(function: Any) -> Any:
         def wrapper(*args: Any) -> Any:
@@ -67,7 +67,7 @@ def test_nothing_waits_for_the_gpu_within_a_step(
         steps[0] += 1
         return alarmed(run)(*args)
 
-    monkeypatch.setattr(loop, "_inputs", alarmed(inputs))
+    monkeypatch.setattr(EpochTrainer, "inputs", alarmed(inputs))
     monkeypatch.setattr(Step, "run", counted)
     train(on_gpu(tree, tmp_path / "run", **options))
     assert steps[0] >= 24

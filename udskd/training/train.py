@@ -105,7 +105,7 @@ def _run(session: Session, networks: dict[str, Model], setup: StudentsSetup) -> 
     says = partial(setup.build_teacher_forward, config, session.runtime)
     taught = teacher.train_and_freeze(session, networks["teacher"], says) if "teacher" in networks else None
     measured = None if taught is None else _measured(session, taught)
-    task = StudentsTask(session, setup, taught, networks)
+    task = StudentsTask(config, session.runtime, session.train.steps_per_epoch, setup, taught, networks)
     metrics = fit(session, task, config.training.epochs, "students")
     for network in task.networks:
         session.save_weights(folder.path / f"{network.role}.safetensors", network.model, network.result)

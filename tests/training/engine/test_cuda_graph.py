@@ -18,7 +18,7 @@ from udskd.training.engine.task import Inputs
 def test_a_step_ends_with_its_last_user(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its graph's memory is then free for the next phase of the run."""
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: object())
-    monkeypatch.setattr(graph.StepGraph, "_on_the_side", lambda self, inputs, step: step(inputs))
+    monkeypatch.setattr(graph.StepGraph, "_run_on_side_stream", lambda self, inputs, step: step(inputs))
     loss = torch.ones((), requires_grad=True)
     task: Any = SimpleNamespace(networks=[], trained=[], losses=lambda inputs: {"loss": 2 * loss})
     runtime: Any = SimpleNamespace(device=torch.device("cpu"), precision="fp32")

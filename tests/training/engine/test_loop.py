@@ -16,7 +16,7 @@ from udskd.config import schema
 from udskd.config.schema import Config
 from udskd.loss import forms
 from udskd.training import train
-from udskd.training.engine import loop
+from udskd.training.engine import epoch
 from udskd.training.networks.optim import Schedule
 from udskd.training.storage.run_folder import RunFolder
 
@@ -43,7 +43,7 @@ def test_the_counter_of_read_backs_counts() -> None:
 def test_nothing_is_read_back_within_a_step(config: Config, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     """From the batch on the device to the update: forward, loss, backward, clipping, optimiser, average, meter."""
     counts: list[int] = []
-    to_device = loop.to_device
+    to_device = epoch.to_device
     counter = ReadBacks()
 
     def after_the_batch_arrived(*args: Any) -> Any:
@@ -60,7 +60,7 @@ def test_nothing_is_read_back_within_a_step(config: Config, monkeypatch: pytest.
 
         yield advance
 
-    monkeypatch.setattr(loop, "to_device", after_the_batch_arrived)
+    monkeypatch.setattr(epoch, "to_device", after_the_batch_arrived)
     monkeypatch.setattr(progress.Display, "steps", steps)
     # On the CPU, where there is nobody to wait for, hard labels are looked at (hence mixup), and by the fused form
     # grad_output. Neither happens on a GPU.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from udskd.training.engine.meter import Meter, read
+from udskd.training.engine.meter import Meter, means
 
 CPU = torch.device("cpu")
 SIZES = (8, 8, 5)
@@ -26,7 +26,7 @@ def filled(seeds: tuple[int, ...] = (0, 1, 2)) -> Meter:
 
 
 def test_the_meter_means_over_images() -> None:
-    values = read([filled().state()])
+    values = means([filled().state()])
     batches = [terms(size, seed) for seed, size in enumerate(SIZES)]
     loss = sum(float(b["loss"]) * size for b, size in zip(batches, SIZES, strict=True)) / sum(SIZES)
     assert (values["loss"], values["components"]) == (pytest.approx(loss), {"ce_a": pytest.approx(2 * loss)})
@@ -39,28 +39,28 @@ def test_the_meter_means_over_images() -> None:
 def test_a_meter_without_a_teacher_has_no_weights() -> None:
     meter = Meter()
     meter.add({"loss": torch.tensor(1.0)}, 3)
-    assert read([meter.state()]) == {"loss": 1.0, "components": {}}
+    assert means([meter.state()]) == {"loss": 1.0, "components": {}}
 
 
 def test_a_meter_that_was_saved_and_restored_goes_on_to_the_last_bit() -> None:
     meter = Meter.from_state(filled((0, 1)).state(), CPU)
     meter.add(terms(SIZES[2], 2), SIZES[2])
-    assert read([meter.state()]) == read([filled().state()])
+    assert means([meter.state()]) == means([filled().state()])
 
 
 @pytest.mark.parametrize("split", [((0,), (1, 2)), ((0, 1, 2), ()), ((0,), (1,), (2,))])
 def test_the_meters_of_several_processes_make_one(split: tuple[tuple[int, ...], ...]) -> None:
-    values, whole = read([filled(part).state() for part in split]), read([filled().state()])
+    values, whole = means([filled(part).state() for part in split]), means([filled().state()])
     assert values["loss"] == pytest.approx(whole["loss"], rel=1e-14)
     assert values["weight"] == pytest.approx(whole["weight"])
-    joined = Meter.joined([Meter.from_state(filled(part).state(), CPU) for part in split])
-    assert read([joined.state()])["loss"] == pytest.approx(whole["loss"], rel=1e-14)
+    joined = Meter.merged([Meter.from_state(filled(part).state(), CPU) for part in split])
+    assert means([joined.state()])["loss"] == pytest.approx(whole["loss"], rel=1e-14)
 
 
 def test_what_is_taken_in_may_be_overwritten_afterwards() -> None:
     meter, batch = Meter(), terms(8, 0)
-    expected = read([filled((0,)).state()])
+    expected = means([filled((0,)).state()])
     meter.add(batch, 8)
     for value in batch.values():
         value.detach().fill_(torch.nan)
-    assert read([meter.state()]) == expected
+    assert means([meter.state()]) == expected

@@ -1,4 +1,4 @@
-"""The whole step as one CUDA graph: one launch instead of a thousand, which is what small images wait for."""
+"""The whole step as one CUDA graph: one launch instead of about a thousand, whose cost dominates with small images."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor
 
 from udskd.training.engine.task import Inputs
 
-Whole = Callable[[Inputs], dict[str, Tensor]]
-WARM_UP = 3  # steps before the capture, which are steps like all others: nothing is computed for the warm-up alone
+WholeStep = Callable[[Inputs], dict[str, Tensor]]
+WARM_UP = 3  # training steps that run before the capture
 
 
 class StepGraph:
-    """Replays a step on inputs of always the same shape; captured at its fourth call.
+    """Replays a step on inputs of one shape. The fourth call captures it.
 
-    It does not keep the step, which keeps it: in a cycle of references the graph's memory would stay taken until some
-    later collection of garbage.
+    The graph holds no reference to the Step, which holds the graph: a cycle of references would keep the graph's memory
+    until a later garbage collection.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -31,11 +31,14 @@ class StepGraph:
         self._inputs: Inputs | None = None
         self._terms: dict[str, Tensor] = {}
 
-    def run(self, inputs: Inputs, step: Whole) -> dict[str, Tensor]:
-        """One step, by step(inputs), the same at each call; the returned tensors are overwritten by the next."""
+    def run(self, inputs: Inputs, step: WholeStep) -> dict[str, Tensor]:
+        """One step, by step(inputs), which must be the same function at each call.
+
+        The next call overwrites the returned tensors.
+        """
         self._calls += 1
         if self._calls <= WARM_UP:
-            return self._on_the_side(inputs, step)
+            return self._run_on_side_stream(inputs, step)
         if self._graph is None:
             self._capture(inputs, step)
         assert self._inputs is not None
@@ -44,8 +47,8 @@ class StepGraph:
         self._graph.replay()
         return self._terms
 
-    def _on_the_side(self, inputs: Inputs, step: Whole) -> dict[str, Tensor]:
-        """A capture wants the libraries initialised on a stream other than the default one."""
+    def _run_on_side_stream(self, inputs: Inputs, step: WholeStep) -> dict[str, Tensor]:
+        """A capture needs the libraries initialised on a stream other than the default one."""
         current = torch.cuda.current_stream(self._device)
         self._side.wait_stream(current)
         with torch.cuda.stream(self._side):
@@ -53,10 +56,10 @@ class StepGraph:
         current.wait_stream(self._side)
         return terms
 
-    def _capture(self, inputs: Inputs, step: Whole) -> None:
+    def _capture(self, inputs: Inputs, step: WholeStep) -> None:
         self._inputs = inputs.map(Tensor.clone)
         self._graph = torch.cuda.CUDAGraph()
-        # thread_local: the thread that copies batches goes on meanwhile
+        # thread_local: the thread that copies batches continues during the capture
         graph = torch.cuda.graph(self._graph, stream=self._side, capture_error_mode="thread_local")
         with garbage_collection_paused(), graph:
             self._terms = step(self._inputs)
@@ -64,12 +67,13 @@ class StepGraph:
 
 @contextmanager
 def garbage_collection_paused() -> Generator[None]:
-    """Garbage is collected before, not within: what destroys an old graph, or unloads a kernel, breaks a capture."""
-    was = gc.isenabled()
+    """Collect garbage before the context and not within: destroying an old graph or unloading a kernel breaks a
+    capture."""
+    enabled = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
         yield
     finally:
-        if was:
+        if enabled:
             gc.enable()

@@ -1,4 +1,4 @@
-"""The loss and its parts over an epoch, summed on the device."""
+"""The means of the loss and its terms over an epoch, summed on the device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PER_IMAGE = ("weight", "entropy")
 
 
 class Meter:
-    """Sums over images until they are read, once an epoch. Taking in a step waits for nothing."""
+    """Sums over the images of an epoch. add() does not wait for the device."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -22,18 +22,18 @@ class Meter:
         self._images: dict[str, list[Tensor]] = {name: [] for name in _PER_IMAGE}
 
     def add(self, terms: dict[str, Tensor], rows: int) -> None:
-        """Take in the terms of a batch of `rows` images: scalars, means over it, and "weight" and "entropy" [B]."""
+        """Add the terms of a batch of `rows` images: scalars (means over the batch), and "weight" and "entropy" [B]."""
         self.rows += rows
         self._names = [name for name in terms if name not in _PER_IMAGE]
         values = torch.stack([terms[name].detach().double() for name in self._names])
-        # a batch's terms may live in memory that the next one overwrites (CUDA graphs), so nothing of it is kept
+        # copies: a CUDA graph overwrites the terms of this batch with those of the next
         self._sums = values * rows if self._sums is None else self._sums.add_(values, alpha=rows)
         for name in _PER_IMAGE:
             if name in terms:
                 self._images[name].append(terms[name].detach().to(torch.float32, copy=True))
 
     def state(self) -> dict[str, Any]:
-        """Everything so far, on the host: for --resume, and for adding up the meters of several processes."""
+        """The sums, on the host: for --resume, and for means() over several processes."""
         return {
             "rows": self.rows,
             "names": self._names,
@@ -43,7 +43,7 @@ class Meter:
 
     @staticmethod
     def from_state(state: dict[str, Any], device: torch.device) -> Meter:
-        """Continue from what state() gave."""
+        """The meter that state() described."""
         meter = Meter()
         meter.rows, meter._names = int(state["rows"]), list(state["names"])
         meter._sums = None if state["sums"] is None else state["sums"].to(device)
@@ -52,8 +52,8 @@ class Meter:
         return meter
 
     @staticmethod
-    def joined(meters: Sequence[Meter]) -> Meter:
-        """One meter of several, or an empty one of none."""
+    def merged(meters: Sequence[Meter]) -> Meter:
+        """The sum of several meters; an empty meter for none."""
         whole = meters[0] if meters else Meter()
         for other in meters[1:]:
             whole.rows += other.rows
@@ -66,9 +66,9 @@ class Meter:
         return whole
 
 
-def read(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means over all images of the meters of one or several processes: loss, components, and where there is a teacher
-    weight {mean, p10, p90} and the mean entropy."""
+def means(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means over the images of one or several processes, given their meters' states: loss, components, and with a
+    teacher weight {mean, p10, p90} and the mean entropy."""
     filled = [state for state in states if state["sums"] is not None]
     rows = sum(state["rows"] for state in filled)
     sums = torch.stack([state["sums"] for state in filled]).sum(0)

@@ -1,4 +1,4 @@
-"""What every part of one run shares."""
+"""What the phases of one run share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from udskd.training.storage.run_folder import RunFolder
 
 @dataclass
 class Session:
-    """The options, the folder, the device and processes, the loaders, the screen and the wish to stop."""
+    """A run in progress: its options, folder, device and processes, loaders, display and consensus about stopping."""
 
     config: Config
     folder: RunFolder
@@ -33,14 +33,14 @@ class Session:
     manifest: Manifest | None = None
     """The list of the images, in one process of each machine."""
     saved: str = "no complete epoch"
-    """What an interrupted run can rely on, in words."""
+    """What is saved on the disk, for the message of an interrupted run."""
 
     @property
     def world(self) -> World:
         return self.runtime.world
 
     def save_weights(self, path: Path, model: Model, result: nn.Module) -> None:
-        """Write `result`, the weights that training made of a model; one process does it for all."""
+        """Write `result`, the trained network of a model. Only rank 0 writes."""
         if not self.world.is_rank0:
             return
         data = self.config.data

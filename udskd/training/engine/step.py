@@ -15,10 +15,10 @@ from udskd.training.runtime.device import Runtime
 
 
 class Step:
-    """Runs the parts of each step. Nothing is read back from the device."""
+    """Runs the parts of each step. It reads nothing back from the device."""
 
     def __init__(self, task: Task, runtime: Runtime, parts: int, rows: int, cuda_graph: bool) -> None:
-        """parts: into which a step is cut; rows: images in one of them, over all processes the same."""
+        """parts: number of parts of a step; rows: images of one part in this process."""
         self._task, self._runtime, self._parts, self._rows = task, runtime, parts, rows
         self._scaler = GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
         self._graph = StepGraph(runtime.device) if cuda_graph else None
@@ -26,8 +26,8 @@ class Step:
     def run(self, inputs: Inputs, part: int, step: int) -> dict[str, Tensor]:
         """Part `part` of step `step` (counted from 0 over all epochs); after the last part the networks are updated.
 
-        Returns the task's terms for these images, in memory that the next call may overwrite. An image that could not
-        be read counts as a gradient of 0, so a part may have fewer rows than the others, or none.
+        Returns the task's terms for these images, in memory that the next call may overwrite. An unreadable image
+        counts as a gradient of 0, so a part may have fewer rows than the others, or none.
         """
         last = part == self._parts - 1
         if last:
@@ -36,7 +36,7 @@ class Step:
         if self._graph is not None and len(inputs.images) == self._rows:
             return self._graph.run(inputs, self._whole)
         with ExitStack() as stack:
-            if not last:  # gradients of the processes meet once a step
+            if not last:  # the processes average their gradients once a step
                 for trained in self._task.trained:
                     stack.enter_context(trained.no_sync())
             terms = self._gradients(inputs)
@@ -62,21 +62,22 @@ class Step:
         if rows == 0:
             if self._runtime.world.is_single:
                 return {}
-            with self._unseen():  # the others wait for our gradients, though they are 0
-                self._backward(inputs.blank(self._rows), 0.0)
+            with self._keep_buffers():  # the other processes wait for this one's gradients, although they are 0
+                self._backward(inputs.zeros(self._rows), 0.0)
             return {}
         return self._backward(inputs, rows / (self._rows * self._parts))
 
-    def _backward(self, inputs: Inputs, share: float) -> dict[str, Tensor]:
+    def _backward(self, inputs: Inputs, fraction: float) -> dict[str, Tensor]:
+        """fraction: of the images that the step's mean gradient is taken over."""
         terms = self._task.losses(inputs)
-        loss = terms["loss"] if share == 1 else terms["loss"] * share
+        loss = terms["loss"] if fraction == 1 else terms["loss"] * fraction
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         # detached: else autograd's nodes would live on into the next step, bound to the stream of this one
         return {name: value.detach() for name, value in terms.items()}
 
     @contextmanager
-    def _unseen(self) -> Iterator[None]:
-        """Batch-norm's statistics stay as they are."""
+    def _keep_buffers(self) -> Iterator[None]:
+        """Restore all buffers at the end, so that batch-norm's statistics do not see the zeros."""
         buffers = [b for trained in self._task.trained for b in trained.module.buffers()]
         kept = [b.clone() for b in buffers]
         yield
@@ -84,7 +85,7 @@ class Step:
             buffer.copy_(value)
 
     def update(self) -> None:
-        """Move all weights by their gradients, which are used up."""
+        """Update all weights from their gradients, and free these."""
         for network in self._task.networks:
             if not any(p.grad is not None for p in network.module.parameters()):
                 return  # no image of this step could be read

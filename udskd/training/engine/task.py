@@ -1,4 +1,4 @@
-"""What the epoch loop trains: networks, and their loss for one batch. The loop knows nothing else of a method."""
+"""What the loop trains: networks and their loss for one batch. The loop knows nothing else about a method."""
 
 from __future__ import annotations
 
@@ -21,49 +21,49 @@ class Inputs:
     target: Tensor
     """int64 [B], or with mixup probabilities [B, C]."""
     teacher: Tensor | None = None
-    """The teacher's logits [B, C] where they are known beforehand."""
+    """The teacher's logits [B, C] where a cache holds them."""
 
     def tensors(self) -> list[Tensor]:
         return [value for f in fields(self) if (value := getattr(self, f.name)) is not None]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Inputs:
-        """The same of changed tensors."""
+        """The inputs with `change` applied to each tensor."""
         teacher = None if self.teacher is None else change(self.teacher)
         return Inputs(change(self.images), change(self.target), teacher)
 
-    def blank(self, rows: int) -> Inputs:
-        """As many rows of nothing."""
+    def zeros(self, rows: int) -> Inputs:
+        """Zeros of the same dtypes and shapes, but with this number of rows."""
         return self.map(lambda values: values.new_zeros((rows, *values.shape[1:])))
 
 
 class Task(ABC):
-    """Networks to train together."""
+    """Networks that are trained by one loss."""
 
     title: ClassVar[str]
     event: ClassVar[str]
     """Name of the task's epochs in log.jsonl."""
     phase: ClassVar[int]
-    """Keeps the random numbers (dropout) of the phases of a run apart."""
+    """Part of dropout's seeds, so that the phases of a run draw different random numbers."""
     networks: Sequence[Network]
     method_modules: Sequence[MethodModule] = ()
-    """What is trained beside them, but neither evaluated nor saved as a result."""
+    """Trained, but neither evaluated nor written as weights."""
 
     @property
     def trained(self) -> Sequence[Trainable]:
-        """Everything that has weights."""
+        """Everything that the loop updates."""
         return [*self.networks, *self.method_modules]
 
     def set_epoch(self, epoch: float) -> None:  # noqa: B027 (few tasks change over time)
-        """Called before each step, with the epochs done so far."""
+        """Called before each step, with the number of epochs done, a fraction within an epoch."""
 
     @abstractmethod
     def losses(self, inputs: Inputs) -> dict[str, Tensor]:
         """ "loss" (differentiable), further scalars by name, and possibly "weight" and "entropy" [B]."""
 
     def teacher_logits(self, epoch: int, indices: Tensor) -> Tensor | None:
-        """The teacher's logits [B, C] for these images' views of an epoch, on the host, where they are known."""
+        """The teacher's logits [B, C] on the host for these images' views in an epoch; None without a cache."""
         return None
 
     def fingerprints(self) -> dict[str, str]:
-        """What a continued run must find unchanged beside its options."""
+        """What, beside the options, a continued run must find unchanged: name to fingerprint."""
         return {}

@@ -1,4 +1,4 @@
-"""TensorBoard events of a run, for those who ask for them."""
+"""TensorBoard events of a run (training.tensorboard)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from udskd.errors import ConfigError
 
 
-class Board:
+class TensorBoardLogger:
     """Writes the numbers of each epoch under RUN/tensorboard/EVENT. ConfigError if tensorboard is not installed."""
 
     def __init__(self, run: Path, event: str) -> None:
@@ -21,7 +21,7 @@ class Board:
         self._writer = SummaryWriter(str(run / "tensorboard" / event))
 
     def write(self, epoch: int, values: dict[str, Any]) -> None:
-        """One scalar for each number, nested names joined by '/'."""
+        """Write one scalar for each number; nested names are joined by '/'."""
         for name, value in _scalars("", values):
             self._writer.add_scalar(name, value, epoch)
         self._writer.flush()

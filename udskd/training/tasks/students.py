@@ -15,7 +15,6 @@ from udskd.data.hashing import derive_seed
 from udskd.errors import ConfigError
 from udskd.methods import Answers, Method, Needs, Setting
 from udskd.models.zoo import Model
-from udskd.training.engine.session import Session
 from udskd.training.engine.task import Inputs, Task
 from udskd.training.networks.teacher_output import TeacherForward, TeacherOutput, build_teacher_forward
 from udskd.training.networks.trainable import MethodModule, Network
@@ -85,10 +84,15 @@ class StudentsTask(Task):
     networks: tuple[Network, Network]
 
     def __init__(
-        self, session: Session, setup: StudentsSetup, teacher: FrozenTeacher | None, models: Mapping[str, Model]
+        self,
+        config: Config,
+        runtime: Runtime,
+        steps_per_epoch: int,
+        setup: StudentsSetup,
+        teacher: FrozenTeacher | None,
+        models: Mapping[str, Model],
     ) -> None:
-        config, runtime = session.config, session.runtime
-        training, counts = config.training, (config.training.epochs, session.train.steps_per_epoch)
+        training, counts = config.training, (config.training.epochs, steps_per_epoch)
         options = {"student_a": config.student_a, "student_b": config.student_b}
         a, b = (
             Network(role, models[role], options[role], training, runtime, *counts, setup.needs.layers.get(role, ()))

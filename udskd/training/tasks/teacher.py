@@ -23,6 +23,7 @@ from udskd.training.engine.session import Session
 from udskd.training.engine.task import Inputs, Task
 from udskd.training.networks.teacher_output import TeacherForward
 from udskd.training.networks.trainable import Network, build_model
+from udskd.training.runtime.device import Runtime
 from udskd.training.teacher_cache import reader
 
 SHAPED_TEACHER = "teacher_shaped"
@@ -117,14 +118,14 @@ def train_and_freeze(
     stage = methods.teacher_stage(session.config)
     if stage is not None:
         model = _train_stage(session, model, stage)
-    model = freeze(session, model)
+    model = freeze(session.runtime, model)
     mark = fingerprint(model.module.state_dict())
     return FrozenTeacher(model, mark, build_forward(model.module), reader.find(session, model))
 
 
-def freeze(session: Session, model: Model) -> Model:
+def freeze(runtime: Runtime, model: Model) -> Model:
     """The model on the run's device, in eval mode and without gradients."""
-    module = session.runtime.place(model.module).eval().requires_grad_(False)
+    module = runtime.place(model.module).eval().requires_grad_(False)
     return replace(model, module=module)
 
 
