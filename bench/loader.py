@@ -29,7 +29,7 @@ from bench.cpu_timing import Lap, Work, clock, summary, turns
 from bench.loss import count, write
 from bench.measure import digits
 from udskd.config.schema import DataConfig
-from udskd.data import Batch, open_sets, to_device
+from udskd.data import Batch, normalize_batch, open_sets
 from udskd.data.pack import pack
 from udskd.doctor.costs import SHORT_SIDE, Costs, costs
 from udskd.doctor.rates import Sample, Window, batches_for, steady
@@ -62,7 +62,7 @@ def ours(stack: ExitStack, config: DataConfig, options: argparse.Namespace, core
     classes = len(train.classes)
 
     def take(batch: Batch) -> object:
-        return to_device(batch, config, options.device, classes) if normalised else len(batch)
+        return normalize_batch(batch, config, options.device, classes) if normalised else len(batch)
 
     def work() -> Lap:
         begin, end = window.run(clock, take)

@@ -20,7 +20,7 @@ from bench import machine, table
 from bench.loss import count
 from bench.timing import Times, Work, interleaved
 from udskd.config.schema import DataConfig
-from udskd.data import Batch, normalize, to_device
+from udskd.data import Batch, normalize, normalize_batch
 from udskd.results import table as report
 
 HEADER = ["", "an image", "p10-p90"]
@@ -52,7 +52,7 @@ def works_of(batch: Batch) -> dict[str, Work]:
     for name, memory_format in FORMATS.items():
 
         def call(memory_format: torch.memory_format = memory_format) -> object:
-            return to_device(batch, CONFIG, "cpu", 10, memory_format)
+            return normalize_batch(batch, CONFIG, "cpu", 10, memory_format)
 
         works |= {f"PyTorch, {name}": work_of(call, False), f"udskd, {name}": work_of(call, True)}
     return works

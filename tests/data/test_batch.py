@@ -15,7 +15,7 @@ from torchvision.transforms import functional as F
 
 from tests.data.conftest import MemorySet, photo
 from udskd.config.schema import DataConfig
-from udskd.data import augment, to_device
+from udskd.data import augment, normalize_batch
 from udskd.data.augment import central_view
 from udskd.data.batch import Batch, BatchRequest, EvalViews, TrainViews
 from udskd.data.resize import View, crop_resize
@@ -120,7 +120,7 @@ def test_where_nothing_is_readable_the_batch_has_no_rows(config: DataConfig) -> 
     assert len(result.batch) == 0
     assert result.batch.images.shape == (0, 3, 8, 8)
     assert len(result.batch.labels) == len(result.batch.flips) == 0
-    images, target = to_device(result.batch, config, "cpu", 3)
+    images, target = normalize_batch(result.batch, config, "cpu", 3)
     assert (len(images), len(target)) == (0, 0)
 
 

@@ -65,7 +65,7 @@ def test_an_epoch_follows_its_order_and_drops_the_incomplete_batch() -> None:
     loader = TrainLoader(MemorySet(50), CONFIG, seed=3, batch_size=8)
     seen = torch.cat([batch.indices for batch in loader.epoch(2)])
     assert loader.steps_per_epoch == 6
-    assert seen.tolist() == augment.order(3, 2, 50)[:48].tolist()
+    assert seen.tolist() == augment.permutation(3, 2, 50)[:48].tolist()
 
 
 def test_mixing_does_not_depend_on_the_batch_size() -> None:
@@ -145,7 +145,7 @@ def test_exactly_the_allowed_share_may_be_unreadable() -> None:
 
 @pytest.mark.parametrize("config", [CONFIG, MIXED], ids=["plain", "mixup"])
 def test_a_step_without_any_readable_image_has_no_rows(config: DataConfig) -> None:
-    order = augment.order(0, 0, 20)
+    order = augment.permutation(0, 0, 20)
     config = replace(config, max_unreadable=0.5)
     bad = order[4:8].tolist()
     loader = TrainLoader(MemorySet(20, bad), config, seed=0, batch_size=4, on_unreadable=lambda *_: None)

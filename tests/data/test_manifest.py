@@ -20,7 +20,7 @@ from udskd.config.schema import DataConfig
 from udskd.data import dataset, open_sets, pack
 from udskd.data import folder as folder_module
 from udskd.data.folder import FolderSet
-from udskd.data.manifest import HEAD, Manifest, difference, from_bytes, list_images, to_bytes
+from udskd.data.manifest import HEAD, Manifest, describe_changes, from_bytes, list_images, to_bytes
 from udskd.data.packed import PackedSet
 from udskd.data.synthetic import EmbeddedSet
 
@@ -40,7 +40,7 @@ def after(root: Path, change: Callable[[Path], object]) -> str:
     """The difference that a change makes."""
     before = listed(root)
     change(root)
-    return difference(before, listed(root, before))
+    return describe_changes(before, listed(root, before))
 
 
 def add(root: Path) -> None:
@@ -97,7 +97,7 @@ def test_every_change_is_named_when_files_are_old_and_their_marks_count(
 def test_a_copy_elsewhere_with_other_times_is_the_same_set(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root, tmp_path / "copy", copy_function=shutil.copyfile)
     before = listed(root)
-    assert difference(before, listed(tmp_path / "copy", before)) == ""
+    assert describe_changes(before, listed(tmp_path / "copy", before)) == ""
 
 
 def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -115,7 +115,7 @@ def test_files_that_were_not_touched_are_not_read_again(root: Path, monkeypatch:
     os.utime(root / "train" / "cat" / "1.png")
     again = listed(root, before)
     assert [os.path.relpath(path, root) for path in reads] == ["train/cat/1.png"]
-    assert difference(before, again) == ""
+    assert describe_changes(before, again) == ""
     reads.clear()
     listed(root, again)
     assert reads == []
@@ -134,9 +134,9 @@ def test_unreadable_files_belong_to_the_set(root: Path, monkeypatch: pytest.Monk
     path.symlink_to(root / "nowhere")
     (root / "train" / "cat" / "y.jpg").write_bytes(b"no image")
     before = listed(root)
-    assert difference(before, listed(root, before)) == ""
+    assert describe_changes(before, listed(root, before)) == ""
     photo().save(root / "nowhere", "JPEG")
-    assert difference(before, listed(root, before)) == "1 changed (train/cat/x.jpg)"
+    assert describe_changes(before, listed(root, before)) == "1 changed (train/cat/x.jpg)"
 
 
 def test_names_that_are_no_utf8_are_kept(root: Path) -> None:
@@ -144,7 +144,7 @@ def test_names_that_are_no_utf8_are_kept(root: Path) -> None:
         photo().save(file, "PNG")
     before = from_bytes(to_bytes(listed(root)))
     assert before["train"].names[3] == "cat/\udcff.png"
-    assert difference(before, listed(root, before)) == ""
+    assert describe_changes(before, listed(root, before)) == ""
 
 
 def test_a_pack_is_listed_without_its_images(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +153,7 @@ def test_a_pack_is_listed_without_its_images(root: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr(PackedSet, "file", lambda *_: pytest.fail("an image was read"))
     before = listed(tmp_path / "packs")
     (tmp_path / "packs").rename(tmp_path / "moved")
-    assert difference(before, listed(tmp_path / "moved", before)) == ""
+    assert describe_changes(before, listed(tmp_path / "moved", before)) == ""
 
 
 def test_a_pack_that_was_damaged_or_copied_is_read_again(
@@ -163,13 +163,13 @@ def test_a_pack_that_was_damaged_or_copied_is_read_again(
     monkeypatch.setattr(dataset, "CLOCK_STEP", 0)
     before = listed(tmp_path / "packs")
     shutil.copytree(tmp_path / "packs", tmp_path / "copy")
-    assert difference(before, listed(tmp_path / "copy", before)) == ""
+    assert describe_changes(before, listed(tmp_path / "copy", before)) == ""
     with open(tmp_path / "packs" / "train.pack", "r+b") as file:
         file.seek(-1, os.SEEK_END)
         last = file.read(1)
         file.seek(-1, os.SEEK_END)
         file.write(bytes([last[0] ^ 255]))
-    assert difference(before, listed(tmp_path / "packs", before)) == "1 not readable any more (train/dog/2.png)"
+    assert describe_changes(before, listed(tmp_path / "packs", before)) == "1 not readable any more (train/dog/2.png)"
 
 
 @pytest.mark.parametrize("first", ["tree", "packs"])
@@ -178,16 +178,16 @@ def test_a_pack_of_the_originals_is_the_same_set_as_its_tree(root: Path, tmp_pat
     second = {"tree": "packs", "packs": "tree"}[first]
     before = listed(tmp_path / first)
     now = listed(tmp_path / second, before)
-    assert difference(before, now) == ""
+    assert describe_changes(before, now) == ""
     photo(99).save(root / "val" / "cat" / "0.png")
     pack(root, tmp_path / "packs", short_side=None)
-    assert difference(now, listed(tmp_path / first, now)) == "1 changed (val/cat/0.png)"
+    assert describe_changes(now, listed(tmp_path / first, now)) == "1 changed (val/cat/0.png)"
 
 
 def test_a_pack_of_smaller_images_is_another_set(root: Path, tmp_path: Path) -> None:
     pack(root, tmp_path / "packs", short_side=8)
     before = listed(root)
-    assert difference(before, listed(tmp_path / "packs", before)).startswith("10 changed (train/cat/0.png, ")
+    assert describe_changes(before, listed(tmp_path / "packs", before)).startswith("10 changed (train/cat/0.png, ")
 
 
 def test_images_in_another_order_are_another_set() -> None:
@@ -195,16 +195,16 @@ def test_images_in_another_order_are_another_set() -> None:
     now = {
         "train": type(before["train"])("sha256", *(column[::-1] for column in list(vars(before["train"]).values())[1:]))
     }
-    assert difference(before, now) == "the same images in another order"
+    assert describe_changes(before, now) == "the same images in another order"
 
 
 def test_sets_without_files_are_known_by_their_pixels() -> None:
     before = list_images({"train": EmbeddedSet("train", 5)})
-    assert difference(before, list_images({"train": EmbeddedSet("train", 5)}, before)) == ""
+    assert describe_changes(before, list_images({"train": EmbeddedSet("train", 5)}, before)) == ""
     other = EmbeddedSet("train", 5)
     other._pixels = np.array(other._pixels)
     other._pixels[2, 0, 0, 0] ^= 1
-    assert difference(before, list_images({"train": other}, before)) == "1 changed (train/embedded/train/2)"
+    assert describe_changes(before, list_images({"train": other}, before)) == "1 changed (train/embedded/train/2)"
 
 
 def test_a_stop_is_heard_on_the_way_and_leaves_no_thread(root: Path) -> None:

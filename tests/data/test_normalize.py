@@ -1,5 +1,5 @@
-"""The operator behind to_device on the CPU: PyTorch's bits at every SIMD level, on any number of threads and without
-the library; and nothing outside of the arguments is read."""
+"""The operator behind normalize_batch on the CPU: PyTorch's bits at every SIMD level, on any number of threads and
+without the library; it reads nothing outside of its arguments."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.data.helpers.resizing import ROOT, RUNNABLE
 from tests.helpers.threads import threads
 from udskd import _native
 from udskd.config.schema import DataConfig
-from udskd.data import Batch, to_device
+from udskd.data import Batch, normalize_batch
 
 CONFIG = DataConfig()
 FORMATS = [torch.channels_last, torch.contiguous_format]
@@ -58,7 +58,7 @@ def batch_of(case: Case) -> Batch:
 
 def prepared(case: Case) -> Tensor:
     config = replace(CONFIG, flip=0.5 if case.flip else 0.0)
-    return to_device(batch_of(case), config, "cpu", 3, case.memory_format)[0]
+    return normalize_batch(batch_of(case), config, "cpu", 3, case.memory_format)[0]
 
 
 def expected(case: Case) -> np.ndarray:
@@ -142,15 +142,15 @@ def test_no_rows_give_no_images(memory_format: torch.memory_format) -> None:
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_the_whole_share_gives_the_image_itself(share: float) -> None:
     batch = batch_of(Case(4, 20, True))
-    rows = to_device(replace(batch, mix=None), CONFIG, "cpu", 3)[0]
-    mixed = to_device(replace(batch, mix=torch.full((4,), share)), CONFIG, "cpu", 3)[0]
+    rows = normalize_batch(replace(batch, mix=None), CONFIG, "cpu", 3)[0]
+    mixed = normalize_batch(replace(batch, mix=torch.full((4,), share)), CONFIG, "cpu", 3)[0]
     assert torch.equal(mixed, rows[:-1] if share else rows[1:])
 
 
 def test_pixels_may_lie_otherwise_in_memory() -> None:
     batch = batch_of(Case(3, 20, False))
-    found = to_device(replace(batch, images=batch.images.contiguous()), CONFIG, "cpu", 3)[0]
-    assert torch.equal(found, to_device(batch, CONFIG, "cpu", 3)[0])
+    found = normalize_batch(replace(batch, images=batch.images.contiguous()), CONFIG, "cpu", 3)[0]
+    assert torch.equal(found, normalize_batch(batch, CONFIG, "cpu", 3)[0])
 
 
 def test_pixels_need_not_be_square() -> None:
@@ -158,8 +158,8 @@ def test_pixels_need_not_be_square() -> None:
     batch = replace(batch, images=batch.images[:, :, 3:16])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_native, "problem", "there is none, the test says")
-        slow = to_device(batch, CONFIG, "cpu", 3)[0]
-    assert torch.equal(to_device(batch, CONFIG, "cpu", 3)[0], slow)
+        slow = normalize_batch(batch, CONFIG, "cpu", 3)[0]
+    assert torch.equal(normalize_batch(batch, CONFIG, "cpu", 3)[0], slow)
 
 
 # --- the operator itself ----------------------------------------------------------------------------------------------

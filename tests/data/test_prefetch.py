@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.conftest import CONFIG, MIXED, MemorySet, assert_equal
-from udskd.data import Batch, EvalLoader, TrainLoader, on_device, to_device
+from udskd.data import Batch, EvalLoader, TrainLoader, normalize_batch, prefetch_to_device
 from udskd.data.prefetch import Ring, Slot, copied_ahead
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -196,9 +196,9 @@ def test_mistakes_in_the_thread_are_raised_where_the_batches_are_used() -> None:
 
 def test_on_the_cpu_batches_pass_as_they_are() -> None:
     batches = list(TrainLoader(MemorySet(60), CONFIG, seed=1, batch_size=6).epoch(0))
-    passed = list(on_device(batches, "cpu"))
+    passed = list(prefetch_to_device(batches, "cpu"))
     assert all(one is other for one, other in zip(batches, passed, strict=True))
-    assert list(on_device([], "cpu")) == []
+    assert list(prefetch_to_device([], "cpu")) == []
 
 
 def test_on_the_cpu_leaving_early_reaches_the_loader() -> None:
@@ -210,7 +210,7 @@ def test_on_the_cpu_leaving_early_reaches_the_loader() -> None:
         finally:
             closed.append(True)
 
-    going = on_device(batches(), "cpu")
+    going = prefetch_to_device(batches(), "cpu")
     next(going), next(going)
     going.close()
     assert closed == [True]
@@ -224,12 +224,12 @@ def test_the_gpu_gets_what_a_direct_copy_gives(config: Any) -> None:
     loader = TrainLoader(MemorySet(400), config, seed=1, batch_size=8)
     busy = torch.randn(2000, 2000, device="cuda")
     found = []
-    for batch in on_device(loader.epoch(0), "cuda"):
+    for batch in prefetch_to_device(loader.epoch(0), "cuda"):
         busy = busy @ busy * 1e-3  # so that the stream falls behind
         assert batch.images.device.type == batch.labels.device.type == "cuda"
-        found.append(to_device(batch, config, "cuda", 3))
+        found.append(normalize_batch(batch, config, "cuda", 3))
     for batch, (images, target) in zip(loader.epoch(0), found, strict=True):
-        expected_images, expected_target = to_device(batch, config, "cuda", 3)
+        expected_images, expected_target = normalize_batch(batch, config, "cuda", 3)
         assert torch.equal(images, expected_images)
         assert torch.equal(target, expected_target)
 
@@ -238,13 +238,13 @@ def test_the_gpu_gets_what_a_direct_copy_gives(config: Any) -> None:
 @needs_gpu
 def test_the_gpu_is_not_waited_for_by_the_user_of_a_batch() -> None:
     loader = TrainLoader(MemorySet(400), replace(CONFIG, image_size=64), seed=1, batch_size=8)
-    going = on_device(loader.epoch(0), "cuda")
+    going = prefetch_to_device(loader.epoch(0), "cuda")
     for _ in range(4):
-        to_device(next(going), CONFIG, "cuda", 3)
+        normalize_batch(next(going), CONFIG, "cuda", 3)
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(20):
-            to_device(next(going), CONFIG, "cuda", 3)
+            normalize_batch(next(going), CONFIG, "cuda", 3)
     finally:
         torch.cuda.set_sync_debug_mode("default")
         going.close()

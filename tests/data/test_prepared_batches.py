@@ -9,7 +9,7 @@ import torch
 from torchvision.transforms import functional as F
 
 from udskd.config.schema import DataConfig
-from udskd.data import Batch, to_device
+from udskd.data import Batch, normalize_batch
 
 CONFIG = DataConfig()
 
@@ -34,7 +34,7 @@ def views_of(batch: Batch) -> torch.Tensor:
 @pytest.mark.parametrize("flips", [None, [False] * 5, [True] * 5])
 def test_images_are_flipped_and_normalised(flips: list[bool] | None) -> None:
     batch = make_batch(flips=flips)
-    images, target = to_device(batch, CONFIG, "cpu", 3)
+    images, target = normalize_batch(batch, CONFIG, "cpu", 3)
     assert images.dtype == torch.float32
     torch.testing.assert_close(images.double(), views_of(batch), rtol=0, atol=2e-6)
     assert torch.equal(target, batch.labels)
@@ -42,14 +42,14 @@ def test_images_are_flipped_and_normalised(flips: list[bool] | None) -> None:
 
 def test_without_flips_in_the_options_nothing_is_flipped() -> None:
     batch = make_batch(flips=[False] * 5)
-    expected = to_device(batch, CONFIG, "cpu", 3)[0]
-    assert torch.equal(to_device(batch, replace(CONFIG, flip=0.0), "cpu", 3)[0], expected)
+    expected = normalize_batch(batch, CONFIG, "cpu", 3)[0]
+    assert torch.equal(normalize_batch(batch, replace(CONFIG, flip=0.0), "cpu", 3)[0], expected)
 
 
 def test_mixed_images_and_targets_have_the_same_strength() -> None:
     mix = torch.tensor([1.0, 0.0, 0.25, 0.7])
     batch = make_batch(5, mix)
-    images, target = to_device(batch, CONFIG, "cpu", 3)
+    images, target = normalize_batch(batch, CONFIG, "cpu", 3)
     rows, weight = views_of(batch), mix.double().view(-1, 1, 1, 1)
     torch.testing.assert_close(images.double(), weight * rows[:-1] + (1 - weight) * rows[1:], rtol=0, atol=3e-6)
     expected = torch.tensor([[1, 0, 0], [0, 0, 1], [0.75, 0, 0.25], [0.7, 0.3, 0]])
@@ -60,34 +60,34 @@ def test_mixed_images_and_targets_have_the_same_strength() -> None:
 def test_partners_of_one_class_give_a_certain_target() -> None:
     batch = make_batch(4, torch.tensor([0.3, 0.6, 0.9]))
     batch.labels.fill_(2)
-    assert to_device(batch, CONFIG, "cpu", 4)[1].tolist() == [[0, 0, 1, 0]] * 3
+    assert normalize_batch(batch, CONFIG, "cpu", 4)[1].tolist() == [[0, 0, 1, 0]] * 3
 
 
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize("mix", [None, torch.tensor([0.3, 0.6, 0.9, 0.1])])
 def test_memory_format_is_as_wanted(memory_format: torch.memory_format, mix: torch.Tensor | None) -> None:
-    images, _ = to_device(make_batch(5, mix), CONFIG, "cpu", 3, memory_format)
+    images, _ = normalize_batch(make_batch(5, mix), CONFIG, "cpu", 3, memory_format)
     assert images.is_contiguous(memory_format=memory_format)
 
 
 def test_the_batch_stays_as_it_is() -> None:
     batch = make_batch(5, torch.tensor([0.3, 0.6, 0.9, 0.1]))
     before = batch.images.clone()
-    first = to_device(batch, CONFIG, "cpu", 3)[0]
+    first = normalize_batch(batch, CONFIG, "cpu", 3)[0]
     assert torch.equal(batch.images, before)
-    assert torch.equal(first, to_device(batch, CONFIG, "cpu", 3)[0])
+    assert torch.equal(first, normalize_batch(batch, CONFIG, "cpu", 3)[0])
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_gpu_gets_the_same_without_being_waited_for() -> None:
     batch = make_batch(5, torch.tensor([0.3, 0.6, 0.9, 0.1]))
-    expected = to_device(batch, CONFIG, "cpu", 3)
+    expected = normalize_batch(batch, CONFIG, "cpu", 3)
     pinned = replace(batch, **{k: v.pin_memory() for k, v in vars(batch).items() if isinstance(v, torch.Tensor)})
-    to_device(pinned, CONFIG, "cuda", 3)  # fills the cache of constants
+    normalize_batch(pinned, CONFIG, "cuda", 3)  # fills the cache of constants
     torch.cuda.set_sync_debug_mode("error")
     try:
-        found = to_device(pinned, CONFIG, "cuda", 3)
+        found = normalize_batch(pinned, CONFIG, "cuda", 3)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     for one, other in zip(found, expected, strict=True):

@@ -13,7 +13,7 @@ import pytest
 from torchvision.datasets import ImageFolder
 
 from tests.data.conftest import make_tree, photo
-from udskd.data import FolderSet, PackedSet, open_folder, pack, shared_images
+from udskd.data import FolderSet, PackedSet, describe_shared_images, open_folder, pack
 from udskd.data.formats import FORMATS
 from udskd.errors import DataError
 
@@ -24,7 +24,7 @@ def names(root: Path, split: str = "train") -> list[str]:
 
 
 def ignored(root: Path) -> str:
-    return open_folder(root)[0].ignored_line()
+    return open_folder(root)[0].describe_ignored()
 
 
 def encoded(tmp_path: Path, format: str) -> bytes:
@@ -72,9 +72,9 @@ SHARED = {
 def test_images_that_both_splits_show_are_counted(
     tree: Path, make: Callable[[Path], None], count: int, first: str
 ) -> None:
-    assert shared_images(*open_folder(tree)) == ""
+    assert describe_shared_images(*open_folder(tree)) == ""
     make(tree)
-    assert shared_images(*open_folder(tree)) == (
+    assert describe_shared_images(*open_folder(tree)) == (
         f"train and val share {count} images (first: {tree}/val/{first}): accuracy on val is not that of unseen images"
     )
 
@@ -101,7 +101,7 @@ def test_the_common_names_of_photographs_are_all_taken_and_decoded(tree: Path, t
     assert names(tree)[3:9] == ["cat/a.jfif", "cat/b.jpe", "cat/c.gif", "cat/d.avif", "cat/e.jp2", "cat/f"]
     for index in range(3, 9):
         assert np.abs(images.pixels(index) - np.asarray(photo()).astype(int)).mean() < 20
-    assert images.ignored_line() == ""
+    assert images.describe_ignored() == ""
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_what_is_left_out_is_counted_by_kind(tree: Path) -> None:
 def test_each_split_counts_its_own(tree: Path) -> None:
     (tree / "val" / "dog" / "x.bak").write_text("")
     train, val = open_folder(tree)
-    assert (train.ignored_line(), val.ignored_line()) == ("", "1 file ignored: .bak 1")
+    assert (train.describe_ignored(), val.describe_ignored()) == ("", "1 file ignored: .bak 1")
 
 
 def test_hidden_files_and_folders_are_left_out_at_any_depth_and_not_counted(tree: Path) -> None:
@@ -190,7 +190,7 @@ def test_a_link_beside_the_classes_to_one_of_them_or_to_all_is_no_class(tree: Pa
     (tree / "train" / "a").symlink_to(target)
     train = open_folder(tree)[0]
     assert (train.classes, len(train)) == (("cat", "dog"), 6)
-    assert train.ignored_line() == "1 file ignored: link to a folder that is read already 1"
+    assert train.describe_ignored() == "1 file ignored: link to a folder that is read already 1"
 
 
 def test_a_folder_elsewhere_may_be_linked_into_a_class(tree: Path, tmp_path: Path) -> None:

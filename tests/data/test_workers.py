@@ -140,7 +140,7 @@ def test_auto_takes_threads_for_jpegs_and_few_workers(tmp_path: Path) -> None:
     assert type(make_workers(ReadCheck(images), "auto", 0)) is SerialWorkers
     assert type(make_workers(ReadCheck(images), "auto", MOST_THREADS)) is ThreadWorkers
     assert type(make_workers(ReadCheck(images), "auto", MOST_THREADS + 1)) is ProcessWorkers
-    images.frees_lock = False
+    images.releases_gil = False
     assert type(make_workers(ReadCheck(images), "auto", 1)) is ProcessWorkers
 
 
@@ -151,7 +151,7 @@ def test_files_other_than_jpegs_hold_pythons_lock(tmp_path: Path, monkeypatch: p
     pack(tmp_path / "tree", tmp_path / "originals", short_side=None)
     pack(tmp_path / "tree", tmp_path / "packs")
     for root, frees in (("tree", False), ("originals", False), ("packs", True)):
-        assert open_sets(DataConfig(root=str(tmp_path / root)))[0].frees_lock == frees
+        assert open_sets(DataConfig(root=str(tmp_path / root)))[0].releases_gil == frees
     monkeypatch.setattr(decode, "simplejpeg", None)
     assert not decode.are_jpegs(names)
 

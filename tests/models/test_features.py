@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from udskd.config.schema import Stem
 from udskd.errors import ConfigError
 from udskd.models import zoo
-from udskd.models.features import Layer, Tapped, choose_layers, find_stages
+from udskd.models.features import FeatureExtractor, Layer, choose_layers, find_stages
 
 FEATURES = "features."
 OPTION = "sdkd.student_a_layers"
@@ -135,7 +135,7 @@ def test_channels_and_side_are_those_of_the_outputs(name: str) -> None:
     module = zoo.build(name, 10, 40).module.eval()
     stages = find_stages(module, 40)
     with torch.no_grad():
-        _, features = Tapped(module, [stage.name for stage in stages])(images(1, 40))
+        _, features = FeatureExtractor(module, [stage.name for stage in stages])(images(1, 40))
     assert [tuple(f.shape) for f in features] == [(1, s.channels, s.side, s.side) for s in stages]
 
 
@@ -204,7 +204,7 @@ def prefixes(module: nn.Module, names: Sequence[str], x: Tensor) -> list[Tensor]
 @pytest.mark.parametrize("names", [("features.4", "features.6"), ("features.6", "features.0", "features.3")])
 def test_tapped_gives_the_layers_outputs_in_the_order_of_their_names(names: tuple[str, ...]) -> None:
     module, x = tiny().eval(), images()
-    logits, features = Tapped(module, names)(x)
+    logits, features = FeatureExtractor(module, names)(x)
     assert torch.equal(logits, module(x))
     for got, want in zip(features, prefixes(module, names, x), strict=True):
         assert torch.equal(got, want)
@@ -212,7 +212,7 @@ def test_tapped_gives_the_layers_outputs_in_the_order_of_their_names(names: tupl
 
 def test_gradients_flow_through_what_was_tapped() -> None:
     module, x = tiny().eval(), images()
-    _, (feature,) = Tapped(module, ["features.4"])(x)
+    _, (feature,) = FeatureExtractor(module, ["features.4"])(x)
     upstream = torch.randn_like(feature)
     weight = module.get_submodule("features.1.0").weight
     (want,) = prefixes(module, ["features.4"], x)
@@ -222,7 +222,7 @@ def test_gradients_flow_through_what_was_tapped() -> None:
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_nothing_is_kept_of_a_call(compiled: bool) -> None:
-    tapped = Tapped(tiny(), ["features.4", "features.6"])
+    tapped = FeatureExtractor(tiny(), ["features.4", "features.6"])
     out = (torch.compile(tapped, backend="eager") if compiled else tapped)(images())
     kept = [weakref.ref(t) for t in (out[0], *out[1])]
     del out
@@ -232,7 +232,7 @@ def test_nothing_is_kept_of_a_call(compiled: bool) -> None:
 
 def test_a_call_by_somebody_else_is_not_tapped() -> None:
     module, seen = tiny(), list[Tensor]()
-    tapped = Tapped(module, ["features.4"])
+    tapped = FeatureExtractor(module, ["features.4"])
     module.get_submodule("features.4").register_forward_hook(lambda *call: seen.append(call[2]))
     assert module(images()).shape == (4, 3)
     kept = weakref.ref(seen.pop())
@@ -243,7 +243,7 @@ def test_a_call_by_somebody_else_is_not_tapped() -> None:
 
 def test_after_a_call_that_failed_the_next_one_is_as_ever() -> None:
     module = tiny().eval()
-    tapped = Tapped(module, ["features.4"])
+    tapped = FeatureExtractor(module, ["features.4"])
     with pytest.raises(RuntimeError):
         tapped(torch.randn(4, 5, 8, 8))
     assert tapped._taken.into is None
@@ -251,7 +251,7 @@ def test_after_a_call_that_failed_the_next_one_is_as_ever() -> None:
 
 
 def test_a_deep_copy_taps_its_own_layers() -> None:
-    tapped = Tapped(tiny().eval(), ["features.4"])
+    tapped = FeatureExtractor(tiny().eval(), ["features.4"])
     twin = copy.deepcopy(tapped)
     nn.init.zeros_(tapped.module.get_submodule("features.4.0").weight)  # type: ignore[arg-type]
     (mine,), (theirs,) = tapped(images())[1], twin(images())[1]
@@ -260,12 +260,14 @@ def test_a_deep_copy_taps_its_own_layers() -> None:
 
 def test_the_wrapped_networks_weights_are_found_under_its_prefix() -> None:
     module = tiny()
-    assert list(Tapped(module, ["features.4"]).state_dict()) == [f"module.{name}" for name in module.state_dict()]
+    assert list(FeatureExtractor(module, ["features.4"]).state_dict()) == [
+        f"module.{name}" for name in module.state_dict()
+    ]
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_a_compiled_network_gives_the_same_in_one_graph(backend: str) -> None:
-    tapped, x = Tapped(tiny(), ["features.4", "features.6"]).eval(), images()
+    tapped, x = FeatureExtractor(tiny(), ["features.4", "features.6"]).eval(), images()
     compiled = torch.compile(tapped, backend=backend, fullgraph=True)
     for _ in range(2):
         logits, features = compiled(x)
@@ -274,7 +276,7 @@ def test_a_compiled_network_gives_the_same_in_one_graph(backend: str) -> None:
 
 
 def test_a_network_in_parallel_gives_the_same_compiled_or_not(tmp_path: Path) -> None:
-    tapped, x = Tapped(tiny(), ["features.4", "features.6"]).eval(), images()
+    tapped, x = FeatureExtractor(tiny(), ["features.4", "features.6"]).eval(), images()
     want = tapped(x)
     upstream = [torch.randn_like(t) for t in (want[0], *want[1])]
 

@@ -21,7 +21,7 @@ from torch import nn
 import udskd
 from tests.training.conftest import CLASSES, tiny_config, write_tree
 from udskd.config import schema, toml
-from udskd.data import EvalLoader, open_sets, to_device
+from udskd.data import EvalLoader, normalize_batch, open_sets
 from udskd.errors import CheckpointError, DataError
 from udskd.models import zoo
 from udskd.models.checkpoints import WeightsInfo, save_weights
@@ -84,7 +84,7 @@ def test_a_loaded_model_predicts_what_the_run_measured(run: Path, name: str) -> 
 def test_preprocessing_has_the_bits_of_the_runs_evaluation(run: Path) -> None:
     model, config = udskd.load(run / "student_b.safetensors"), toml.load(run / "config.toml")
     _, val = open_sets(config.data)
-    batches = [to_device(b, config.data, "cpu", 3)[0] for b in EvalLoader(val, config.data, batch_size=4)]
+    batches = [normalize_batch(b, config.data, "cpu", 3)[0] for b in EvalLoader(val, config.data, batch_size=4)]
     paths = [val.name(index) for index in range(len(val))]
     assert torch.equal(model.preprocess([Image.open(path) for path in paths]), torch.cat(batches))
     assert torch.equal(model.preprocess([val.pixels(index) for index in range(len(val))]), torch.cat(batches))

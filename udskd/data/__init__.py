@@ -5,12 +5,12 @@ from __future__ import annotations
 from udskd.config.schema import DataConfig
 from udskd.data.batch import Batch
 from udskd.data.dataset import ImageSet, UnreadableImage, class_hash
-from udskd.data.folder import FolderSet, open_folder, shared_images
+from udskd.data.folder import FolderSet, describe_shared_images, open_folder
 from udskd.data.loader import EvalLoader, TrainLoader, check_readable
-from udskd.data.normalize import to_device
+from udskd.data.normalize import normalize_batch
 from udskd.data.pack import pack
 from udskd.data.packed import PackedSet, has_packs, open_packs
-from udskd.data.prefetch import on_device
+from udskd.data.prefetch import prefetch_to_device
 from udskd.data.shard import Shard
 from udskd.data.synthetic import EmbeddedSet
 from udskd.errors import DataError
@@ -28,12 +28,12 @@ __all__ = [
     "UnreadableImage",
     "check_readable",
     "class_hash",
-    "on_device",
+    "describe_shared_images",
+    "normalize_batch",
     "open_folder",
     "open_sets",
     "pack",
-    "shared_images",
-    "to_device",
+    "prefetch_to_device",
 ]
 
 

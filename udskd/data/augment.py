@@ -22,7 +22,7 @@ CROP_TRIES = 10
 CROP_RATIO = (3 / 4, 4 / 3)
 
 
-class Stream(IntEnum):
+class RandomStream(IntEnum):
     """Which random quantity: numbers from different streams are unrelated. Values of one stream may span a range."""
 
     ORDER = 0
@@ -31,20 +31,20 @@ class Stream(IntEnum):
     MIXUP = 2000
 
 
-def order(seed: int, epoch: int, n: int) -> npt.NDArray[np.int64]:
+def permutation(seed: int, epoch: int, n: int) -> npt.NDArray[np.int64]:
     """The order in which an epoch visits n images: a permutation of range(n)."""
-    return np.argsort(random_bits(seed, epoch, np.arange(n), Stream.ORDER), kind="stable").astype(np.int64)
+    return np.argsort(random_bits(seed, epoch, np.arange(n), RandomStream.ORDER), kind="stable").astype(np.int64)
 
 
 def flips(seed: int, epoch: int, indices: npt.ArrayLike, probability: float) -> npt.NDArray[np.bool_]:
     """Whether each image is mirrored left to right, [B]."""
-    flipped: npt.NDArray[np.bool_] = uniform(seed, epoch, indices, Stream.FLIP) < probability
+    flipped: npt.NDArray[np.bool_] = uniform(seed, epoch, indices, RandomStream.FLIP) < probability
     return flipped
 
 
 def crop_draws(seed: int, epoch: int, indices: npt.ArrayLike) -> Floats:
     """The uniform numbers behind each image's random crop, [B, CROP_TRIES, 4]: area, aspect ratio, left, top."""
-    streams = Stream.CROP + np.arange(CROP_TRIES * 4)
+    streams = RandomStream.CROP + np.arange(CROP_TRIES * 4)
     return uniform(seed, epoch, np.asarray(indices)[..., None], streams).reshape(-1, CROP_TRIES, 4)
 
 
@@ -64,25 +64,6 @@ def crop_box(draws: npt.NDArray[Any], width: int, height: int, scale: tuple[floa
             x, y = int(left * (width - w + 1)), int(top * (height - h + 1))
             return x, y, x + w, y + h
     return _central_box(width, height)
-
-
-def crop_boxes(draws: Floats, shapes: npt.NDArray[np.int64], scale: tuple[float, float]) -> npt.NDArray[np.int64]:
-    """crop_box of many images, [B, 4], from draws [B, CROP_TRIES, 4] and heights and widths [B, 2]: the same bits."""
-    low, high = math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])
-    boxes, pending = np.empty((len(shapes), 4), dtype=np.int64), np.arange(len(shapes))
-    for area, ratio, left, top in draws.transpose(1, 2, 0):
-        height, width = shapes[pending].T
-        pixels = width * height * (scale[0] + (scale[1] - scale[0]) * area[pending])
-        # not numpy's exp, which may differ in the last bit
-        aspect = np.array([math.exp(r) for r in (low + (high - low) * ratio[pending]).tolist()])
-        w, h = np.rint(np.sqrt(pixels * aspect)), np.rint(np.sqrt(pixels / aspect))
-        x, y = np.floor(left[pending] * (width - w + 1)), np.floor(top[pending] * (height - h + 1))
-        fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
-        boxes[pending[fits]] = np.stack([x, y, x + w, y + h], axis=1)[fits]
-        pending = pending[~fits]
-    for row in pending.tolist():
-        boxes[row] = _central_box(int(shapes[row, 1]), int(shapes[row, 0]))
-    return boxes
 
 
 def _central_box(width: int, height: int) -> Box:
@@ -105,10 +86,10 @@ def central_view(width: int, height: int, size: int, share: float) -> View:
 def mixup_strengths(seed: int, epoch: int, indices: npt.ArrayLike, alpha: float) -> Floats:
     """Share of each image in its mixture, [B], from Beta(alpha, alpha) (Zhang et al. 2018); the partner has the rest.
 
-    An image's partner is the one that follows it in `order`, so mixing does not depend on the batch size.
+    An image's partner is the one that follows it in `permutation`, so mixing does not depend on the batch size.
     """
     # X / (X + Y) for X, Y ~ Gamma(alpha); as logarithms, because both underflow for small alpha.
-    x, y = (_log_gamma_variates(seed, epoch, indices, alpha, Stream.MIXUP + offset) for offset in (0, 500))
+    x, y = (_log_gamma_variates(seed, epoch, indices, alpha, RandomStream.MIXUP + offset) for offset in (0, 500))
     strengths: Floats = 1.0 / (1.0 + np.exp(np.minimum(y - x, 700.0)))
     return strengths
 

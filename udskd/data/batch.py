@@ -39,7 +39,7 @@ class Batch:
     indices: Tensor
     """Numbers of the B images in their set, int64 [B], always on the host."""
     flips: Tensor
-    """bool [B or B + 1]: which rows `to_device` mirrors."""
+    """bool [B or B + 1]: which rows `normalize_batch` mirrors."""
     mix: Tensor | None = None
     """float32 [B], share of row i in its mixture with row i + 1; None without mixup."""
     step: int = 0
@@ -52,8 +52,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device, for which nothing waits."""
-        mix = None if self.mix is None else send(self.mix, device)
-        images, labels, flips = (send(t, device) for t in (self.images, self.labels, self.flips))
+        mix = None if self.mix is None else copy_to_device(self.mix, device)
+        images, labels, flips = (copy_to_device(t, device) for t in (self.images, self.labels, self.flips))
         return replace(self, images=images, labels=labels, flips=flips, mix=mix)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -89,11 +89,15 @@ class BatchResult(NamedTuple):
         return self if self.batch is None else self._replace(batch=self.batch.to(device))
 
 
-def send(tensor: Tensor, device: torch.device) -> Tensor:
+def copy_to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor on a device; on its way to a GPU by way of page-locked memory, so that nobody waits."""
     if tensor.device.type == "cpu" and device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=device.type == "cuda")  # from a GPU, it would be read before it is there
+
+
+ViewFunction = Callable[[int, int, int], View]
+"""The view of the image in a row of a request, from its row, width and height."""
 
 
 @dataclass(frozen=True)
@@ -102,14 +106,13 @@ class PartialBatch:
 
     request: BatchRequest
     pixels: Tensor
-    """uint8 [B, S, S, 3]. The rows are written in place: each is one image that several threads decode into the batch's
-    memory, without a copy."""
+    """uint8 [B, S, S, 3]. Threads write their rows in place: stacking the views afterwards would copy them again."""
     write_view: Callable[[int, Pixels], None]
-    """Cuts the view of a decoded image into a row of `pixels`."""
+    """Writes the view of a decoded image into a row of `pixels`."""
 
 
 class Views(Dataset[BatchResult], ABC):
-    """Answers requests, at once or in three steps: begin, fill all rows, finish."""
+    """Makes batches, at once or in three steps: begin, fill all rows, finish."""
 
     images: ImageSet
 
@@ -119,7 +122,7 @@ class Views(Dataset[BatchResult], ABC):
         return self.finish(request, batch.pixels, unreadable)
 
     def fill(self, batch: PartialBatch, rows: Iterable[int]) -> Unreadable:
-        """Decode the images of some rows and cut their views. Returns which rows are not filled, and why."""
+        """Decode the images of some rows and write their views. Returns which of these rows are not filled, and why."""
         unreadable: Unreadable = {}
         for row in rows:
             try:
@@ -137,9 +140,9 @@ class Views(Dataset[BatchResult], ABC):
         """The result from `pixels` [B, S, S, 3], on any device, in which the unreadable rows are not filled."""
 
 
-def _partial_batch(request: BatchRequest, size: int, view: Callable[[int, int, int], View]) -> PartialBatch:
-    """A batch whose images are cut by view(row, width, height) to size x size."""
-    pixels = _empty(len(request.indices), size)
+def _begin(request: BatchRequest, size: int, view: ViewFunction) -> PartialBatch:
+    """A batch of views of size x size pixels."""
+    pixels = _allocate(len(request.indices), size)
     rows = pixels.numpy()
 
     def write_view(row: int, image: Pixels) -> None:
@@ -149,25 +152,19 @@ def _partial_batch(request: BatchRequest, size: int, view: Callable[[int, int, i
 
 
 class TrainViews(Views):
-    """Random views. With mixup, the last index of a request is there only as the partner of the one before it."""
+    """Random views. With mixup, a request has one index more, whose image is only the partner of the one before it."""
 
     def __init__(self, images: ImageSet, config: DataConfig, seed: int) -> None:
         self.images, self.config, self.seed = images, config, seed
 
     def begin(self, request: BatchRequest) -> PartialBatch:
+        return _begin(request, self.config.image_size, self.view_function(request))
+
+    def view_function(self, request: BatchRequest) -> ViewFunction:
+        """The random resized crop of each image."""
         draws = augment.crop_draws(self.seed, request.epoch, request.indices)
         scale, size = self.config.crop_scale, self.config.image_size
-
-        def view(row: int, width: int, height: int) -> View:
-            return View(*augment.crop_box(draws[row], width, height, scale), size, size, 0, 0)
-
-        return _partial_batch(request, size, view)
-
-    def views_of(self, request: BatchRequest, shapes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The View of each image, [B, 8], of their heights and widths [B, 2]."""
-        draws, size = augment.crop_draws(self.seed, request.epoch, request.indices), self.config.image_size
-        boxes = augment.crop_boxes(draws, shapes, self.config.crop_scale)
-        return np.concatenate([boxes, np.tile([size, size, 0, 0], (len(boxes), 1))], axis=1)
+        return lambda row, width, height: View(*augment.crop_box(draws[row], width, height, scale), size, size, 0, 0)
 
     def finish(self, request: BatchRequest, pixels: Tensor, unreadable: Unreadable) -> BatchResult:
         config, (epoch, step, indices, part) = self.config, request
@@ -178,7 +175,9 @@ class TrainViews(Views):
             strengths = augment.mixup_strengths(self.seed, epoch, indices[:-1], config.mixup)
             rows, mix = _pairs(readable, strengths)
         batch = Batch(
-            images=as_images(pixels if readable.all() else pixels[send(torch.from_numpy(rows), pixels.device)]),
+            images=as_channels_last(
+                pixels if readable.all() else pixels[copy_to_device(torch.from_numpy(rows), pixels.device)]
+            ),
             labels=torch.from_numpy(self.images.labels[indices[rows]]),
             indices=torch.from_numpy(indices[rows if mix is None else rows[:-1]]),
             flips=torch.from_numpy(augment.flips(self.seed, epoch, indices[rows], config.flip)),
@@ -187,6 +186,10 @@ class TrainViews(Views):
             part=part,
         )
         return BatchResult(batch, _in_order(unreadable))
+
+
+def _select(pixels: Tensor, rows: npt.NDArray[np.intp]) -> Tensor:
+    return pixels[copy_to_device(torch.from_numpy(rows), pixels.device)]
 
 
 def _pairs(readable: npt.NDArray[np.bool_], strengths: Floats) -> tuple[npt.NDArray[np.intp], Tensor]:
@@ -210,14 +213,14 @@ class EvalViews(Views):
 
     def begin(self, request: BatchRequest) -> PartialBatch:
         size, share = self.config.image_size, self.config.eval_crop
-        return _partial_batch(request, size, lambda _, width, height: augment.central_view(width, height, size, share))
+        return _begin(request, size, lambda _, width, height: augment.central_view(width, height, size, share))
 
     def finish(self, request: BatchRequest, pixels: Tensor, unreadable: Unreadable) -> BatchResult:
         if unreadable:
             return BatchResult(None, _in_order(unreadable))
         labels, indices = (torch.from_numpy(a) for a in (self.images.labels[request.indices], request.indices))
         flips = torch.zeros(len(indices), dtype=torch.bool)
-        return BatchResult(Batch(as_images(pixels), labels, indices, flips, step=request.step), [])
+        return BatchResult(Batch(as_channels_last(pixels), labels, indices, flips, step=request.step), [])
 
 
 class ReadCheck(Views):
@@ -237,7 +240,7 @@ def _in_order(unreadable: Unreadable) -> list[ReadError]:
     return [unreadable[row] for row in sorted(unreadable)]
 
 
-def _empty(rows: int, size: int) -> Tensor:
+def _allocate(rows: int, size: int) -> Tensor:
     """uint8 [rows, size, size, 3]; in a worker process in shared memory, so that handing it over copies nothing."""
     shape = (rows, size, size, 3)
     if get_worker_info() is None:
@@ -246,6 +249,6 @@ def _empty(rows: int, size: int) -> Tensor:
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
-def as_images(pixels: Tensor) -> Tensor:
+def as_channels_last(pixels: Tensor) -> Tensor:
     """[B, S, S, 3] as [B, 3, S, S] over the same memory, which makes it channels_last for free."""
     return pixels.permute(0, 3, 1, 2)

@@ -42,7 +42,7 @@ class ImageSet(ABC):
     """Names of the C classes, in the order of their labels."""
     labels: npt.NDArray[np.int64]
     """Label of every image, [N]."""
-    frees_lock: bool = True
+    releases_gil: bool = True
     """Whether most of decoding is done without Python's lock, so that threads are as fast as processes."""
     ignored: Mapping[str, int] = MappingProxyType({})
     """How many files were found among the images and are none, by kind."""
@@ -96,7 +96,7 @@ class ImageSet(ABC):
         height, width, _ = self.pixels(index).shape
         return int(height * width)
 
-    def ignored_line(self) -> str:
+    def describe_ignored(self) -> str:
         """How many files were ignored, and of which kinds, for a message; "" if there is none."""
         count = sum(self.ignored.values())
         kinds = sorted(self.ignored.items(), key=lambda item: (-item[1], item[0]))
@@ -137,7 +137,7 @@ def common_classes(root: Path, train: Sequence[str], val: Sequence[str], wanted:
         DataError: the splits have different classes, or two that look alike, or there are fewer than two classes, or
             than the wanted number.
     """
-    _refuse_twins(root, train, val)
+    _refuse_lookalikes(root, train, val)
     if train != val:
         only = {"train": sorted({*train} - {*val}), "val": sorted({*val} - {*train})}
         difference = "; ".join(f"{abbreviate(names)} only in {split}" for split, names in only.items() if names)
@@ -149,7 +149,7 @@ def common_classes(root: Path, train: Sequence[str], val: Sequence[str], wanted:
     return train[:wanted]
 
 
-def _refuse_twins(root: Path, train: Sequence[str], val: Sequence[str]) -> None:
+def _refuse_lookalikes(root: Path, train: Sequence[str], val: Sequence[str]) -> None:
     """DataError if two names of classes are the same text in two Unicode forms, which no reader can tell apart."""
     known: dict[str, tuple[str, str]] = {}
     for split, names in (("train", train), ("val", val)):

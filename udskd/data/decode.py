@@ -77,7 +77,7 @@ def decode(data: bytes, name: str) -> Pixels:
 def pixels_of(image: Image.Image) -> Pixels:
     """The pixels of an image that PIL has opened, see `decode`. Raises whatever PIL does for a damaged one."""
     image.load()
-    turn, rgb = _turn(image), _to_rgb(image)
+    turn, rgb = _orientation(image), _to_rgb(image)
     return np.asarray(rgb if turn is None else rgb.transpose(turn))
 
 
@@ -97,7 +97,7 @@ def _check(path: str) -> None:
         raise ValueError("the file is empty")
 
 
-_silence: object = None
+_warning_filter: object = None
 
 
 def open_image(source: str | bytes) -> Image.Image:
@@ -108,10 +108,10 @@ def open_image(source: str | bytes) -> Image.Image:
     From workers they would break into the progress, epoch after epoch. warnings.catch_warnings is not for threads, so
     the filter stays: it is for PIL's modules alone.
     """
-    global _silence
-    if warnings.filters[:1] != [_silence]:
+    global _warning_filter
+    if warnings.filters[:1] != [_warning_filter]:
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        _silence = warnings.filters[0]
+        _warning_filter = warnings.filters[0]
     return Image.open(source if isinstance(source, str) else io.BytesIO(source), formats=NAMES)
 
 
@@ -144,7 +144,7 @@ def is_plain_jpeg(data: bytes) -> bool:
 
 
 def _is_plain(image: Image.Image) -> bool:
-    return image.format == "JPEG" and image.mode in ("L", "RGB") and _turn(image) is None
+    return image.format == "JPEG" and image.mode in ("L", "RGB") and _orientation(image) is None
 
 
 def is_simple_jpeg(data: bytes) -> bool:
@@ -204,7 +204,7 @@ def _high_bits(image: Image.Image) -> Pixels:
     return ~pixels if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else pixels
 
 
-def _turn(image: Image.Image) -> Image.Transpose | None:
+def _orientation(image: Image.Image) -> Image.Transpose | None:
     """What makes a photograph upright, by its EXIF orientation."""
     try:
         return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))

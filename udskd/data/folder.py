@@ -29,11 +29,11 @@ class FolderSet(ImageSet):
         """other: the folder of the other split; links below a class folder do not lead into its classes."""
         self.root = split = Path(split)
         tree = Tree(split, other)
-        self.classes = tuple(_some(tree) if classes is None else classes)
+        self.classes = tuple(_class_names(tree) if classes is None else classes)
         self.paths, labels = find_files(tree, self.classes)
         self.ignored, self.folders = tree.ignored, tree.folders
         self.labels = np.array(labels, dtype=np.int64)
-        self.frees_lock = are_jpegs(self.paths)
+        self.releases_gil = are_jpegs(self.paths)
         counts = np.bincount(self.labels, minlength=len(self.classes))
         _refuse_empty(self, [name for name, count in zip(self.classes, counts, strict=True) if count == 0])
 
@@ -59,7 +59,7 @@ class FolderSet(ImageSet):
         return read_area(self.paths[index])
 
 
-def shared_images(train: ImageSet, val: ImageSet) -> str:
+def describe_shared_images(train: ImageSet, val: ImageSet) -> str:
     """A line about the images that two splits share through links to folders; "" if there are none."""
     if not isinstance(train, FolderSet) or not isinstance(val, FolderSet):
         return ""
@@ -75,14 +75,14 @@ def shared_images(train: ImageSet, val: ImageSet) -> str:
 def _refuse_empty(images: FolderSet, empty: Sequence[str]) -> None:
     if empty:
         what = "class" if len(empty) == 1 else f"{len(empty)} classes"
-        ignored = images.ignored_line()
+        ignored = images.describe_ignored()
         raise DataError(
             f"no images in {what} {abbreviate(empty)} of {images.root}{f' ({ignored})' if ignored else ''}: add images "
             f"({' '.join(SUFFIXES)}) or remove the class from both splits"
         )
 
 
-def _some(tree: Tree) -> list[str]:
+def _class_names(tree: Tree) -> list[str]:
     """The class folders of a split. DataError if there is none."""
     if not tree.classes:
         raise DataError(
@@ -100,7 +100,7 @@ def class_folders(split: Path) -> list[str]:
     if not split.exists():
         wanted = f"{split.parent}/train/CLASS/* and {split.parent}/val/CLASS/*"
         raise DataError(f"the {split.name} split is missing: there is no {split} (expected {wanted})")
-    return _some(Tree(split))
+    return _class_names(Tree(split))
 
 
 def open_folder(root: str | Path, classes: int | None = None) -> tuple[FolderSet, FolderSet]:

@@ -82,7 +82,7 @@ class TrainLoader:
         self._workers.close()
 
     def _requests(self, epoch: int, start_step: int) -> Iterator[BatchRequest]:
-        order = augment.order(self.seed, epoch, len(self.images))
+        order = augment.permutation(self.seed, epoch, len(self.images))
         rows = np.arange(self.shard.rows(self.batch_size) + int(self.config.mixup > 0))
         for step in range(start_step, self.steps_per_epoch):
             for part in range(self.shard.parts):

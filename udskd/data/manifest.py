@@ -90,7 +90,7 @@ def _identify(
         return mark, UNREADABLE
 
 
-def difference(old: Manifest, new: Manifest) -> str:
+def describe_changes(old: Manifest, new: Manifest) -> str:
     """What is otherwise in `new`, with numbers and the first names; "" if nothing is."""
     before, now = _digests(old), _digests(new)
     other = [name for name in before if name in now and now[name] != before[name]]

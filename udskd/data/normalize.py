@@ -12,7 +12,7 @@ from udskd.config.schema import DataConfig
 from udskd.data.batch import Batch
 
 
-def to_device(
+def normalize_batch(
     batch: Batch,
     config: DataConfig,
     device: torch.device | str,

@@ -17,7 +17,7 @@ from PIL import Image
 
 from udskd.data.dataset import UnreadableImage, abbreviate, class_hash
 from udskd.data.decode import decode, is_plain_jpeg, read_bytes, translate_errors
-from udskd.data.folder import FolderSet, open_folder, shared_images
+from udskd.data.folder import FolderSet, describe_shared_images, open_folder
 from udskd.data.packed import ENTRY, MAGIC, PREFIX, SPLITS, VERSION, pack_file
 from udskd.data.workers import in_order, no_op
 from udskd.errors import ConfigError, DataError
@@ -67,7 +67,7 @@ def pack(
     sets = dict(zip(SPLITS, open_folder(source, classes), strict=True))
     if destination.resolve() == source.resolve():
         raise DataError(f"a pack beside its tree, in {source}, would be used in its place: name another folder")
-    shared = shared_images(**sets)
+    shared = describe_shared_images(**sets)
     drafts = {split: destination / f".{split}.pack.{os.getpid()}" for split in SPLITS}
     try:
         destination.mkdir(parents=True, exist_ok=True)
@@ -148,7 +148,7 @@ def _write(path: Path, images: FolderSet, header: dict[str, Any], workers: int, 
         if unreadable:
             what = f"{len(unreadable)} of the {count} {split} images cannot be read"
             raise DataError(f"{what}, and a pack leaves none out: {abbreviate(unreadable)}; mend or remove them")
-        return draft.finish(images.ignored_line())
+        return draft.finish(images.describe_ignored())
 
 
 def _convert(path: str, short_side: int | None, quality: int) -> _File:

@@ -56,7 +56,7 @@ class PackedSet(ImageSet):
         self.classes = tuple(self.header["classes"][:classes])
         self._kept = np.flatnonzero(self._entries["label"] < len(self.classes))
         self.labels = self._entries["label"][self._kept].astype(np.int64)
-        self.frees_lock = self.header["short_side"] is not None or are_jpegs(map(self.name, range(len(self))))
+        self.releases_gil = self.header["short_side"] is not None or are_jpegs(map(self.name, range(len(self))))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PackedSet, (self.path, self._limit)

@@ -18,14 +18,14 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from udskd.data.batch import Batch, as_images
+from udskd.data.batch import Batch, as_channels_last
 
 SLOTS = 3
 _ALIGNMENT = 256
 T = TypeVar("T")
 
 
-def on_device(batches: Iterable[Batch], device: torch.device | str) -> Generator[Batch]:
+def prefetch_to_device(batches: Iterable[Batch], device: torch.device | str) -> Generator[Batch]:
     """The batches with their tensors (all but the indices) on a device, copied ahead where it is a GPU.
 
     The images of a batch are to be used on the stream that is current when the next batch is asked for, and not
@@ -169,7 +169,7 @@ class Slot:
         there = {name: _part(self._there, places[name], part) for name, part in parts.items()}
         return replace(
             batch,
-            images=as_images(there["images"]),
+            images=as_channels_last(there["images"]),
             labels=there["labels"],
             flips=there["flips"],
             mix=there.get("mix"),

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from udskd.data.batch import BatchRequest, BatchResult, EvalViews, ReadError, TrainViews, send
+from udskd.data.batch import BatchRequest, BatchResult, EvalViews, ReadError, TrainViews, copy_to_device
 from udskd.data.dataset import ImageSet, Pixels, UnreadableImage
 from udskd.data.resize import crop_resize_batch, has_kernel
 from udskd.data.workers import Poll, Progress, Workers, in_order, make_workers, no_op
@@ -102,10 +102,11 @@ class ResidentTraining(Workers):
     def _answer(self, request: BatchRequest) -> BatchResult:
         images, size, indices = self._images, self._views.config.image_size, request.indices
         assert images is not None
-        shapes, rows = images.shapes[indices], send(torch.from_numpy(indices), self._device)
+        shapes, rows = images.shapes[indices], copy_to_device(torch.from_numpy(indices), self._device)
         out = torch.empty((len(indices), size, size, 3), dtype=torch.uint8, device=self._device)
-        boxes = self._views.views_of(request, shapes)
-        crop_resize_batch(images.pixels, images.offsets[rows], torch.from_numpy(shapes), boxes, out)
+        view = self._views.view_function(request)
+        views = [view(row, width, height) for row, (height, width) in enumerate(shapes.tolist())]
+        crop_resize_batch(images.pixels, images.offsets[rows], torch.from_numpy(shapes), np.array(views, np.int64), out)
         unreadable = {k: images.unreadable[i] for k, i in enumerate(indices.tolist()) if i in images.unreadable}
         return self._views.finish(request, out, unreadable).to(self._device)
 

@@ -20,7 +20,7 @@ from udskd import _native
 Pixels = npt.NDArray[np.uint8]
 
 _OPERATOR = "crop_resize"  # csrc/image begins its complaints with it
-_MOST = 1 << 24  # pixels a side, as there
+_MAX_SIDE = 1 << 24  # pixels a side, as there
 
 
 class View(NamedTuple):
@@ -56,7 +56,7 @@ def crop_resize(pixels: Pixels, view: View, out: Pixels) -> None:
     try:
         torch.ops.udskd.crop_resize_one.default(_tensor(pixels), *view, torch.from_numpy(out))
     except RuntimeError as error:
-        raise _as_value_error(error) from None
+        raise _to_value_error(error) from None
 
 
 def crop_resize_batch(
@@ -85,7 +85,7 @@ def crop_resize_batch(
     try:
         torch.ops.udskd.crop_resize.default(pixels, offsets, shapes, _tensor(np.ascontiguousarray(views)), out)
     except RuntimeError as error:
-        raise _as_value_error(error) from None
+        raise _to_value_error(error) from None
 
 
 class _Writeable:
@@ -102,7 +102,7 @@ def _tensor(array: npt.NDArray[Any]) -> Tensor:
     return torch.from_numpy(array if array.flags.writeable else np.asarray(_Writeable(array)))
 
 
-def _as_value_error(error: RuntimeError) -> Exception:
+def _to_value_error(error: RuntimeError) -> Exception:
     """What an operator has to say against its arguments, without where in the source it says so."""
     message = str(error)
     begin = message.find(f"{_OPERATOR}: ")
@@ -156,8 +156,8 @@ def _check_view(v: View, height: int, width: int, size: int, row: int) -> None:
     if not (0 <= v.left < v.right <= width and 0 <= v.top < v.bottom <= height):
         box = f"(left {v.left}, top {v.top}, right {v.right}, bottom {v.bottom})"
         problem = f"has the box {box}, which is empty or not within its {height} x {width} pixels"
-    elif min(v.width, v.height) < 1 or max(v.width, v.height) > _MOST:
-        problem = f"is to be resized to width {v.width}, height {v.height}, expected 1 to {_MOST}"
+    elif min(v.width, v.height) < 1 or max(v.width, v.height) > _MAX_SIDE:
+        problem = f"is to be resized to width {v.width}, height {v.height}, expected 1 to {_MAX_SIDE}"
     elif not (0 <= v.x <= v.width - size and 0 <= v.y <= v.height - size):
         window = f"has the window of {size} pixels at x {v.x}, y {v.y}"
         problem = f"{window}, which is not within width {v.width}, height {v.height}"

@@ -75,7 +75,7 @@ def choose_loader(loader: str, count: int, images: ImageSet) -> str:
     """
     if loader != "auto":
         return loader
-    return "threads" if count <= MOST_THREADS and images.frees_lock else "processes"
+    return "threads" if count <= MOST_THREADS and images.releases_gil else "processes"
 
 
 def translate_worker_death(error: Exception) -> Exception:
@@ -189,7 +189,7 @@ class ProcessWorkers(Workers):
             batch_size=None,  # a request is already a batch
             sampler=self._requests,
             num_workers=self._count,
-            collate_fn=_as_is,
+            collate_fn=_identity,
             worker_init_fn=_init_worker,
             persistent_workers=True,
             prefetch_factor=AHEAD,
@@ -232,7 +232,7 @@ class _RequestSampler(Sampler[BatchRequest]):
         return iter(self.items)
 
 
-def _as_is(result: Any) -> Any:
+def _identity(result: Any) -> Any:
     return result
 
 

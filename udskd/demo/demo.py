@@ -11,7 +11,7 @@ from torch import Tensor
 
 from udskd.config import toml
 from udskd.config.schema import Config
-from udskd.data import EmbeddedSet, EvalLoader, to_device
+from udskd.data import EmbeddedSet, EvalLoader, normalize_batch
 from udskd.demo.figure import Uncertainty, draw
 from udskd.loss.uncertainty import certainty
 from udskd.models.loading import load_network
@@ -77,5 +77,5 @@ def logits_of(weights: Path, config: Config, images: EmbeddedSet) -> Tensor:
     """What a network, computed in float32 on the CPU, says of every image: logits float64 [N, C]."""
     network = load_network(weights, None, images.classes, config.data).module.eval()
     with closing(EvalLoader(images, config.data, batch_size=config.training.batch_size)) as loader:
-        pixels = (to_device(batch, config.data, "cpu", len(images.classes))[0] for batch in loader)
+        pixels = (normalize_batch(batch, config.data, "cpu", len(images.classes))[0] for batch in loader)
         return torch.cat([network(batch) for batch in pixels]).double()

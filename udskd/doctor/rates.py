@@ -15,7 +15,7 @@ import torch
 from udskd.config.schema import DataConfig
 from udskd.data import Batch, ImageSet, TrainLoader
 from udskd.data.dataset import Pixels
-from udskd.data.prefetch import on_device
+from udskd.data.prefetch import prefetch_to_device
 
 T = TypeVar("T")
 
@@ -113,7 +113,7 @@ class Window:
     def _batches(self) -> Iterator[Batch]:
         epochs = (self.loader.epoch(epoch) for epoch in itertools.count())
         batches = itertools.islice(itertools.chain.from_iterable(epochs), 2 * self.skip + self.count)
-        return on_device(batches, self._device)
+        return prefetch_to_device(batches, self._device)
 
 
 def loader_rate(

@@ -65,7 +65,7 @@ def choose_layers(module: nn.Module, image_size: int, wanted: str, count: int, o
     return layers
 
 
-class Tapped(nn.Module):
+class FeatureExtractor(nn.Module):
     """A network that also gives away what some of its layers gave: images -> (logits, these layers' outputs).
 
     Whoever calls the network itself gets the logits alone, and nothing is kept of that call.

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from udskd.config.schema import DataConfig
-from udskd.data import ImageSet, to_device
+from udskd.data import ImageSet, normalize_batch
 from udskd.data.batch import BatchRequest, EvalViews
 from udskd.data.dataset import Pixels
 from udskd.data.decode import pixels_of, translate_errors
@@ -70,7 +70,7 @@ class LoadedModel:
         if batch is None:
             name, reason = unreadable[0]
             raise DataError(f"{name} cannot be decoded: {reason}")
-        return to_device(batch, data, "cpu", len(self.classes))[0]
+        return normalize_batch(batch, data, "cpu", len(self.classes))[0]
 
     @torch.no_grad()
     def predict(self, images: OneImage | Sequence[OneImage]) -> Tensor:

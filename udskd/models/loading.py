@@ -79,7 +79,7 @@ def _own_network(path: Path, tensors: dict[str, Tensor], info: WeightsInfo, imag
         model = zoo.build(info.model, len(info.classes), image_size, stem)
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    _fill(path, model.module, tensors)
+    _load_into(path, model.module, tensors)
     return model
 
 
@@ -88,7 +88,7 @@ def _plain_network(
 ) -> zoo.Model:
     tensors, stem = _plain_stem(path, tensors, options)
     model = zoo.build(options.model, classes, image_size, stem)
-    _fill(path, model.module, tensors)
+    _load_into(path, model.module, tensors)
     return model
 
 
@@ -103,7 +103,7 @@ def _plain_stem(path: Path, tensors: dict[str, Tensor], options: TeacherConfig) 
     return tensors, "imagenet" if options.stem == "auto" and not tiny.is_tiny(options.model) else options.stem
 
 
-def _fill(path: Path, module: nn.Module, tensors: dict[str, Tensor]) -> None:
+def _load_into(path: Path, module: nn.Module, tensors: dict[str, Tensor]) -> None:
     wanted = module.state_dict()
     missing, unknown = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     if missing or unknown:

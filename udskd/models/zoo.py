@@ -16,7 +16,7 @@ from udskd.errors import ConfigError
 from udskd.models import tiny
 
 BuiltStem = Literal["imagenet", "half", "small"]
-_BOUND_TO_SIZE = ("VisionTransformer", "MaxVit")  # built for one size: the stride of the patches cannot change
+_FIXED_STRIDE = ("VisionTransformer", "MaxVit")  # built for one size: the stride of the patches cannot change
 SMALL_BELOW = 96  # pixels: the side of the image below which "auto" keeps the early resolution
 
 
@@ -62,13 +62,13 @@ def build(name: str, num_classes: int, image_size: int, stem: Stem = "auto") -> 
         return model
     wanted: BuiltStem = ("small" if image_size < SMALL_BELOW else "imagenet") if stem == "auto" else stem
     module = _torchvision(name, num_classes, image_size)
-    if wanted != "imagenet" and not _relax(module, wanted):
+    if wanted != "imagenet" and not _reduce_stride(module, wanted):
         if stem != "auto":
             raise ConfigError(
                 f'model "{name}" has no early down-sampling for stem "{stem}" to change: use stem "imagenet"'
             )
         wanted = "imagenet"
-    _try(name, module, num_classes, image_size)
+    _check_image_size(name, module, num_classes, image_size)
     return Model(name, wanted, num_classes, image_size, module)
 
 
@@ -95,14 +95,14 @@ def _torchvision(name: str, num_classes: int, image_size: int) -> nn.Module:
     return module
 
 
-def _relax(module: nn.Module, stem: BuiltStem) -> bool:
+def _reduce_stride(module: nn.Module, stem: BuiltStem) -> bool:
     """Take the first factor of four in down-sampling out of the network, or of it only the second two for "half".
 
     The layers that down-sample are found by looking, not by name: those with a stride, in the order in which they
     run, grouped by the resolution that they receive (parallel branches of a block receive the same). False if there
     are none that can be changed.
     """
-    if type(module).__name__ in _BOUND_TO_SIZE:
+    if type(module).__name__ in _FIXED_STRIDE:
         return False
     groups = _strided_layers(module)
     if not groups:
@@ -159,7 +159,7 @@ def _first_convolution(old: nn.Conv2d, stride: int) -> nn.Conv2d:
     return new
 
 
-def _try(name: str, module: nn.Module, num_classes: int, image_size: int) -> None:
+def _check_image_size(name: str, module: nn.Module, num_classes: int, image_size: int) -> None:
     """One pass of shapes, so that images too small for the network are refused before anything is trained."""
     twin = copy.deepcopy(module).to("meta").eval()
     try:

@@ -11,7 +11,7 @@ from torch import nn
 
 from udskd.config.schema import ROLES, DataConfig
 from udskd.data import EvalLoader, ImageSet, Shard, open_sets
-from udskd.data.manifest import difference, list_images
+from udskd.data.manifest import describe_changes, list_images
 from udskd.data.workers import Poll
 from udskd.errors import CheckpointError, Interrupted
 from udskd.models import loading
@@ -60,7 +60,7 @@ def _compare_with_run(run: Path, images: ImageSet, display: Display, world: Worl
     if known is None or "val" not in known:
         return
     known = {"val": known["val"]}
-    if changes := difference(known, list_images({"val": images}, known, poll=poll)):
+    if changes := describe_changes(known, list_images({"val": images}, known, poll=poll)):
         display.line(f"the validation images are others than in the run: {changes}")
 
 

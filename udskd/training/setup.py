@@ -9,7 +9,7 @@ from typing import Any
 from udskd import methods
 from udskd.config import schema
 from udskd.config.schema import ROLES, Config, DataConfig
-from udskd.data import EvalLoader, ImageSet, Shard, TrainLoader, check_readable, class_hash, shared_images
+from udskd.data import EvalLoader, ImageSet, Shard, TrainLoader, check_readable, class_hash, describe_shared_images
 from udskd.data.manifest import content_hash
 from udskd.errors import ConfigError
 from udskd.models.zoo import Model
@@ -141,7 +141,7 @@ def introduce(session: Session, networks: dict[str, Model]) -> None:
         f"method {config.method}, seed {config.seed}, run folder {session.folder.path}",
         f"data: {config.data.root}, {sizes} of {len(session.classes)} classes at {size} px",
         *_ignored(session),
-        *([shared] if (shared := shared_images(session.train.images, session.val.images)) else []),
+        *([shared] if (shared := describe_shared_images(session.train.images, session.val.images)) else []),
         f"device: {session.runtime.describe()}; loss backend: {session.runtime.loss_backend(config.loss)}",
         *(
             []
@@ -159,7 +159,7 @@ def introduce(session: Session, networks: dict[str, Model]) -> None:
 def _ignored(session: Session) -> list[str]:
     """What the folders of each split hold besides images, in a line each."""
     splits = {"train": session.train.images, "val": session.val.images}
-    return [f"{split}: {images.ignored_line()}" for split, images in splits.items() if images.ignored]
+    return [f"{split}: {images.describe_ignored()}" for split, images in splits.items() if images.ignored]
 
 
 def dataset(session: Session) -> dict[str, Any]:

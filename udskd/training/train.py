@@ -15,7 +15,7 @@ import torch
 from udskd import methods
 from udskd.config import schema
 from udskd.config.schema import METHOD_SECTIONS, Config
-from udskd.data import open_sets, to_device
+from udskd.data import normalize_batch, open_sets
 from udskd.data.workers import translate_worker_death
 from udskd.errors import CheckpointError, Interrupted
 from udskd.models.zoo import Model
@@ -159,7 +159,7 @@ def _refuse_overflow(session: Session, taught: teacher.FrozenTeacher) -> None:
     data, runtime, bad = session.config.data, session.runtime, False
     with closing(runtime.prefetch(session.val)) as batches:
         if (batch := next(batches, None)) is not None:
-            images, _ = to_device(batch, data, runtime.device, len(session.classes), runtime.memory_format)
+            images, _ = normalize_batch(batch, data, runtime.device, len(session.classes), runtime.memory_format)
             logits = taught.forward(images).logits
             bad = logits is not None and not bool(logits.isfinite().all())
     if any(session.world.gather(bad)):

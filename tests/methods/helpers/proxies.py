@@ -16,7 +16,7 @@ from udskd.config.schema import ROLES, STUDENTS, Config
 from udskd.methods.base import Answers, Setting, Shape, Shaped
 from udskd.methods.sdkd import FusionBlock, StudentDriven
 from udskd.models import zoo
-from udskd.models.features import Tapped
+from udskd.models.features import FeatureExtractor
 
 B, C, SIZE = 4, 3, 8
 NETWORKS = {"teacher": "tiny_plain_4", "student_a": "tiny_plain_3", "student_b": "tiny_separable_2"}
@@ -48,7 +48,7 @@ class Run:
         self.needs = self.method.needs(self.setting)
         parts = {name: part.to(dtype) for name, part in self.method.modules(self.setting).items()}
         self.proxies = {role: parts[f"fusion_{role[-1]}"] for role in STUDENTS}
-        self.tapped: dict[str, Any] = {role: Tapped(modules[role], self.needs.layers[role]) for role in ROLES}
+        self.tapped: dict[str, Any] = {role: FeatureExtractor(modules[role], self.needs.layers[role]) for role in ROLES}
         self.images = torch.randn(B, 3, size, size, dtype=dtype)
         self.target = torch.randint(0, C, (B,))
 

@@ -43,11 +43,11 @@ def test_the_counter_of_read_backs_counts() -> None:
 def test_nothing_is_read_back_within_a_step(config: Config, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     """From the batch on the device to the update: forward, loss, backward, clipping, optimiser, average, meter."""
     counts: list[int] = []
-    to_device = epoch.to_device
+    normalize_batch = epoch.normalize_batch
     counter = ReadBacks()
 
     def after_the_batch_arrived(*args: Any) -> Any:
-        batch = to_device(*args)  # looks at the flips, which are on the host
+        batch = normalize_batch(*args)  # looks at the flips, which are on the host
         counter.__enter__()
         return batch
 
@@ -60,7 +60,7 @@ def test_nothing_is_read_back_within_a_step(config: Config, monkeypatch: pytest.
 
         yield advance
 
-    monkeypatch.setattr(epoch, "to_device", after_the_batch_arrived)
+    monkeypatch.setattr(epoch, "normalize_batch", after_the_batch_arrived)
     monkeypatch.setattr(progress.Display, "steps", steps)
     # On the CPU, where there is nobody to wait for, hard labels are looked at (hence mixup), and by the fused form
     # grad_output. Neither happens on a GPU.

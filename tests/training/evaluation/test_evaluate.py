@@ -10,7 +10,7 @@ from torch import nn
 
 from udskd.config import schema
 from udskd.config.schema import Config
-from udskd.data import EvalLoader, open_sets, to_device
+from udskd.data import EvalLoader, normalize_batch, open_sets
 from udskd.files import PREDICTIONS
 from udskd.models import zoo
 from udskd.progress import Display
@@ -52,7 +52,7 @@ def test_every_network_sees_every_image_once(config: Config, tree: Path) -> None
 
 def test_the_metrics_are_those_of_the_networks_logits(config: Config) -> None:
     module = zoo.build("tiny_plain_2", 3, 8).module.eval()
-    batches = [to_device(b, config.data, "cpu", 3) for b in loader_of(config)]
+    batches = [normalize_batch(b, config.data, "cpu", 3) for b in loader_of(config)]
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     with torch.no_grad():
         nll = nn.functional.cross_entropy(module(images), labels)

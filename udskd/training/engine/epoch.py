@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import closing
 
-from udskd.data import Batch, TrainLoader, to_device
+from udskd.data import Batch, TrainLoader, normalize_batch
 from udskd.training.engine.meter import Meter
 from udskd.training.engine.step import Step
 from udskd.training.engine.task import Inputs, Task
@@ -46,6 +46,6 @@ class EpochTrainer:
         """The batch on the device: normalised images, target, and the teacher's logits where they are cached."""
         runtime, loader = self.runtime, self.loader
         classes = len(loader.images.classes)
-        images, target = to_device(batch, loader.config, runtime.device, classes, runtime.memory_format)
+        images, target = normalize_batch(batch, loader.config, runtime.device, classes, runtime.memory_format)
         logits = self.task.teacher_logits(epoch, batch.indices)
         return Inputs(images, target, None if logits is None else runtime.copy_async(logits))

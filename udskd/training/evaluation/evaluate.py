@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from udskd.config.schema import DataConfig
-from udskd.data import EvalLoader, to_device
+from udskd.data import EvalLoader, normalize_batch
 from udskd.progress import Display
 from udskd.training.evaluation.metrics import COLUMNS, Metrics, summarise
 from udskd.training.runtime.device import Runtime
@@ -132,7 +132,7 @@ class _Pass:
             for _ in range(rounds):  # also who has a batch less than the others asks as often whether to stop
                 if (batch := next(batches, None)) is not None:
                     self._sizes[batch.step] = len(batch)
-                    self._take(*to_device(batch, data, runtime.device, classes, runtime.memory_format), runtime)
+                    self._take(*normalize_batch(batch, data, runtime.device, classes, runtime.memory_format), runtime)
                 advance()
                 poll()
 

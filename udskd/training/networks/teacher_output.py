@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from udskd.config.schema import Config
 from udskd.errors import ConfigError
 from udskd.methods import Needs
-from udskd.models.features import Tapped
+from udskd.models.features import FeatureExtractor
 from udskd.training.networks.inference import FrozenNetwork, fold
 from udskd.training.runtime.device import Runtime
 
@@ -70,7 +70,7 @@ class _TeacherWithFeatures:
         self, module: nn.Module, runtime: Runtime, dtype: torch.dtype, layers: tuple[str, ...], compiled: bool
     ) -> None:
         frozen = runtime.place(copy.deepcopy(module).eval().requires_grad_(False))
-        tapped = Tapped(frozen.to(dtype), layers)
+        tapped = FeatureExtractor(frozen.to(dtype), layers)
         self._tapped: Callable[[Tensor], tuple[Tensor, tuple[Tensor, ...]]] = (
             torch.compile(tapped) if compiled else tapped
         )

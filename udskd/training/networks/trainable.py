@@ -12,7 +12,7 @@ from torch.amp.grad_scaler import GradScaler
 from udskd.config.schema import ROLES, StudentConfig, TeacherConfig, TrainingConfig
 from udskd.data.hashing import derive_seed
 from udskd.models import zoo
-from udskd.models.features import Tapped
+from udskd.models.features import FeatureExtractor
 from udskd.training.networks.ema import ExponentialMovingAverage
 from udskd.training.networks.optim import Schedule, sgd
 from udskd.training.runtime.device import Runtime
@@ -95,7 +95,7 @@ class Network(Trainable):
         """With layers, forward(images) returns the logits and a tuple of these layers' outputs."""
         self.model = model
         module = runtime.with_sync_batchnorm(runtime.place(model.module))
-        trained = Tapped(module, layers) if layers else module
+        trained = FeatureExtractor(module, layers) if layers else module
         self._parallel = None if runtime.world.is_single else runtime.data_parallel(trained, model.image_size)
         forward = self._parallel or trained
         self.forward: Any = torch.compile(forward) if training.compile else forward

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from udskd.config.schema import LossConfig, TrainingConfig
-from udskd.data import Batch, on_device
+from udskd.data import Batch, prefetch_to_device
 from udskd.data.hashing import derive_seed
 from udskd.errors import ConfigError
 from udskd.loss import dispatch
@@ -118,7 +118,7 @@ class Runtime:
 
     def prefetch(self, batches: Iterable[Batch]) -> Generator[Batch]:
         """The batches on the device, copied ahead of their use; each is gone when the next one is asked for."""
-        return on_device(batches, self.device)
+        return prefetch_to_device(batches, self.device)
 
     def copy_async(self, values: Tensor) -> Tensor:
         """A small tensor of the host on the device, without waiting for it."""

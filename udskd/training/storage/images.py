@@ -9,7 +9,7 @@ from udskd.config.schema import Config, DataConfig
 from udskd.data import ImageSet, class_hash
 from udskd.data.dataset import abbreviate
 from udskd.data.formats import missing_codec
-from udskd.data.manifest import Manifest, content_hash, difference, list_images
+from udskd.data.manifest import Manifest, content_hash, describe_changes, list_images
 from udskd.errors import DataError
 from udskd.files import expand_user
 from udskd.progress import Display
@@ -36,7 +36,7 @@ def identify(
         manifest = list_images(sets, known, advance, consensus.poll_here)
     if folder.writes and known is not None:
         _refuse_undecodable(config, folder, known, manifest)
-        _refuse(config, folder, difference(known, manifest))
+        _refuse(config, folder, describe_changes(known, manifest))
     return manifest
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from udskd.config.schema import Config
 from udskd.data import ImageSet, UnreadableImage, class_hash
 from udskd.data.manifest import FILE as MANIFEST
-from udskd.data.manifest import difference, list_images, read_manifest, to_bytes
+from udskd.data.manifest import describe_changes, list_images, read_manifest, to_bytes
 from udskd.data.workers import Poll, no_op
 from udskd.errors import CheckpointError, ConfigError, DataError
 from udskd.files import write_atomic
@@ -166,7 +166,7 @@ class CacheFolder:
         known = read_manifest(self.path / MANIFEST)
         if known is None:
             return
-        changes = difference(known, list_images({"train": images}, known, advance, poll))
+        changes = describe_changes(known, list_images({"train": images}, known, advance, poll))
         if changes:
             raise ConfigError(f"{self.path} was made of other images than there are now: {changes}: {advice}")
 

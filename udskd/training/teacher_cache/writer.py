@@ -13,7 +13,7 @@ from torch import Tensor
 
 from udskd import methods
 from udskd.config.schema import Config
-from udskd.data import ImageSet, Shard, TrainLoader, open_sets, to_device
+from udskd.data import ImageSet, Shard, TrainLoader, normalize_batch, open_sets
 from udskd.errors import CheckpointError, ConfigError, Interrupted
 from udskd.models.loading import load_network
 from udskd.progress import Display
@@ -122,7 +122,7 @@ class _Writer:
         ):
             for batch in batches:
                 if len(batch):
-                    self._last, _ = to_device(batch, self._data, runtime.device, classes, runtime.memory_format)
+                    self._last, _ = normalize_batch(batch, self._data, runtime.device, classes, runtime.memory_format)
                     table.put(batch.indices, self._logits(self._last))
                 advance()
                 self._stop.poll()
