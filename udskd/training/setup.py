@@ -119,10 +119,10 @@ def prepare(
     if "teacher" in networks:
         # Both calls refuse now what would fail later: a teacher without the outputs needed, a cache of another teacher.
         setup.build_teacher_forward(config, runtime, networks["teacher"].module)
-        cached = reader.find(session, networks["teacher"])
+        cached = reader.open_cache(session, networks["teacher"])
         if cached is not None and world.is_rank0:
-            if unknown := cached.unknown_images():
-                display.line(unknown)
+            if warning := cached.missing_manifest_warning():
+                display.line(warning)
             with display.steps("identify the teacher cache's images", len(train_set)) as advance:
                 cached.check_images(advance, consensus.poll_here)
     if world.local_rank == 0:  # the processes of one machine have the same images

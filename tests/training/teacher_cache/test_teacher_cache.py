@@ -29,7 +29,7 @@ from udskd.models.checkpoints import load_weights
 from udskd.training import train
 from udskd.training.networks.inference import FrozenNetwork
 from udskd.training.tasks.students import StudentsTask
-from udskd.training.teacher_cache import reader
+from udskd.training.teacher_cache import folder as cache_folder
 from udskd.training.teacher_cache.writer import cache_teacher
 
 IMAGES, CLASSES, EPOCHS = 36, 3, 3
@@ -201,7 +201,7 @@ def test_a_cache_of_another_teacher_is_refused(config: Config, tmp_path: Path) -
 
 
 def test_a_teacher_that_has_yet_to_be_trained_has_no_cache(config: Config, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"give it as teacher\.checkpoint"):
+    with pytest.raises(ConfigError, match=r"give the teacher of the cache as teacher\.checkpoint"):
         train(cached(config, tmp_path / "cache", teacher__checkpoint=None))
     with pytest.raises(ConfigError, match=r"as teacher\.checkpoint"):
         cache_teacher(changed(config, teacher__checkpoint=None), tmp_path / "another")
@@ -318,8 +318,10 @@ def test_nothing_is_written_twice_and_more_epochs_are_added(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     written: list[str] = []
-    write = reader.write_atomic
-    monkeypatch.setattr(reader, "write_atomic", lambda path, *data: (written.append(path.name), write(path, *data)))
+    write = cache_folder.write_atomic
+    monkeypatch.setattr(
+        cache_folder, "write_atomic", lambda path, *data: (written.append(path.name), write(path, *data))
+    )
     cache_teacher(config, tmp_path / "cache", epochs=2)
     assert written.pop(1) == "images.manifest"
     assert [name for name in written if name != "cache.json"] == ["epoch-0000.npy", "epoch-0001.npy"]
@@ -355,7 +357,7 @@ def test_a_damaged_description_is_refused(config: Config, tmp_path: Path, text: 
     config = cached(config, tmp_path / "cache")
     (tmp_path / "cache" / "cache.json").write_text(text)
     for action in (lambda: train(config), lambda: cache_teacher(config, tmp_path / "cache")):
-        with pytest.raises(CheckpointError, match=r"cache\.json is no teacher cache's, or damaged"):
+        with pytest.raises(CheckpointError, match=r"cache\.json does not describe a teacher cache, or is damaged"):
             action()
 
 
@@ -417,7 +419,7 @@ def test_it_is_for_one_process(config: Config, tmp_path: Path, monkeypatch: pyte
 def test_the_description_can_be_read_by_a_person(config: Config, tmp_path: Path) -> None:
     cache_teacher(config, tmp_path / "cache")
     content = json.loads((tmp_path / "cache" / "cache.json").read_text())
-    assert content["format"] == reader.FORMAT
+    assert content["format"] == cache_folder.FORMAT
     assert (
         content["made_of"] | {"seed": 0, "teacher.model": "tiny_plain_4", "data.images": IMAGES} == content["made_of"]
     )
@@ -431,4 +433,4 @@ def test_the_stem_of_a_teacher_of_torchvisions_is_shown(
     values = {"teacher__checkpoint": str(tmp_path / "t.pth"), "teacher__model": "shufflenet_v2_x0_5"}
     cached(changed(config, data__image_size=32, training__epochs=1, **values), tmp_path / "cache")
     assert "teacher: shufflenet_v2_x0_5, 0.345 M parameters, stem imagenet\n" in capsys.readouterr().out
-    assert reader.CacheFolder.open(tmp_path / "cache").made_of["teacher.stem"] == "imagenet"  # type: ignore[union-attr]
+    assert cache_folder.CacheFolder.open(tmp_path / "cache").dependencies["teacher.stem"] == "imagenet"  # type: ignore[union-attr]

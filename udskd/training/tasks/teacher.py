@@ -120,7 +120,7 @@ def train_and_freeze(
         model = _train_stage(session, model, stage)
     model = freeze(session.runtime, model)
     mark = fingerprint(model.module.state_dict())
-    return FrozenTeacher(model, mark, build_forward(model.module), reader.find(session, model))
+    return FrozenTeacher(model, mark, build_forward(model.module), reader.open_cache(session, model))
 
 
 def freeze(runtime: Runtime, model: Model) -> Model:
