@@ -22,7 +22,7 @@ from bench.loss import count, one_of
 from bench.measure import digits
 from bench.timing import Times, Work, interleaved
 from udskd import methods
-from udskd.cli import arguments
+from udskd.cli.options import parse
 from udskd.config import schema, toml
 from udskd.config.schema import Config
 from udskd.data import open_sets
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, rest = parser.parse_known_args(argv)
     if options.threads:
         torch.set_num_threads(options.threads)
-    config = arguments.plain([options.recipe, *rest], parser.prog)
+    config = parse([options.recipe, *rest])
     rows = measure(config, options.methods, options.rounds)
     size, batch = config.data.image_size, config.training.batch_size
     title = f"{Path(options.recipe).stem}: {batch} images of {size} px, {torch.get_num_threads()} threads"

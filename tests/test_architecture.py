@@ -18,13 +18,13 @@ LAYERS = (
 )
 # What functions may import: (module, what it imports), and why not at the top of the file.
 LATE = {
-    ("cli.main", "training"): "a mistake in the options is found before torchvision is imported",
-    ("cli.main", "training.teacher_cache.writer"): "likewise",
-    ("cli.main", "results.table"): "a command imports what it needs, no more",
-    ("cli.main", "demo.demo"): "likewise",
-    ("cli.main", "cli.pack"): "likewise",
-    ("cli.main", "doctor"): "likewise",
-    ("cli.main", "study"): "likewise",
+    ("cli.commands", "training"): "a mistake in the options is found before torchvision is imported",
+    ("cli.commands", "training.teacher_cache.writer"): "likewise",
+    ("cli.commands", "results.table"): "a command imports what it needs, no more",
+    ("cli.commands", "demo.demo"): "likewise",
+    ("cli.commands", "cli.pack"): "likewise",
+    ("cli.commands", "doctor"): "likewise",
+    ("cli.commands", "study"): "likewise",
     ("results.table", "results.plots"): "matplotlib takes a second to import",
 }
 

@@ -29,7 +29,7 @@ def test_import_is_silent_in_any_order(code: str) -> None:
 
 
 def test_import_needs_neither_torchvision_nor_the_command_lines_packages() -> None:
-    heavy = ("torchvision", "PIL", "tyro", "rich", "matplotlib", "safetensors")
+    heavy = ("torchvision", "PIL", "click", "rich", "matplotlib", "safetensors")
     code = f"import sys, udskd; print([m for m in {heavy} if m in sys.modules])"
     assert python(code).stdout.strip() == "[]"
 

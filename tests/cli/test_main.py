@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from tests.training.conftest import write_tree
-from udskd import __version__
-from udskd.cli import arguments
+from udskd import __version__, training
 from udskd.cli import main as cli
 from udskd.config import schema, toml
 from udskd.config.schema import Config
 from udskd.errors import Interrupted
+from udskd.results import table
 
 RECIPE = """
 method = "ce"
@@ -51,6 +51,14 @@ def run(command: str) -> int:
     return cli.main(command.split())
 
 
+@pytest.fixture
+def train_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, Path | None, bool]]:
+    """The arguments of every call of training.train, which does nothing."""
+    calls: list[tuple[Config, Path | None, bool]] = []
+    monkeypatch.setattr(training, "train", lambda config, resume, previous: calls.append((config, resume, previous)))
+    return calls
+
+
 def test_train_eval_and_resume_of_a_finished_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("train recipe.toml --data.root images --output out --seed 4 --temperature 2") == 0
     summary = json.loads((here / "out" / "summary.json").read_text())
@@ -66,35 +74,48 @@ def test_the_run_folder_is_named_after_method_data_and_seed(here: Path) -> None:
     assert (here / "runs" / "ce-images-seed2" / "summary.json").exists()
 
 
-def test_options_may_come_before_the_recipe(here: Path) -> None:
-    config, resume, _ = arguments.train(["--seed", "3", "recipe.toml", "--peer_weight", "0"])
+def test_options_may_come_before_the_recipe(here: Path, train_calls: list[tuple[Config, Path | None, bool]]) -> None:
+    assert run("train --seed 3 recipe.toml --peer_weight 0") == 0
+    ((config, resume, _),) = train_calls
     assert (config.seed, config.loss.peer_weight, config.method, resume) == (3, 0.0, "ce", None)
 
 
-def test_resume_takes_the_options_of_the_run(here: Path) -> None:
+def test_a_recipe_that_comes_with_udskd_is_taken_by_its_name(
+    here: Path, train_calls: list[tuple[Config, Path | None, bool]]
+) -> None:
+    assert run("train caltech20 --temperature 2") == 0
+    ((config, _, _),) = train_calls
+    assert (config.data.root, config.loss.temperature) == ("data/caltech-20", 2.0)
+
+
+def test_resume_takes_the_options_of_the_run(here: Path, train_calls: list[tuple[Config, Path | None, bool]]) -> None:
     config = schema.with_values(Config(), {"seed": 8, "training.epochs": 9})
     (here / "out").mkdir()
     (here / "out" / "config.toml").write_text(toml.dump(config))
-    assert arguments.train(["--resume", "out", "--previous"]) == (config, Path("out"), True)
+    assert run("train --resume out --previous") == 0
+    assert train_calls == [(config, Path("out"), True)]
 
 
-def test_resume_auto_continues_what_was_begun_and_begins_what_was_not(here: Path) -> None:
-    command = ["recipe.toml", "--output", "out", "--resume", "auto"]
-    assert arguments.train(command)[1] is None
+def test_resume_auto_continues_what_was_begun_and_begins_what_was_not(
+    here: Path, train_calls: list[tuple[Config, Path | None, bool]]
+) -> None:
+    command = "train recipe.toml --output out --resume auto"
+    assert run(command) == 0
     (here / "out").mkdir()
     (here / "out" / "config.toml").write_text("")
-    assert arguments.train(command)[1] == Path("out")
+    assert run(command) == 0
+    assert [resume for _, resume, _ in train_calls] == [None, Path("out")]
 
 
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ("trian recipe.toml", ['unknown command "trian"', 'did you mean "train"']),
+        ("trian recipe.toml", ["No such command 'trian'", "Did you mean 'train'"]),
         ("train", ["give a recipe"]),
         ("train nowhere.toml", ["no recipe at nowhere.toml"]),
         ("train recipe.toml other.toml", ["other.toml"]),
-        ("train recipe.toml --temprature 2", ['"--temprature"', 'did you mean "--temperature"']),
-        ("train recipe.toml --resum out", ['did you mean "--resume"']),
+        ("train recipe.toml --temprature 2", ["'--temprature'", "Did you mean", "'--temperature'"]),
+        ("train recipe.toml --resum out", ["Did you mean '--resume'"]),
         ("train recipe.toml --data.root nowhere", ["nowhere"]),
         ("train recipe.toml --method cee", ['"cee"']),
         ("train --resume nowhere", ["nowhere is not a run folder"]),
@@ -102,9 +123,16 @@ def test_resume_auto_continues_what_was_begun_and_begins_what_was_not(here: Path
         ("train --resume auto", ["give a recipe"]),
         ("eval nowhere", ["nowhere is not a run folder"]),
         ("eval", ["udskd eval", "RUN"]),
-        ("eval out --data.rot x", ['"--data.rot"', 'did you mean "--data.root"']),
+        ("eval out --data.rot x", ["'--data.rot'", "Did you mean '--data.root'"]),
         ("compare", ["udskd compare", "RUN"]),
-        ("demo --outptu x", ['did you mean "--output"']),
+        ("pack images", ["udskd pack", "DST"]),
+        ("pack images packs --quality high", ["--quality", "'high'"]),
+        ("cache-teacher recipe.toml", ["--output DIR"]),
+        ("cache-teacher --output x", ["udskd cache-teacher", "RECIPE"]),
+        ("doctor dta", ["No such command 'dta'", "Did you mean 'data'"]),
+        ("doctor data nowhere.toml", ["no recipe at nowhere.toml"]),
+        ("study uncertainty --sed 1", ["Did you mean '--seeds'"]),
+        ("demo --outptu x", ["Did you mean '--output'"]),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
@@ -150,41 +178,62 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"udskd {__version__}\n"
     assert run("--help") == 0
     text = capsys.readouterr().out
-    assert all(command in text for command in cli.COMMANDS)
+    assert all(command in text for command in cli.root.commands)
+    assert run("") == 2
+    assert capsys.readouterr() == (text, "")
 
 
 @pytest.mark.parametrize(
-    ("command", "option"), [("eval", "--data.root"), ("compare", "--output"), ("demo", "--output")]
+    ("command", "option"),
+    [
+        ("recipes", "--help"),
+        ("eval", "--data.root"),
+        ("compare", "--output"),
+        ("demo", "--output"),
+        ("pack", "--short-side"),
+        ("cache-teacher", "--epochs"),
+        ("doctor data", "--data.loader"),
+        ("study uncertainty", "--seeds"),
+        *[("train", option) for option in ("--resume", "--loss.temperature", "--teacher.checkpoint")],
+    ],
 )
 def test_each_command_has_help(capsys: pytest.CaptureFixture[str], command: str, option: str) -> None:
-    with pytest.raises(SystemExit) as stop:
-        run(f"{command} --help")
-    assert stop.value.code == 0
+    assert run(f"{command} --help") == 0
     assert option in capsys.readouterr().out
 
 
-def test_the_help_of_train_shows_resume_and_the_loss(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        run("train --help")
-    text = capsys.readouterr().out
-    assert all(word in text for word in ("--resume", "--loss.temperature", "--teacher.checkpoint", "--training.epochs"))
+def test_every_command_is_found_without_pytorch() -> None:
+    program = "import sys; from udskd.cli import main; main.main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    for command in ("--help", "recipes", "train --help", "train --sed 1"):
+        subprocess.run([sys.executable, "-c", program, *command.split()], env=environment, check=True)
+
+
+def test_a_reader_that_ends_early_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "udskd.cli.main", "recipes"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 @pytest.mark.parametrize("error", [Interrupted("stopped; nothing saved"), KeyboardInterrupt()])
 def test_an_interruption_is_exit_code_130(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException
 ) -> None:
-    def interrupted(_: list[str]) -> int:
+    def interrupted(runs: list[Path], output: Path | None) -> int:
         raise error
 
-    monkeypatch.setitem(cli.COMMANDS, "train", interrupted)
-    assert run("train") == 130
+    monkeypatch.setattr(table, "compare", interrupted)
+    assert run("compare out") == 130
     assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_whole_process_group_ends_in_one_line_and_a_run_that_continues(
-    here: Path, number: signal.Signals
+    here: Path, number: signal.Signals, train_calls: list[tuple[Config, Path | None, bool]]
 ) -> None:
     """As a terminal does it: the workers that decode images get the signal too."""
     (here / "recipe.toml").write_text(
@@ -217,13 +266,16 @@ def test_a_signal_to_the_whole_process_group_ends_in_one_line_and_a_run_that_con
     assert re.search(r"of 2000 epochs of the students( and \d of 3 steps of the next)? saved; continue with: ", last)
     assert last.endswith("saved; continue with: udskd train --resume out")
     assert not (here / "out" / "summary.json").exists()
-    assert arguments.train(["--resume", "out"])[1] == Path("out")
+    assert run("train --resume out") == 0
+    assert train_calls[0][1] == Path("out")
 
 
-@pytest.mark.parametrize("command", ["doctor", "study"])
-def test_a_command_of_one_subject_says_which(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("command", "subject"), [("doctor", "data"), ("study", "uncertainty")])
+def test_a_command_with_commands_of_its_own_lists_them(
+    command: str, subject: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main([command]) == 2
-    assert "not of nothing" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as stop:
-        cli.main([command, "--help"])
-    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert subject in text
+    assert cli.main([command, "--help"]) == 0
+    assert capsys.readouterr().out == text

@@ -1,111 +1,140 @@
-"""The command line's options: the recipe's keys by dotted names, the loss's also by their own (--temperature 2)."""
+"""The options of commands that take a recipe: its keys by their dotted names, those of [loss] also by their own."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import re
-from collections.abc import Sequence
-from dataclasses import fields
-from typing import TypeVar
+import ast
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import is_dataclass
+from functools import cache
+from itertools import pairwise
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from udskd.config.rules import check
-from udskd.config.schema import Config, LossConfig, flatten
-from udskd.config.suggest import did_you_mean
+import click
+from click.core import ParameterSource
+
+from udskd.config import method_schema, recipes, rules, schema, toml
+from udskd.config.schema import Config
 from udskd.errors import ConfigError
 
-T = TypeVar("T", bound=Config)
-_SHORT = {f.name: f"loss.{f.name}" for f in fields(LossConfig)}
+SETTINGS: dict[str, Any] = {
+    "help_option_names": ["-h", "--help"],
+    "token_normalize_func": lambda name: name.replace("-", "_"),  # --peer-weight is --peer_weight
+    "show_default": True,
+}
 
 
-def parse_overrides(config: Config, argv: Sequence[str]) -> Config:
-    """The config with the options of argv in place of its own.
+class RecipeCommand(click.Command):
+    """A command with an option for each key of a recipe. The options that the command line gives are the object of its
+    context, such as {"seed": 3, "loss.temperature": 2.0}."""
 
-    Raises ConfigError for an unknown option (with "did you mean"), a value of the wrong type or out of range,
-    anything positional.
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        return [*super().get_params(ctx), *_config_options()]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one section of the help for each section of a recipe."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for option in self.get_params(ctx):
+            record = option.get_help_record(ctx)
+            if record and isinstance(option, click.Option):
+                sections.setdefault(_key(option).rpartition(".")[0], []).append(record)
+        for section, records in sections.items():
+            with formatter.section(f"[{section}]" if section else "Options"):
+                formatter.write_dl(records)
+
+
+def read_config(recipe: str | None, overrides: dict[str, Any]) -> Config:
+    """The configuration of a recipe, by its file or its name, with some options replaced; the defaults' without one.
+
+    Raises click.ClickException if there is no such recipe, or it is wrong, or a value is out of range.
     """
-    config, rest = parse(config, argv, prog="udskd train")
-    if rest:
-        raise ConfigError(f'unexpected argument "{rest[0]}"')
-    check(config)
+    try:
+        config = schema.with_values(toml.load(recipes.find(recipe)) if recipe else Config(), overrides)
+        rules.check(config)
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from None
     return config
 
 
-def parse(
-    default: T, argv: Sequence[str], *, prog: str, description: str = "", known: Sequence[str] = ()
-) -> tuple[T, list[str]]:
-    """A dataclass filled from argv, and the positional arguments that it has no place for. `--help` prints and exits.
+def parse(argv: Sequence[str]) -> Config:
+    """The configuration that a recipe, if the command line has one, and the options beside it describe.
 
-    `known` are names that "did you mean" may offer in addition to the Config's.
+    Raises click.ClickException for a mistake in the command line or in the recipe.
     """
-    import tyro
-
-    stderr = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(stderr):
-            value, rest = tyro.cli(
-                type(default),
-                args=[_spelled_out(argument) for argument in _explicit_booleans(argv, default)],
-                default=default,
-                return_unknown_args=True,
-                use_underscores=True,
-                prog=prog,
-                description=description,
-                config=(tyro.conf.FlagConversionOff,),
-            )
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise ConfigError(_one_sentence(stderr.getvalue())) from None
-    for argument in rest:
-        if argument.startswith("-"):
-            name = argument.partition("=")[0].lstrip("-").replace("-", "_")
-            near = did_you_mean(name, [*flatten(Config()), *_SHORT, *known], prefix="--")
-            raise ConfigError(f'unknown option "{argument}"{near}')
-    return value, rest
+    argument = click.Argument(["recipe"], required=False)
+    read = click.pass_obj(lambda overrides, recipe: read_config(recipe, overrides))
+    command = RecipeCommand("train", context_settings=SETTINGS, callback=read, params=[argument])
+    with command.make_context("train", list(argv)) as context:
+        config: Config = command.invoke(context)
+    return config
 
 
-def _spelled_out(argument: str) -> str:
-    """--temperature as --loss.temperature."""
-    match = re.fullmatch(r"--([\w-]+)(=.*)?", argument, re.DOTALL)
-    name = match and match[1].replace("-", "_")
-    return f"--{_SHORT[name]}{match[2] or ''}" if match and name in _SHORT else argument
+@cache
+def _config_options() -> list[click.Option]:
+    return list(_options(Config()))
 
 
-def _explicit_booleans(argv: Sequence[str], default: Config) -> list[str]:
-    """--training.compile alone, and TOML's true and false, as the True and False that tyro takes."""
-    switches = {name for name, value in flatten(default).items() if isinstance(value, bool)}
-    arguments: list[str] = []
-    for position, argument in enumerate(argv):
-        previous = _name(argv[position - 1]) if position else ""
-        if previous in switches and argument.lower() in ("true", "false"):
-            argument = argument.capitalize()
-        arguments.append(argument)
-        following = argv[position + 1] if position + 1 < len(argv) else "--"
-        if _name(argument) in switches and "=" not in argument and following.lower() not in ("true", "false"):
-            arguments.append("True")
-    return arguments
+def _options(values: Any, prefix: str = "") -> Iterator[click.Option]:
+    """An option for each field of a dataclass and of the dataclasses in it."""
+    texts = _docstrings()[type(values).__name__]
+    for name, hint in get_type_hints(type(values)).items():
+        value = getattr(values, name)
+        if is_dataclass(value):
+            yield from _options(value, f"{name}.")
+        else:
+            yield _option(prefix, name, hint, value, texts[name])
 
 
-def _name(argument: str) -> str:
-    name = argument.removeprefix("--").replace("-", "_") if argument.startswith("--") else ""
-    return _SHORT.get(name, name)
-
-
-def _one_sentence(report: str) -> str:
-    """What tyro says in a box, as one line: its first paragraph."""
-    lines: list[str] = []
-    for line in report.strip().splitlines()[1:]:  # the first is a title
-        text = re.sub(r"^[│|+╭╰]|[│|+╮╯]$", "", line.strip()).strip()
-        if re.search(r"[─-]{4}", text):  # a rule
-            if lines:
-                break
-        elif text:
-            lines.append(text)
-    sentence = " ".join(lines) or "the options cannot be understood"
-    wrong = re.match(
-        r"Error parsing (--\S+): (invalid literal for int|could not convert string to float).*?: (.*)", sentence
+def _option(prefix: str, name: str, hint: Any, default: Any, text: str) -> click.Option:
+    kind = schema.value_type(hint)
+    return click.Option(
+        [f"{prefix}{name}".replace(".", "__"), f"--{prefix}{name}", *[f"--{name}"] * (prefix == "loss.")],
+        type=_click_type(kind) if kind is hint else _Optional(kind),
+        default=default,
+        help=text,
+        expose_value=False,
+        callback=_keep,
+        **({"is_flag": False, "flag_value": True} if kind is bool else {}),  # a value may follow: true or false
     )
-    if wrong:  # Python's words, not the user's
-        return f"{wrong[1]} must be a {'whole ' if 'int' in wrong[2] else ''}number, got {wrong[3]}"
-    return sentence
+
+
+def _keep(ctx: click.Context, option: click.Parameter, value: Any) -> None:
+    """Put the value among the overrides if the command line gives it."""
+    overrides = ctx.ensure_object(dict)
+    if ctx.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE:
+        overrides[_key(option)] = value
+
+
+def _key(option: click.Parameter) -> str:
+    """The dotted name of the key of a recipe that an option replaces."""
+    return str(option.name).replace("__", ".")
+
+
+def _click_type(kind: Any) -> Any:
+    if get_origin(kind) is Literal:
+        return click.Choice(get_args(kind))
+    return tuple(map(_click_type, get_args(kind))) if get_origin(kind) is tuple else kind
+
+
+class _Optional(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """A type's values, or "None"."""
+
+    def __init__(self, kind: Any) -> None:
+        self.inner = click.types.convert_type(kind)
+        self.name = self.inner.name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return None if value == "None" else self.inner.convert(value, param, ctx)
+
+
+@cache
+def _docstrings() -> dict[str, dict[str, str]]:
+    """What is written below each field, by the names of the dataclass and the field."""
+    sources = ast.parse("".join(map(inspect.getsource, (schema, method_schema))))
+    return {node.name: dict(_documented(node.body)) for node in ast.walk(sources) if isinstance(node, ast.ClassDef)}
+
+
+def _documented(body: list[ast.stmt]) -> Iterator[tuple[str, str]]:
+    for field, text in pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+            yield ast.unparse(field.target), inspect.cleandoc(ast.literal_eval(text.value))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType
+from typing import Any, Literal, get_args
 
 from udskd.config.method_schema import AkdConfig, CudConfig, DkdConfig, SdkdConfig, TargetConfig, VarianceConfig
 
@@ -182,6 +183,11 @@ def flatten(config: Config) -> dict[str, Any]:
             {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
         )
     return flat
+
+
+def value_type(hint: Any) -> Any:
+    """The type of an option's value: that of its field, without None."""
+    return next(kind for kind in get_args(hint) if kind is not NoneType) if NoneType in get_args(hint) else hint
 
 
 def run_folder(config: Config) -> Path:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import sys
-import types
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tomli_w
 
 from udskd.config.rules import check
-from udskd.config.schema import Config
+from udskd.config.schema import Config, value_type
 from udskd.config.suggest import did_you_mean
 from udskd.errors import ConfigError
 
@@ -73,31 +72,23 @@ def _from_table(cls: type[T], table: dict[str, Any], section: str) -> T:
                 raise ConfigError(f"{name} is a section: write [{name}] and its keys below, not {name} = {value!r}")
             values[key] = _from_table(hints[key], value, name)
         else:
-            values[key] = _convert(name, value, hints[key])
+            values[key] = _convert(name, value, value_type(hints[key]))
     return cls(**values)
 
 
-def _convert(name: str, value: Any, hint: Any) -> Any:
+def _convert(name: str, value: Any, kind: Any) -> Any:
     """The TOML value as the option's type; a whole number may stand for a float, an array for a tuple."""
-    options = [
-        h for h in (get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)) if h is not type(None)
-    ]
-    for option in options:
-        if get_origin(option) is Literal and value in get_args(option) and isinstance(value, str):
-            return value
-        if get_origin(option) is tuple and isinstance(value, list) and len(value) == len(get_args(option)):
-            return tuple(_convert(name, v, h) for v, h in zip(value, get_args(option), strict=True))
-        if option is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
-        if option in (int, str, bool) and type(value) is option:
-            return value
-    came = f"{value!r} ({type(value).__name__})" if not isinstance(value, str) else f'"{value}"'
-    near = (
-        did_you_mean(value, get_args(options[0]))
-        if isinstance(value, str) and get_origin(options[0]) is Literal
-        else ""
-    )
-    raise ConfigError(f"{name} must be {_in_words(options[0])}, got {came}{near}")
+    if get_origin(kind) is Literal and isinstance(value, str) and value in get_args(kind):
+        return value
+    if get_origin(kind) is tuple and isinstance(value, list) and len(value) == len(get_args(kind)):
+        return tuple(_convert(name, v, k) for v, k in zip(value, get_args(kind), strict=True))
+    if kind is float and type(value) in (int, float):
+        return float(value)
+    if kind in (int, str, bool) and type(value) is kind:
+        return value
+    came = f'"{value}"' if isinstance(value, str) else f"{value!r} ({type(value).__name__})"
+    near = did_you_mean(value, get_args(kind)) if isinstance(value, str) and get_origin(kind) is Literal else ""
+    raise ConfigError(f"{name} must be {_in_words(kind)}, got {came}{near}")
 
 
 def _in_words(hint: Any) -> str:
