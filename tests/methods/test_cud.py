@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from udskd import methods
-from udskd.config.method_schema import CudConfig, TargetConfig
-from udskd.config.schema import Config, DataConfig, LossConfig
+from udskd.config.schema import Config, CudConfig, DataConfig, LossConfig, TargetConfig
 from udskd.errors import ConfigError
 from udskd.methods.base import Answers, Shape
 from udskd.methods.cud import MassBounds, WrongMassClip

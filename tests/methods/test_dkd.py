@@ -24,8 +24,7 @@ from tests.methods.helpers.batches import (
     on_meta,
 )
 from udskd import methods
-from udskd.config.method_schema import DkdConfig, TargetConfig
-from udskd.config.schema import Config, DataConfig, LossConfig, TrainingConfig
+from udskd.config.schema import Config, DataConfig, DkdConfig, LossConfig, TargetConfig, TrainingConfig
 from udskd.errors import ConfigError
 from udskd.methods.base import Answers, Shape, Shaped
 from udskd.methods.dkd import DecoupledDistillation

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from tests.methods.helpers.batches import B, C, answers, in_double
 from tests.methods.test_dkd import BETA, config, divergence, dkd, parts
 from udskd import dual_student_loss, methods
-from udskd.config.method_schema import DkdConfig
+from udskd.config.schema import DkdConfig
 from udskd.methods.base import Answers
 
 

@@ -25,8 +25,7 @@ from tests.methods.helpers.batches import (
     on_meta,
 )
 from udskd import methods
-from udskd.config.method_schema import TargetConfig
-from udskd.config.schema import Config, LossConfig
+from udskd.config.schema import Config, LossConfig, TargetConfig
 from udskd.methods.base import Answers
 
 

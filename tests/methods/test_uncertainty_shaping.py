@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from udskd import methods
-from udskd.config.method_schema import CudConfig
-from udskd.config.schema import Config, DataConfig, TeacherConfig
+from udskd.config.schema import Config, CudConfig, DataConfig, TeacherConfig
 from udskd.errors import ConfigError
 from udskd.methods.base import TeacherStage
 

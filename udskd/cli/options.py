@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import click
 from click.core import ParameterSource
 
-from udskd.config import method_schema, recipes, rules, schema, toml
+from udskd.config import recipes, rules, schema, toml
 from udskd.config.schema import Config
 from udskd.errors import ConfigError
 
@@ -130,7 +130,7 @@ class _Optional(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 @cache
 def _docstrings() -> dict[str, dict[str, str]]:
     """What is written below each field, by the names of the dataclass and the field."""
-    sources = ast.parse("".join(map(inspect.getsource, (schema, method_schema))))
+    sources = ast.parse(inspect.getsource(schema))
     return {node.name: dict(_documented(node.body)) for node in ast.walk(sources) if isinstance(node, ast.ClassDef)}
 
 

@@ -1,4 +1,4 @@
-"""One set of dataclasses: the recipe's keys, the command line's options and their help all come from here."""
+"""The options of a run: the keys of a recipe, the options of the command line, and their help."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args
 
-from udskd.config.method_schema import AkdConfig, CudConfig, DkdConfig, SdkdConfig, TargetConfig, VarianceConfig
-
 ROLES = ("teacher", "student_a", "student_b")
+"""The networks of a run: the sections of a recipe, and the stems of the files of weights."""
 STUDENTS = ROLES[1:]
 Stem = Literal["auto", "imagenet", "half", "small"]
+Weight = Literal["auto", "none", "entropy", "max_prob", "margin", "wsl"]
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,10 @@ class DataConfig:
     eval_crop: float = 0.875
     """Share of the resized image's side that the central evaluation crop keeps."""
     max_unreadable: float = 0.01
-    """Share of the training images that may be unreadable (named, counted, skipped) before training stops."""
+    """Largest share of the training images that may be unreadable; those are named and skipped. Above this share,
+    training stops."""
     loader: Literal["auto", "processes", "threads", "resident"] = "auto"
-    """Who decodes images: worker processes, threads, or nobody, because the whole set was decoded once into the memory
+    """What decodes images: worker processes, threads, or neither, because the whole set is decoded once into the memory
     of the device ("resident"). The batches are the same, bit for bit."""
     workers: int = 2
     """Processes or threads that decode images; 0 decodes in the main process."""
@@ -48,11 +49,11 @@ class TeacherConfig:
     model: str = "resnet50"
     """A torchvision classification model, or one of udskd's tiny networks."""
     stem: Stem = "auto"
-    """First layers: "imagenet" (stride 4), "half" (stride 2), "small" (stride 1); "auto" is the stem of the checkpoint
-    (imagenet where it names none), and without one small below 96 px."""
+    """First layers: "imagenet" (stride 4), "half" (stride 2), "small" (stride 1); "auto" is that of the checkpoint
+    ("imagenet" if the file names none), and without a checkpoint "small" below 96 px, else "imagenet"."""
     checkpoint: str | None = None
-    """Weights of a trained teacher (teacher.safetensors of another run, or a torchvision state dict); else it is
-    trained."""
+    """Weights of a trained teacher (teacher.safetensors of another run, or a torchvision state dict); without it,
+    the run trains the teacher."""
     epochs: int | None = None
     """Epochs of the teacher's own training; training.epochs by default."""
     lr: float | None = None
@@ -62,11 +63,11 @@ class TeacherConfig:
     label_smoothing: float = 0.0
     """Label smoothing of the teacher's own training (smoothed teachers distil worse, so 0)."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic in which the frozen teacher answers; auto is that of training.precision."""
+    """Arithmetic of the frozen teacher; auto is that of training.precision."""
     stage: Literal["auto", "none", "uncertainty_shaping", "cross_entropy"] = "auto"
     """Further training of the teacher before it is frozen; auto is the method's own."""
     cache: str | None = None
-    """Folder that `udskd cache-teacher` wrote: its logits are used instead of the teacher, whose pass is saved."""
+    """Folder of logits that `udskd cache-teacher` wrote; with it, training needs no forward pass of the teacher."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class StudentConfig:
     model: str = "resnet18"
     """A torchvision classification model, or one of udskd's tiny networks."""
     stem: Stem = "auto"
-    """First layers, as for the teacher; "auto" is small below 96 px."""
+    """First layers, as for the teacher; "auto" is "small" below 96 px, else "imagenet"."""
     lr: float | None = None
     """Peak learning rate of this student's optimiser group; training.lr by default."""
     weight_decay: float | None = None
@@ -94,15 +95,15 @@ class LossConfig:
     peer_weight: float = 0.5
     """Weight of the KL between the students."""
     uncertainty: Literal["entropy", "max_prob", "margin", "none"] = "entropy"
-    """How the teacher's certainty weights each image's distillation."""
+    """Measure of the teacher's certainty, which weights the distillation of each image."""
     trust: Literal["confident", "uncertain"] = "confident"
-    """Which images weigh more: those the teacher is sure of, or those it is not."""
+    """Which images weigh more: those of which the teacher is certain, or those of which it is uncertain."""
     normalize_weights: bool = False
     """Divide the weights by their batch mean, so that they do not change the average weight of distillation."""
     uncertainty_temperature: float = 1.0
     """Temperature at which the teacher's certainty is measured."""
     detach_peer: bool = True
-    """Whether a student's KL towards its peer leaves the peer alone."""
+    """Whether the KL of a student towards its peer gives the peer no gradient."""
     label_smoothing: float = 0.0
     """Label smoothing of the students' cross-entropy."""
     backend: Literal["auto", "cuda", "cpu", "reference"] = "auto"
@@ -116,7 +117,7 @@ class TrainingConfig:
     batch_size: int = 256
     """Images in one step, over all processes and parts."""
     accumulate: int = 1
-    """Parts that a step's images are cut into, one after the other, to need less memory."""
+    """Parts into which the images of a step are split and processed in turn, which needs less memory."""
     lr: float = 0.1
     """Peak learning rate (SGD with Nesterov momentum)."""
     momentum: float = 0.9
@@ -128,8 +129,8 @@ class TrainingConfig:
     clip_grad_norm: float = 0.0
     """Largest gradient norm, for each network separately; 0 does not clip."""
     ema_decay: float = 0.0
-    """Decay of the exponential moving average of the weights; 0 keeps none. With an average, it is what is evaluated
-    and saved."""
+    """Decay of the exponential moving average of the weights; 0 keeps none. The averaged weights are those that
+    are evaluated and saved."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the networks: auto is bf16 autocast on CUDA and fp32 on the CPU; fp16 scales the loss."""
     channels_last: bool = True
@@ -148,6 +149,109 @@ class TrainingConfig:
     """Minutes after which a step is saved in the middle of an epoch; 0 saves only after epochs and when stopped."""
     tensorboard: bool = False
     """Write TensorBoard events into the run folder as well (pip install 'udskd[tensorboard]')."""
+
+
+@dataclass(frozen=True)
+class TargetConfig:
+    shape: str = "auto"
+    """Change of the teacher's logits before a student learns from them: none, wrong_mass_clip, mass_bounds, average,
+    variance, context, or several joined by "+", applied from left to right; auto is the method's own."""
+    weight: Weight = "auto"
+    """Weight of the distillation of each image; auto is the method's own, "wsl" that of weighted soft labels; the
+    others are those of loss.uncertainty."""
+
+
+@dataclass(frozen=True)
+class CudConfig:
+    stage_epochs: int = 3
+    """Epochs of the stage that trains the teacher further, to be uncertain about hard images."""
+    stage_lr: float = 0.005
+    """Peak learning rate of that stage."""
+    gamma: float = 2.0
+    """Exponent of the focal loss of that stage."""
+    entropy_bonus: float = 0.1
+    """Weight of the bonus for entropy on hard images in that stage."""
+    max_weight: float = 3.0
+    """Largest weight of an image in that stage; 1 gives all images the same."""
+    eta: float = 0.5
+    """Wrong-mass clipping: the largest share of the wrong class's probability that moves to the label."""
+    margin: float = 0.7
+    """Wrong-mass clipping: the largest share of the gap between the wrong class and the label that moves."""
+    clip: Literal["before", "after"] = "before"
+    """Whether probabilities are clipped before they are tempered, or after."""
+    label_mass: float = 0.5
+    """shape mass_bounds: the least probability of the label."""
+    wrong_mass: float = 0.3
+    """shape mass_bounds: the most probability of all classes together that the teacher ranks above the label."""
+
+
+@dataclass(frozen=True)
+class VarianceConfig:
+    responses: int = 4
+    """Number k of responses of the teacher to each image."""
+    source: Literal["draws", "dropout", "views"] = "draws"
+    """What the responses differ in: labels drawn from the teacher's distribution, dropout before its last layer, or
+    views of the image."""
+    dropout: float = 0.2
+    """Probability of dropout, for source "dropout"."""
+    student: Literal["auto", "peers", "draws"] = "auto"
+    """Estimate of the student's variance: from the difference of the two students, or from a label drawn from its own
+    distribution; auto is "draws" where source is "draws", else "peers"."""
+    oracle: bool = False
+    """Use the teacher's noise-free response in place of the student's estimate, as the published code does."""
+
+
+@dataclass(frozen=True)
+class SdkdConfig:
+    stages: int = 3
+    """Number of stages that are fused, counted from the last."""
+    teacher_layers: str = "auto"
+    """The layers of the teacher that are fused from, joined by commas; auto finds where the resolution changes."""
+    student_a_layers: str = "auto"
+    """The layers of student a that are fused into."""
+    student_b_layers: str = "auto"
+    """The layers of student b that are fused into."""
+    feature_weight: float = 1.0
+    """Weight of the distance between a student's features and its proxy's."""
+    ramp_epochs: float = 5.0
+    """Epochs over which the weight of the proxy grows from 0: at first the proxy is no better than the student."""
+    lr: float | None = None
+    """Peak learning rate of the fusion blocks; training.lr by default."""
+
+
+@dataclass(frozen=True)
+class AkdConfig:
+    alpha: Literal["batch", "sample", "learned"] = "batch"
+    """Share of the cross-entropy: from the gap between student and teacher, for a batch or each image; or learned."""
+    gap: Literal["ce", "js", "ratio"] = "ce"
+    """Measure of the gap: the difference of their cross-entropies, their Jensen-Shannon divergence, or the student's
+    share of both cross-entropies, CE_s / (CE_t + CE_s)."""
+    kappa: float = 1.0
+    """How steeply alpha follows the difference of the cross-entropies."""
+    decay: float = 0.9
+    """Decay of the moving average of a batch's gap."""
+    alpha_min: float = 0.1
+    """Smallest alpha."""
+    alpha_max: float = 0.9
+    """Largest alpha."""
+    guard: Literal["range", "kendall"] = "range"
+    """What prevents a learned alpha from choosing the smaller loss: its range, or weights learned as noise levels."""
+    width: int = 32
+    """Features of each class in the context-aware module."""
+    closeness: float = 0.1
+    """Weight of the divergence from the teacher in the loss of the module."""
+    lr: float | None = None
+    """Peak learning rate of alpha and the module; training.lr by default."""
+
+
+@dataclass(frozen=True)
+class DkdConfig:
+    alpha: float = 1.0
+    """Weight of the label's part of the divergence."""
+    beta: float = 8.0
+    """Weight of the other classes' part."""
+    ramp_epochs: float = 20.0
+    """Epochs over which the weight of distillation grows from 0; at most half of the run."""
 
 
 METHOD_SECTIONS = ("cud", "variance", "sdkd", "akd", "dkd")
@@ -186,12 +290,12 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def value_type(hint: Any) -> Any:
-    """The type of an option's value: that of its field, without None."""
+    """The type of an option's value: the annotation of its field without `| None`."""
     return next(kind for kind in get_args(hint) if kind is not NoneType) if NoneType in get_args(hint) else hint
 
 
 def run_folder(config: Config) -> Path:
-    """Where a run of these options goes: its output, or runs/METHOD-DATA-seedN."""
+    """The folder of a run with these options: output, or runs/METHOD-DATA-seedN."""
     return Path(config.output or f"runs/{config.method}-{Path(config.data.root).resolve().name}-seed{config.seed}")
 
 

@@ -10,8 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from udskd.config.method_schema import AkdConfig
-from udskd.config.schema import STUDENTS, Config
+from udskd.config.schema import STUDENTS, AkdConfig, Config
 from udskd.errors import ConfigError
 from udskd.loss.reference import kl_divergence
 from udskd.methods.base import Answers, Setting, Shape

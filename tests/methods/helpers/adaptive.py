@@ -11,8 +11,7 @@ from torch.nn import functional as F
 
 from tests.methods.helpers.batches import OPTIONS, C, kd
 from udskd import methods
-from udskd.config.method_schema import AkdConfig, TargetConfig
-from udskd.config.schema import Config, LossConfig
+from udskd.config.schema import AkdConfig, Config, LossConfig, TargetConfig
 from udskd.methods.base import Answers, Setting
 
 SETTING = Setting(C, 8, {})

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from udskd.config.method_schema import TargetConfig, VarianceConfig
-from udskd.config.schema import STUDENTS, Config, LossConfig
+from udskd.config.schema import STUDENTS, Config, LossConfig, TargetConfig, VarianceConfig
 from udskd.methods.base import Answers
 
 B, C, K = 6, 5, 3
