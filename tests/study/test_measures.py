@@ -12,13 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from udskd.results.statistics import Floats, entropy
 from udskd.study.measures import (
     LEAST,
-    Floats,
     by_rank,
     calibration,
     divergence,
-    entropy,
     expected_hits,
     group_means,
     hits,

@@ -22,11 +22,11 @@ from udskd.data import EmbeddedSet, synthetic
 from udskd.demo import demo
 from udskd.demo.demo import logits_of
 from udskd.errors import CheckpointError, ConfigError
+from udskd.results.statistics import spearman
 from udskd.study import figure, training_runs
 from udskd.study import seed as seeds
 from udskd.study.predictions import read_run_predictions, student_predictions
 from udskd.study.tables import chapters
-from udskd.training.evaluation.evaluate import spearman
 
 SHORT = ("kd", "ce", "udskd-entropy-confident", "udskd-margin-uncertain", "cud", "variance")
 
@@ -289,7 +289,7 @@ def test_runs_of_other_epochs_in_the_folder_are_refused(done: Study) -> None:
 
 def test_predictions_that_are_missing_or_of_other_images_are_named(tmp_path: Path) -> None:
     images = EmbeddedSet("val", 5)
-    with pytest.raises(CheckpointError, match=r"predictions\.safetensors cannot be read"):
+    with pytest.raises(CheckpointError, match=r"there is no .*predictions\.safetensors"):
         student_predictions(tmp_path, images)
     rows = {role: np.full((4, 10), 0.1, dtype=np.float16) for role in ("student_a", "student_b")}
     (tmp_path / "predictions.safetensors").write_bytes(safetensors.numpy.save(rows))

@@ -1,1 +1,1 @@
-"""What finished runs left behind, as tables and plots. Nothing here trains."""
+"""The files of finished runs, read and shown as tables and figures. Imports no training code."""

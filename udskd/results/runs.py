@@ -1,8 +1,7 @@
-"""Finished runs, read from their folders and grouped by what they trained. Imports no training code."""
+"""Finished runs, read from their folders and grouped by what they trained."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -10,127 +9,130 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from udskd.config import schema, toml
 from udskd.errors import DataError, printable
-from udskd.results.disagreement import disagreement, read
+from udskd.results.run_files import LOG, read_events, read_predictions, read_summary
+from udskd.results.statistics import Floats, disagreement
 
-# Options that say where and how a run was made, not what was trained; the teacher's file differs from seed to seed.
-INCIDENTAL = {
+INCIDENTAL_OPTIONS = {
     *("seed", "output", "teacher.checkpoint", "teacher.cache", "data.root", "data.loader", "data.workers"),
     *("training.tensorboard", "training.save_every", "training.cuda_graph"),
 }
+"""Options that say where and how a run was made, not what was trained. The teacher's file differs from seed to seed."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder, summary.json, config.toml's options by dotted name, and the log's epochs in order."""
+    """A finished run."""
 
     path: Path
     summary: dict[str, Any]
+    """The content of summary.json."""
     options: dict[str, Any]
+    """The options in config.toml, by dotted name."""
     epochs: list[dict[str, Any]]
+    """The students' epochs in the log, in order."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in the seed only; `options` are those that set the group apart from the others."""
+    """Runs that differ in the seed only."""
 
     method: str
     options: dict[str, Any]
+    """The options that distinguish the group from the others."""
     runs: list[Run]
 
     @property
     def label(self) -> str:
-        return " ".join(
-            [self.method, *(f"{name.split('.')[-1]}={brief(value)}" for name, value in self.options.items())]
-        )
+        """The method and the distinguishing options."""
+        options = (f"{name.split('.')[-1]}={format_value(value)}" for name, value in self.options.items())
+        return " ".join([self.method, *options])
 
     def model(self, role: str) -> str:
+        """The name of a student's network."""
         return str(self.runs[0].summary[role]["model"])
 
     def values(self, role: str, metric: str) -> list[float]:
-        """The metric of each run that has it; "disagreement" belongs to all of them together."""
+        """The metric of each run that has it. "disagreement" is one value of all runs together."""
         if metric == "disagreement":
             return self._disagreement(role)
         return [run.summary[role][metric] for run in self.runs if metric in run.summary[role]]
 
     def _disagreement(self, role: str) -> list[float]:
-        """One number where there are at least two runs, all have left their predictions, and none is known to have
-        predicted other images; else none."""
-        if len(self.runs) < 2 or other_contents(self.runs) is not None:
+        """The disagreement in thousandths; none for a single run, a run without predictions, or different images."""
+        if len(self.runs) < 2 or find_different_images(self.runs) is not None:
             return []
-        found = [p for run in self.runs if (p := read(run.path, role)) is not None]
+        found = [p for run in self.runs if (p := _probabilities(run.path, role)) is not None]
         return [1000 * disagreement(found)] if len(found) == len(self.runs) else []
 
 
+def _probabilities(run: Path, role: str) -> Floats | None:
+    """A student's predictions in float64. Each row is normalised, since float16 rounds every class by itself."""
+    stored = read_predictions(run)
+    if stored is None:
+        return None
+    p: Floats = stored[role].astype(np.float64)
+    p /= p.sum(-1, keepdims=True)
+    return p
+
+
 def read_runs(paths: Iterable[Path]) -> list[Run]:
-    """The complete runs among the folders, each once. DataError unless there is one, and all are of one dataset."""
+    """The complete runs among the folders, each once. DataError if none is complete, or if their datasets differ."""
     runs = [run for path in dict.fromkeys(Path(p) for p in paths) if (run := read_run(path))]
     if not runs:
         raise DataError("none of the runs given is complete, so there is nothing to compare")
     for run in runs[1:]:
         if dataset(run) != dataset(runs[0]):
-            pair = f"{runs[0].path} ({describe(runs[0])}) and {run.path} ({describe(run)})"
-            raise DataError(f"{pair} are of different datasets: compare runs of one dataset")
-    if other := other_contents(runs):
-        first, second = (run.path for run in other)
-        warn(f"{first} and {second} were measured on validation images of different contents, numbers do not compare")
+            pair = f"{runs[0].path} ({describe_dataset(runs[0])}) and {run.path} ({describe_dataset(run)})"
+            raise DataError(f"{pair} have different datasets: compare runs of one dataset")
+    if different := find_different_images(runs):
+        first, second = (run.path for run in different)
+        warn(
+            f"{first} and {second} were evaluated on validation images of different contents, so their numbers do not "
+            "compare"
+        )
     return runs
 
 
-def other_contents(runs: Sequence[Run]) -> tuple[Run, Run] | None:
-    """Two of the runs whose validation images are known to differ: those of earlier versions do not tell, and one
-    checksum ("crc32:...") not what another is."""
-    first: dict[str, Run] = {}
+def find_different_images(runs: Sequence[Run]) -> tuple[Run, Run] | None:
+    """Two runs whose validation images are known to have different contents, None if there are none.
+
+    Digests by different checksums ("crc32:...", "sha256:...") cannot be compared; runs of earlier versions have none.
+    """
+    first_by_checksum: dict[str, Run] = {}
     for run in runs:
-        if contents := _val_contents(run):
-            known = first.setdefault(contents.partition(":")[0], run)
-            if _val_contents(known) != contents:
-                return known, run
+        if digest := _val_digest(run):
+            first = first_by_checksum.setdefault(digest.partition(":")[0], run)
+            if _val_digest(first) != digest:
+                return first, run
     return None
 
 
-def _val_contents(run: Run) -> str:
+def _val_digest(run: Run) -> str:
     return run.summary["dataset"].get("val_contents") or ""
 
 
 def read_run(path: Path) -> Run | None:
-    """The run in a folder, or None, with a warning, where it is not complete."""
+    """The run in a folder; None, with a warning, if it is not complete. DataError if it cannot be read."""
     if not (path / "config.toml").is_file():
         raise DataError(f"{path} is not a run folder (no config.toml in it): give a folder that udskd train wrote")
     try:
         summary = read_summary(path)
-        lines = (path / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        events = read_events(path / LOG)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as a run: {error}") from error
     if summary.get("status") != "complete":
         warn_left_out(path, f"it is not complete (udskd train --resume {path} finishes it)")
         return None
     options = schema.flatten(toml.load(path / "config.toml"))
-    epochs = [event for line in lines if (event := parse(line)).get("event") == "epoch"]
-    return Run(path, summary, options, epochs)
+    return Run(path, summary, options, [event for event in events if event.get("event") == "epoch"])
 
 
-def parse(line: str) -> dict[str, Any]:
-    """A line of the log; nothing where a crash tore it."""
-    try:
-        event: dict[str, Any] = json.loads(line)
-    except ValueError:
-        return {}
-    return event
-
-
-def read_summary(path: Path) -> dict[str, Any]:
-    """summary.json, or nothing where a run has not written it yet."""
-    file = path / "summary.json"
-    summary = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if not isinstance(summary, dict):
-        raise ValueError("summary.json holds no object")
-    return summary
-
-
-def warn_left_out(path: Path, why: str) -> None:
-    warn(f"left out {path}: {why}")
+def warn_left_out(path: Path, reason: str) -> None:
+    warn(f"left out {path}: {reason}")
 
 
 def warn(text: str) -> None:
@@ -138,43 +140,49 @@ def warn(text: str) -> None:
 
 
 def dataset(run: Run) -> tuple[Any, ...]:
-    """What identifies the images of a run, wherever they lie on the disk."""
+    """What identifies a run's images, wherever they lie on the disk."""
     return tuple(run.summary["dataset"][key] for key in ("class_hash", "train_images", "val_images"))
 
 
-def describe(run: Run) -> str:
+def describe_dataset(run: Run) -> str:
+    """Root and size of a run's images, for messages."""
     data = run.summary["dataset"]
     return f"{data['root']}: {data['classes']} classes, {data['train_images']} training images"
 
 
-def brief(value: object) -> str:
+def format_value(value: object) -> str:
+    """An option's value in a label."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """Runs of equal options together, in the order given; the same seed counts once."""
+    """Group the runs of equal options, in the order given. Of runs with the same options and seed the first counts."""
     grouped: dict[str, dict[int, Run]] = {}
     for run in runs:
-        kept = {name: value for name, value in run.options.items() if name not in INCIDENTAL}
+        kept = {name: value for name, value in run.options.items() if name not in INCIDENTAL_OPTIONS}
         seeds = grouped.setdefault(repr(sorted(kept.items())), {})
         first = seeds.setdefault(run.options["seed"], run)
         if first is not run:
             warn_left_out(run.path, f"it has the options and the seed of {first.path}")
     members = [list(seeds.values()) for seeds in grouped.values()]
-    distinct = distinguishing([group[0].options for group in members])
+    distinct = distinguishing_options([group[0].options for group in members])
     return [Group(group[0].summary["method"], own, group) for group, own in zip(members, distinct, strict=True)]
 
 
-def distinguishing(options: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each set of options, those that differ from what most of the sets have; from all, where no value leads."""
-    found: list[dict[str, Any]] = [{} for _ in options]
-    for name in sorted({name for some in options for name in some} - INCIDENTAL - {"method"}):
-        values = [some.get(name) for some in options]
+def distinguishing_options(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each group of options, those whose value is not the most frequent one of all groups.
+
+    Where no value is more frequent than all others, every group keeps its own.
+    """
+    names = {name for options in groups for name in options} - INCIDENTAL_OPTIONS - {"method"}
+    kept: list[dict[str, Any]] = [{} for _ in groups]
+    for name in sorted(names):
+        values = [options.get(name) for options in groups]
         ranked = Counter(values).most_common(2)
         if len(ranked) == 1:
             continue
-        leads = ranked[0][1] > ranked[1][1]
-        for own, value in zip(found, values, strict=True):
-            if not leads or value != ranked[0][0]:
+        has_majority = ranked[0][1] > ranked[1][1]
+        for own, value in zip(kept, values, strict=True):
+            if not has_majority or value != ranked[0][0]:
                 own[name] = value
-    return found
+    return kept

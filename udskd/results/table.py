@@ -15,10 +15,6 @@ from rich.table import Table
 from udskd.config.schema import STUDENTS
 from udskd.results.runs import Group, group_runs, read_runs
 
-# Column title, key in summary.json, decimals. "H" and "inter" are the uncertainty within and between students: the mean
-# entropy of a student's predictions in nats, and a thousand times the variance of a prediction over the seeds. The last
-# two exist only where the true posterior is known: how far the prediction is from it (mean KL), and the rank
-# correlation of the two entropies.
 METRICS = (
     ("top-1 %", "top1", 2),
     ("NLL", "nll", 3),
@@ -29,11 +25,18 @@ METRICS = (
     ("KL truth", "posterior_kl", 3),
     ("H corr.", "entropy_corr", 3),
 )
+"""Column title, key in summary.json, decimals.
+
+H: the mean entropy of a student's predictions, in nats (uncertainty within a student). inter: a thousand times the
+variance of a prediction over the seeds (uncertainty between students). The last two exist only where the true posterior
+is known: the mean KL divergence of the predictions from it, and the rank correlation of their entropies with its
+entropies.
+"""
 
 
 @dataclass(frozen=True)
 class Section:
-    """One student network's part of the table."""
+    """A titled table."""
 
     title: str
     header: list[str]
@@ -41,17 +44,17 @@ class Section:
 
 
 def compare(runs: Sequence[Path], output: Path | None = None) -> int:
-    """Prints the table of the runs; writes table.md, accuracy.png, calibration.png and curves.png into a folder.
+    """Print the table of the runs; write table.md, accuracy.png, calibration.png and curves.png into a folder.
 
     Args:
-        runs: folders that `udskd train` wrote. Incomplete ones are named and left out.
-        output: the folder to write into; `compare`, beside the first run, by default.
+        runs: folders that `udskd train` wrote. Incomplete runs are left out, with a warning.
+        output: the folder to write into, by default `compare` beside the first run.
 
     Returns:
         0, the exit code.
 
     Raises:
-        DataError: a folder is no run, none is complete, or they are of different datasets.
+        DataError: a folder holds no run, no run is complete, or the runs have different datasets.
     """
     from udskd.results import plots  # matplotlib takes a second to import
 
@@ -61,15 +64,15 @@ def compare(runs: Sequence[Path], output: Path | None = None) -> int:
     folder = output or runs[0].resolve().parent / "compare"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "table.md").write_text(markdown(sections) + "\n", encoding="utf-8")
-    plots.accuracy(groups, folder / "accuracy.png")
-    plots.calibration(groups, folder / "calibration.png")
-    plots.curves(groups, folder / "curves.png")
+    plots.draw_accuracy(groups, folder / "accuracy.png")
+    plots.draw_calibration(groups, folder / "calibration.png")
+    plots.draw_curves(groups, folder / "curves.png")
     print(f"\ntable and figures: {folder}")
     return 0
 
 
 def table(groups: Sequence[Group]) -> list[Section]:
-    """A section for each student network: the teachers on top, then the groups."""
+    """A section for each student network: first the teachers, then the groups."""
     shown = [
         metric for metric in METRICS if any(group.values(role, metric[1]) for group in groups for role in STUDENTS)
     ]
@@ -84,17 +87,19 @@ def table(groups: Sequence[Group]) -> list[Section]:
 
 
 def student_row(group: Group, role: str, metrics: Sequence[tuple[str, str, int]]) -> list[str]:
+    """The cells of a group's students of one role."""
     cells = [cell(group.values(role, key), digits) for _, key, digits in metrics]
     return [group.label, str(len(group.runs)), *cells]
 
 
 def teacher_row(model: str, found: Sequence[dict[str, Any]], metrics: Sequence[tuple[str, str, int]]) -> list[str]:
+    """The cells of the teachers of one model."""
     cells = [cell([teacher[key] for teacher in found if key in teacher], digits) for _, key, digits in metrics]
     return [f"teacher {model}", str(len(found)), *cells]
 
 
 def teachers_of(groups: Sequence[Group]) -> dict[str, list[dict[str, Any]]]:
-    """Metrics of every distinct teacher, by its model and what it was taught further: runs of a seed often share it."""
+    """Metrics of every distinct teacher, by its model and further training. Runs of one seed often share a teacher."""
     found: dict[str, dict[object, dict[str, Any]]] = {}
     for run in (run for group in groups for run in group.runs):
         if metrics := run.summary.get("teacher"):
@@ -105,7 +110,7 @@ def teachers_of(groups: Sequence[Group]) -> dict[str, list[dict[str, Any]]]:
 
 
 def cell(values: Sequence[float], digits: int) -> str:
-    """Mean ± standard deviation (n - 1); the mean alone where there is one seed."""
+    """Mean ± standard deviation (n - 1); for one value the value alone, for none ""."""
     if not values:
         return ""
     mean = f"{statistics.fmean(values):.{digits}f}"
@@ -113,7 +118,7 @@ def cell(values: Sequence[float], digits: int) -> str:
 
 
 def show(sections: Sequence[Section]) -> None:
-    """A drawn table on a terminal, Markdown anywhere else."""
+    """Print a drawn table on a terminal, Markdown elsewhere."""
     console = Console()
     if not console.is_terminal:
         print(markdown(sections))
@@ -130,7 +135,7 @@ def show(sections: Sequence[Section]) -> None:
 
 
 def markdown(sections: Sequence[Section]) -> str:
-    """GitHub tables, padded so that they can be read as they are."""
+    """GitHub tables, with columns padded to equal width."""
     parts = []
     for section in sections:
         grid = [section.header, *section.rows]

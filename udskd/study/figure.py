@@ -20,7 +20,8 @@ from matplotlib.figure import SubFigure
 from udskd.config.schema import STUDENTS
 from udskd.data import EmbeddedSet
 from udskd.results.plots import COLOURS, INK, STYLE, save
-from udskd.study.measures import Floats, by_rank
+from udskd.results.statistics import Floats
+from udskd.study.measures import by_rank
 from udskd.study.seed import BAYES, TEACHER
 from udskd.study.tables import Numbers
 

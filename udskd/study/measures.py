@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from udskd.results.statistics import Floats, kl_divergence
 from udskd.training.evaluation.metrics import BINS, bin_of
 
-Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
 
 LEAST = 2.0**-25
@@ -28,18 +28,10 @@ def restored(stored: npt.NDArray[np.float16]) -> Floats:
     return rows
 
 
-def entropy(p: Floats) -> Floats:
-    """[..., C] -> [...], in nats; a class without mass contributes nothing."""
-    result: Floats = -(p * np.log(np.where(p > 0, p, 1.0))).sum(-1)
-    return result
-
-
 def divergence(true: Floats, p: Floats) -> Floats:
-    """KL(true ‖ p) of each row in nats, [..., C] -> [...]; infinite where a class is possible that p excludes."""
+    """KL(true ‖ p) in nats, [..., C] -> [...]; +inf where the truth has mass in a class that p excludes."""
     with np.errstate(divide="ignore"):
-        log_ratio = np.log(np.where(true > 0, true, 1.0)) - np.log(np.where(true > 0, p, 1.0))
-    result: Floats = (true * log_ratio).sum(-1)
-    return result
+        return kl_divergence(true, np.log(p))
 
 
 def total_variation(true: Floats, p: Floats) -> Floats:

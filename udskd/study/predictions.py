@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import safetensors.numpy
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from udskd.config.schema import STUDENTS, Config
@@ -17,7 +15,9 @@ from udskd.demo.demo import logits_of
 from udskd.errors import CheckpointError
 from udskd.files import PREDICTIONS
 from udskd.methods import Answers
-from udskd.study.measures import Floats, restored
+from udskd.results.run_files import read_predictions
+from udskd.results.statistics import Floats
+from udskd.study.measures import restored
 from udskd.training.tasks.teacher import SHAPED_TEACHER
 
 
@@ -47,14 +47,10 @@ def read_run_predictions(run: Path, config: Config, shared_teacher: Tensor, imag
 
 def student_predictions(run: Path, images: EmbeddedSet) -> dict[str, Floats]:
     """By role: probabilities [N, C] from the run's predictions. CheckpointError without them, or of other images."""
-    file = run / PREDICTIONS
-    try:
-        stored = safetensors.numpy.load_file(file)
-        found = {role: restored(stored[role]) for role in STUDENTS}
-    except (OSError, SafetensorError, KeyError) as error:
-        raise CheckpointError(
-            f"{file} cannot be read ({error}): move the folder {run} away, and it will be trained again"
-        ) from None
+    file, stored = run / PREDICTIONS, read_predictions(run)
+    if stored is None:
+        raise CheckpointError(f"there is no {file}: move the folder {run} away, and the study trains the run again")
+    found = {role: restored(rows) for role, rows in stored.items()}
     for role, p in found.items():
         if p.shape != images.posterior.shape:
             expected = list(images.posterior.shape)

@@ -16,19 +16,17 @@ from udskd.demo.demo import logits_of
 from udskd.methods import Answers
 from udskd.methods.operator import OperatorMethod
 from udskd.methods.udskd import UncertaintyAwareDualStudent
+from udskd.results.statistics import Floats, entropy, spearman
 from udskd.study import training_runs
 from udskd.study.measures import (
-    Floats,
     by_rank,
     calibration,
-    entropy,
     expected_hits,
     group_means,
     hits,
     total_variation,
 )
 from udskd.study.predictions import RunPredictions, read_run_predictions
-from udskd.training.evaluation.evaluate import spearman
 
 Row = dict[str, float]
 Tables = dict[str, dict[str, Row]]

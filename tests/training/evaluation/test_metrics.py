@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from udskd.training.evaluation.evaluate import against_posterior, spearman
-from udskd.training.evaluation.metrics import BINS, Metrics, bin_of, summarise
+from udskd.results.statistics import spearman
+from udskd.training.evaluation.metrics import BINS, Metrics, against_posterior, bin_of, summarise
 
 
 def compute(logits: torch.Tensor, labels: torch.Tensor, batch: int = 7) -> dict[str, float]:

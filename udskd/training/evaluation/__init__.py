@@ -1,1 +1,1 @@
-"""What a network's answers are worth."""
+"""Metrics of networks on images, and a check of the teacher's predictions."""

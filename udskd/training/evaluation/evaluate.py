@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from udskd.config.schema import DataConfig
 from udskd.data import EvalLoader, normalize_batch
 from udskd.progress import Display
-from udskd.training.evaluation.metrics import COLUMNS, Metrics, summarise
+from udskd.results.statistics import Floats
+from udskd.training.evaluation.metrics import COLUMNS, Metrics, against_posterior, summarise
 from udskd.training.runtime.device import Runtime
 
-Floats = npt.NDArray[np.float64]
-Numbers = npt.NDArray[np.int64]
+Classes = npt.NDArray[np.int64]
 MAX_EVALUATION_BATCH = 256
-"""Most images in a batch of evaluation: all of a step's may be too many for one process, and too few for all."""
+"""The largest evaluation batch. A rank evaluates whole batches, and its memory may be too small for the batch of a
+training step, which all ranks share."""
 
 
 @torch.inference_mode()
@@ -32,10 +33,10 @@ def evaluate(
     display: Display,
     poll: Callable[[], Any],
 ) -> dict[str, dict[str, float]]:
-    """Metrics of each network by its name; where the set knows its true posterior, also how well the network knows it.
+    """Metrics of each network by name; if the images' true posterior is known, also how well the network matches it.
 
-    Each network is put into eval mode and back into the mode it was in. The processes of a run share the batches, and
-    the result is that of one process, to the last bit. poll() is called after each batch, equally often in all of them.
+    The networks are in eval mode during the evaluation. The ranks share the batches; the result has the same bits for
+    every number of ranks. Each rank calls poll() after each batch, all of them equally often.
 
     Raises DataError for an unreadable image, and what poll() raises.
     """
@@ -51,15 +52,17 @@ def evaluate_and_classify(
     runtime: Runtime,
     display: Display,
     poll: Callable[[], Any],
-) -> dict[str, tuple[dict[str, float], Numbers]]:
-    """As evaluate(), and with each network's metrics its most probable class of every image, int64 [N]."""
+) -> dict[str, tuple[dict[str, float], Classes]]:
+    """As evaluate(), with the predicted class of every image, int64 [N], beside each network's metrics."""
     posterior = getattr(loader.images, "posterior", None)
     keep = _log_p if posterior is not None else None
-    tables, log_p = _answers(networks, loader, data, runtime, display, poll, keep)
+    tables, log_p = _evaluate_images(networks, loader, data, runtime, display, poll, keep)
     results = {name: summarise(table) for name, table in tables.items()}
     for name, rows in log_p.items():
         results[name] |= against_posterior(rows, np.asarray(posterior, dtype=np.float64))
-    return {name: (results[name], table[:, COLUMNS.index("answer")].astype(np.int64)) for name, table in tables.items()}
+    return {
+        name: (results[name], table[:, COLUMNS.index("predicted")].astype(np.int64)) for name, table in tables.items()
+    }
 
 
 @torch.inference_mode()
@@ -71,11 +74,11 @@ def predict(
     display: Display,
     poll: Callable[[], Any],
 ) -> dict[str, npt.NDArray[np.float16]]:
-    """Each network's p(class | image), [N, C] in the order of the images; all else as evaluate()."""
-    return _answers(networks, loader, data, runtime, display, poll, _half_p)[1]
+    """Each network's p(class | image), float16 [N, C] in the order of the images; otherwise as evaluate()."""
+    return _evaluate_images(networks, loader, data, runtime, display, poll, _half_p)[1]
 
 
-def _answers(
+def _evaluate_images(
     networks: Mapping[str, nn.Module],
     loader: EvalLoader,
     data: DataConfig,
@@ -84,19 +87,19 @@ def _answers(
     poll: Callable[[], Any],
     keep: Callable[[Tensor], Tensor] | None,
 ) -> tuple[dict[str, Floats], dict[str, Any]]:
-    """Of each network, the table of metrics of every image, and what `keep` makes of its logits."""
+    """By network: the metrics of every image, [N, COLUMNS], and keep(logits) of every image."""
     for module in networks.values():
         runtime.world.broadcast_from_rank0(module.buffers())
     modes = {name: module.training for name, module in networks.items()}
     try:
         for module in networks.values():
             module.eval()
-        mine = _Pass(networks, keep)
-        mine.run(loader, data, runtime, display, poll)
+        own = _RankEvaluation(networks, keep)
+        own.run(loader, data, runtime, display, poll)
     finally:
         for name, module in networks.items():
             module.train(modes[name])
-    tables, kept = (_in_order(runtime.world.gather(part)) for part in mine.parts())
+    tables, kept = (_merge(runtime.world.gather(part)) for part in own.by_batch())
     return (
         {name: np.concatenate(parts) for name, parts in tables.items()},
         {name: np.concatenate(parts) for name, parts in kept.items()},
@@ -108,15 +111,16 @@ def _log_p(logits: Tensor) -> Tensor:
 
 
 def _half_p(logits: Tensor) -> Tensor:
-    """On the host, where there is more room for all images' than on a GPU."""
+    """On the host: the probabilities of all images may exceed the memory of a GPU."""
     return torch.softmax(logits.double(), -1).half().cpu()
 
 
-Parts = dict[str, dict[int, Floats]]  # of each network: what its batches gave, by their numbers
+ByBatch = dict[str, dict[int, Floats]]
+"""By network and by number of the batch: a row for each image of the batch."""
 
 
-class _Pass:
-    """One process's batches through all networks, so that each image is decoded once."""
+class _RankEvaluation:
+    """The evaluation of one rank's batches with all networks."""
 
     def __init__(self, networks: Mapping[str, nn.Module], keep: Callable[[Tensor], Tensor] | None) -> None:
         self._networks, self._keep = networks, keep
@@ -129,14 +133,16 @@ class _Pass:
     ) -> None:
         classes, rounds = len(loader.images.classes), -(-loader.batches // runtime.world.ranks)
         with display.steps("evaluate", rounds) as advance, closing(runtime.prefetch(loader)) as batches:
-            for _ in range(rounds):  # also who has a batch less than the others asks as often whether to stop
+            for _ in range(rounds):  # a rank with one batch less than the others must call poll() equally often
                 if (batch := next(batches, None)) is not None:
                     self._sizes[batch.step] = len(batch)
-                    self._take(*normalize_batch(batch, data, runtime.device, classes, runtime.memory_format), runtime)
+                    self._evaluate_batch(
+                        *normalize_batch(batch, data, runtime.device, classes, runtime.memory_format), runtime
+                    )
                 advance()
                 poll()
 
-    def _take(self, images: Tensor, labels: Tensor, runtime: Runtime) -> None:
+    def _evaluate_batch(self, images: Tensor, labels: Tensor, runtime: Runtime) -> None:
         for name, module in self._networks.items():
             with runtime.autocast():
                 logits = module(images)
@@ -144,55 +150,26 @@ class _Pass:
             if self._keep is not None:
                 self._kept[name].append(self._keep(logits))
 
-    def parts(self) -> tuple[Parts, Parts]:
-        """The metrics' table of each network and batch, and what was kept of it."""
+    def by_batch(self) -> tuple[ByBatch, ByBatch]:
+        """The metrics of every image, and what was kept of its logits."""
         tables = {name: _split(metrics.table(), self._sizes) for name, metrics in self._metrics.items()}
         kept = {name: torch.cat(parts).cpu().numpy() for name, parts in self._kept.items() if parts}
         return tables, {name: _split(rows, self._sizes) for name, rows in kept.items()}
 
 
 def _split(rows: Floats, sizes: dict[int, int]) -> dict[int, Floats]:
-    """The rows of each batch by its number."""
+    """Split the rows of all batches, in order, by the number of the batch."""
     ends = np.cumsum(list(sizes.values()))
     return dict(zip(sizes, np.split(rows, ends[:-1]), strict=True)) if sizes else {}
 
 
-def _in_order(everybodys: list[Parts]) -> dict[str, list[Floats]]:
-    """What all processes have of each network, in the order of the batches."""
-    names = [name for parts in everybodys for name in parts]
-    merged = {name: {k: v for parts in everybodys for k, v in parts.get(name, {}).items()} for name in names}
+def _merge(ranks: list[ByBatch]) -> dict[str, list[Floats]]:
+    """By network: the rows of the batches of all ranks, in the order of the batches."""
+    names = [name for own in ranks for name in own]
+    merged = {name: {k: v for own in ranks for k, v in own.get(name, {}).items()} for name in names}
     return {name: [by_number[k] for k in sorted(by_number)] for name, by_number in merged.items()}
 
 
-def against_posterior(log_p: Floats, posterior: Floats) -> dict[str, float]:
-    """How well predictions log_p [N, C] know the true posterior [N, C].
-
-    entropy_corr: Spearman correlation of the predictions' entropies with the true ones. posterior_kl: mean KL(true ‖
-    prediction), nats.
-    """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        log_true = np.where(posterior > 0, np.log(posterior), 0.0)
-    true_entropy = -(posterior * log_true).sum(-1)
-    entropy = -(np.exp(log_p) * log_p).sum(-1)
-    kl = (posterior * (log_true - log_p)).sum(-1)
-    return {"entropy_corr": spearman(entropy, true_entropy), "posterior_kl": float(kl.mean())}
-
-
-def spearman(x: Floats, y: Floats) -> float:
-    """Rank correlation of two samples [N], ties ranked by their mean; 0 if one of them is constant."""
-    a, b = _ranks(x), _ranks(y)
-    if a.std() == 0 or b.std() == 0:
-        return 0.0
-    return float(np.corrcoef(a, b)[0, 1])
-
-
-def _ranks(x: Floats) -> Floats:
-    _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts).astype(np.float64)
-    mean_rank: Floats = (last - (counts - 1) / 2)[inverse]
-    return mean_rank
-
-
 def format_metrics(metrics: Mapping[str, Any]) -> str:
-    """The line a person reads: top-1 and calibration."""
+    """Top-1 and calibration as text for the console."""
     return f"top-1 {metrics['top1']:.2f} %  nll {metrics['nll']:.3f}  ece {metrics['ece']:.3f}"

@@ -28,6 +28,7 @@ from udskd.data.manifest import FILE as MANIFEST
 from udskd.data.manifest import Manifest, read_manifest, to_bytes
 from udskd.errors import CheckpointError, ConfigError
 from udskd.files import write_atomic
+from udskd.results.run_files import LOG, SUMMARY, read_events, read_summary
 from udskd.training.storage.checkpoint import previous
 
 
@@ -135,25 +136,24 @@ class RunFolder:
     @property
     def complete(self) -> bool:
         """Whether the run has ended and its summary is written."""
-        return (self.path / "summary.json").exists()
+        return (self.path / SUMMARY).exists()
 
     def summary(self) -> dict[str, Any]:
         """The summary of a complete run."""
         try:
-            summary: dict[str, Any] = json.loads((self.path / "summary.json").read_text())
+            return read_summary(self.path)
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{self.path / 'summary.json'} cannot be read: {error}") from None
-        return summary
+            raise CheckpointError(f"{self.path / SUMMARY} cannot be read: {error}") from None
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """The last file of a run: its presence makes the run complete."""
         if self.writes:
-            write_atomic(self.path / "summary.json", _json(summary))
+            write_atomic(self.path / SUMMARY, _json(summary))
 
     def log(self, event: str, **values: Any) -> None:
         """Append one line to log.jsonl."""
         if self.writes:
-            self._append("log.jsonl", {"event": event, "time": round(time.time(), 3), **values})
+            self._append(LOG, {"event": event, "time": round(time.time(), 3), **values})
 
     def log_unreadable(self, image: str, name: str, reason: str) -> bool:
         """Log a training image that cannot be read, once in a run. Whether it is news. Any thread may call it.
@@ -188,7 +188,7 @@ class RunFolder:
         if not self.writes:
             return
         kept = list(itertools.takewhile(lambda e: e["event"] != name or e["epoch"] <= epochs, self._events()))
-        write_atomic(self.path / "log.jsonl", "".join(json.dumps(e) + "\n" for e in kept).encode())
+        write_atomic(self.path / LOG, "".join(json.dumps(e) + "\n" for e in kept).encode())
 
     def _append(self, name: str, value: dict[str, Any]) -> None:
         try:
@@ -203,14 +203,8 @@ class RunFolder:
             raise CheckpointError(f"cannot write {self.path / name}: {error.strerror or error}") from error
 
     def _events(self) -> list[dict[str, Any]]:
-        path = self.path / "log.jsonl"
-        events = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-            try:
-                events.append(json.loads(line))
-            except ValueError:
-                continue
-        return events
+        log = self.path / LOG
+        return read_events(log) if log.exists() else []
 
 
 def environment() -> dict[str, Any]:
