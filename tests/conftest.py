@@ -1,5 +1,5 @@
-"""Shared by all tests: hypothesis without deadlines (the machine may be busy), the same examples every time, one thread
-unless a test asks for more, or UDSKD_TEST_THREADS (tests/loss/test_simd.py)."""
+"""Settings of all tests: hypothesis has no deadlines, because the machine may be busy, and the same examples each
+time; PyTorch has one thread, or UDSKD_TEST_THREADS (tests/loss/test_simd.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Imports go downward only: the order of the folders, what functions import late, and that there is no circle."""
+"""Imports go downward only and have no cycle; functions import only what has a reason to be imported late."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "udskd"
-# From top to bottom. A module is in the layer with the longest name that is its own or that of a folder above it.
+# From top to bottom. A module belongs to the layer with the longest name that is the module's own or its folder's.
 LAYERS = (
     *("__main__", "cli", "study", "doctor", "demo"),
     *("training", "training.tasks", "training.teacher_cache", "training.engine", "training.networks"),
@@ -16,9 +16,9 @@ LAYERS = (
     *("methods", "results", "loss", "models", "data", "config"),
     *("progress", "files", "errors", "_native", "_version"),
 )
-# What functions may import: (module, what it imports), and why not at the top of the file.
+# Imports inside functions: (importing module, imported module), and the reason.
 LATE = {
-    ("cli.commands", "training"): "a mistake in the options is found before torchvision is imported",
+    ("cli.commands", "training"): "a mistake in the command line is reported before PyTorch is imported",
     ("cli.commands", "training.teacher_cache.writer"): "likewise",
     ("cli.commands", "results.table"): "a command imports what it needs, no more",
     ("cli.commands", "demo.demo"): "likewise",
@@ -30,7 +30,7 @@ LATE = {
 
 
 def modules() -> dict[str, ast.Module]:
-    """Every module by its name below udskd; that of udskd itself is "__init__"."""
+    """The syntax tree of every module, by its name below udskd; udskd itself is "__init__"."""
     found = {}
     for path in ROOT.rglob("*.py"):
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
@@ -63,9 +63,9 @@ def late_imports(name: str) -> set[tuple[str, str]]:
 
 
 def layer(name: str) -> int:
-    of = [place for place, top in enumerate(LAYERS) if f"{name}.".startswith(f"{top}.")]
-    assert of, f"{name} is in no layer: give it a place in LAYERS"
-    return max(of, key=lambda place: len(LAYERS[place]))
+    found = [index for index, top in enumerate(LAYERS) if f"{name}.".startswith(f"{top}.")]
+    assert found, f"{name} is in no layer: add it to LAYERS"
+    return max(found, key=lambda index: len(LAYERS[index]))
 
 
 def test_no_module_imports_from_above() -> None:

@@ -1,4 +1,4 @@
-"""Importing the package, with and without its compiled library, and what it says of itself."""
+"""Importing the package, with and without its compiled library, and the description of the build."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_without_the_library_there_is_one_warning_and_the_reference_backend() ->
     assert done.stdout.split() == ["1", "True", "False", "None"], done.stderr
 
 
-def test_without_the_library_its_backends_say_why() -> None:
+def test_without_the_library_the_error_of_a_backend_has_the_reason() -> None:
     code = WITHOUT_LIBRARY + (
         "import torch\n"
         "try: udskd.dual_student_loss(None, torch.randn(2, 3), backend='cpu')\n"
@@ -64,7 +64,7 @@ def test_without_the_library_its_backends_say_why() -> None:
     assert "backend 'cpu' is unavailable: the compiled library cannot be loaded" in python(code).stdout
 
 
-def test_build_info_holds_what_is_promised() -> None:
+def test_build_info_has_the_documented_keys() -> None:
     info = udskd.build_info()
     assert info["version"] == udskd.__version__
     assert info["simd"] in info["simd_levels"]
@@ -86,8 +86,7 @@ def test_the_report_names_versions_levels_and_reasons() -> None:
 
 
 def test_no_build_is_for_the_machine_that_built_it() -> None:
-    """The list of architectures comes from nvcc, not from a visible GPU; where CUDA was compiled, PTX for newer devices
-    is inside."""
+    """The list of architectures does not depend on a visible GPU; a CUDA build contains PTX for newer devices."""
     info = udskd.build_info()
     assert not info["cuda_compiled"] or info["cuda_ptx"] == info["cuda_archs"][-1]
 

@@ -1,4 +1,4 @@
-"""What a user installs: an sdist that builds a wheel, a wheel that works on its own, a clear word without PyTorch.
+"""What a user installs: an sdist that builds a wheel, a wheel that works on its own, a clear error without PyTorch.
 
 The environments are empty except for a .pth file that names this environment's site-packages, so that PyTorch is not
 installed again. A .pth in a folder that a .pth names is not read: an editable udskd of this environment stays unseen.
@@ -22,19 +22,19 @@ ROOT = Path(__file__).parents[1]
 NOT_SOURCE = shutil.ignore_patterns(
     ".git", ".venv*", "build", "dist", "runs", "*.egg-info", "*.so", "__pycache__", ".*_cache", ".hypothesis"
 )
-# One architecture is enough to see that the CUDA sources travel and compile.
+# One architecture is enough to test that the sdist holds the CUDA sources and that they compile.
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"TORCH_CUDA_ARCH_LIST": "9.0"}
 
 
 def call(*command: str | Path, cwd: Path) -> str:
-    """Output of a command; an assertion that shows it if it fails."""
+    """The output of a command. AssertionError with the output if it fails."""
     done = subprocess.run(list(map(str, command)), cwd=cwd, capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
     return done.stdout
 
 
 def environment(folder: Path, *packages: str) -> Path:
-    """Python of a fresh environment that sees this one's packages: all of them, or only the named."""
+    """The Python of a fresh environment with this environment's packages: all of them, or only those named."""
     call(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent)
     here, there = Path(sysconfig.get_path("purelib")), next(folder.glob("lib/python*/site-packages"))
     if not packages:
@@ -47,7 +47,7 @@ def environment(folder: Path, *packages: str) -> Path:
 
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # From a copy without egg-info: a stale SOURCES.txt would put back what MANIFEST.in forgets.
+    # From a copy without egg-info: a stale SOURCES.txt would add files that MANIFEST.in misses.
     source = tmp_path_factory.mktemp("source") / "udskd"
     shutil.copytree(ROOT, source, ignore=NOT_SOURCE)
     call(sys.executable, "-m", "build", "--sdist", "--no-isolation", cwd=source)
@@ -67,7 +67,7 @@ def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Python of an environment with the wheel in it."""
+    """The Python of an environment into which the wheel is installed."""
     folder = tmp_path_factory.mktemp("user")
     python = environment(folder / "env")
     pip = (python, "-m", "pip", "--disable-pip-version-check")
@@ -115,7 +115,7 @@ def test_installed_command_trains_away_from_the_sources(installed: Path, tmp_pat
     assert (tmp_path / "run" / "summary.json").exists()
 
 
-def test_without_pytorch_pip_says_in_two_lines_what_to_run(sdist: Path, tmp_path: Path) -> None:
+def test_without_pytorch_the_error_names_the_two_commands_to_run(sdist: Path, tmp_path: Path) -> None:
     python = environment(tmp_path / "env", "setuptools", "pkg_resources", "_distutils_hack", "wheel", "packaging")
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python)
     done = subprocess.run(
@@ -125,8 +125,8 @@ def test_without_pytorch_pip_says_in_two_lines_what_to_run(sdist: Path, tmp_path
         text=True,
         env=ENVIRONMENT,
     )
-    said = [line.strip() for line in (done.stdout + done.stderr).splitlines()]
+    lines = [line.strip() for line in (done.stdout + done.stderr).splitlines()]
     assert done.returncode != 0
-    start = next(number for number, line in enumerate(said) if line.startswith("pip install"))
-    assert "torch>=2.11" in said[start]
-    assert said[start + 1].startswith("pip install --no-build-isolation")
+    start = next(number for number, line in enumerate(lines) if line.startswith("pip install"))
+    assert "torch>=2.11" in lines[start]
+    assert lines[start + 1].startswith("pip install --no-build-isolation")

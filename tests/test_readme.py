@@ -21,8 +21,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 
 
-def leave_a_run(folder: Path) -> None:
-    """What the examples find where they run: a student of runs/udskd, and a photograph."""
+def write_a_run(folder: Path) -> None:
+    """Write the files that the examples read: a student of runs/udskd, and a photograph."""
     (folder / "runs" / "udskd").mkdir(parents=True)
     module, data = zoo.build("mobilenet_v2", 3, 64).module, DataConfig()
     info = WeightsInfo("mobilenet_v2", "small", ("cat", "dog", "owl"), 64, data.mean, data.std, data.eval_crop)
@@ -32,7 +32,7 @@ def leave_a_run(folder: Path) -> None:
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
 def test_example_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    leave_a_run(tmp_path)
+    write_a_run(tmp_path)
     (tmp_path / "example.py").write_text(EXAMPLES[number], encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     runpy.run_path("example.py", run_name="__main__")

@@ -1,7 +1,7 @@
 """Uncertainty-aware dual-student distillation: the loss is udskd.dual_student_loss, the trainer `udskd train`.
 
-Public names are imported when they are first asked for (PEP 562), so that a command that only reads a recipe does not
-wait for PyTorch, nor the loss for torchvision.
+Public names are imported at their first use (PEP 562), so that a command that only reads a recipe does not import
+PyTorch, and the loss does not import torchvision.
 """
 
 from importlib import import_module
@@ -19,7 +19,7 @@ __all__ = [
     "load",
 ]
 
-if TYPE_CHECKING:  # type checkers must not take __getattr__ for the type of every name
+if TYPE_CHECKING:  # else type checkers give every name the type that __getattr__ returns
     from udskd._native import build_info
     from udskd.loss.functional import DualStudentLoss, DualStudentLossOutput, dual_student_loss
     from udskd.models.loaded_model import LoadedModel, load

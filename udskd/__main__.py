@@ -1,4 +1,4 @@
-"""`python -m udskd COMMAND`: as `udskd COMMAND`; alone: what this build holds, for a bug report or a puzzled look."""
+"""`python -m udskd COMMAND` is `udskd COMMAND`. Without a command, it describes the build, for a report of a bug."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Loads the compiled library, if there is one, and remembers why not: `import udskd` works either way."""
+"""Loads the compiled library. Without one, `problem` has the reason, and `import udskd` works all the same."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from udskd._version import __version__
 
 native: dict[str, Any] = {}
-"""What the compiled library says of itself; empty without one."""
+"""The facts that the compiled library reports about its build; empty without a library."""
 
 problem: str | None = None
 """Why there is no compiled library, or None."""
@@ -31,7 +31,7 @@ else:
 
 
 def has_kernels(device_type: str) -> bool:
-    """Whether the compiled library can work on tensors of a device. Cheap: asked at every call of the loss."""
+    """Whether the compiled library has kernels for a device. Cheap, because every call of the loss calls it."""
     return problem is None and (device_type == "cpu" or (device_type == "cuda" and bool(native["cuda_archs"])))
 
 
@@ -49,7 +49,7 @@ def unavailable(backend: str) -> str | None:
 
 
 def build_info() -> dict[str, Any]:
-    """What this build holds.
+    """Describe this build.
 
     Returns:
         version, torch (the PyTorch in use), compiled (bool), simd (the level in use, or None), simd_levels (compiled

@@ -1,4 +1,4 @@
-"""Mistakes that the user can mend. The message is one sentence: what is wrong, where, and what to do."""
+"""Errors that the user can correct. The message is one sentence: what is wrong, where, and what to do."""
 
 import unicodedata
 
@@ -6,8 +6,8 @@ _ESCAPED = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories: control characters, s
 
 
 def printable(text: str) -> str:
-    """A text as one line that a terminal shows and does not obey: control characters, line ends and bytes of names that
-    are not UTF-8 as escapes, all other characters as they are."""
+    """A text as one line that is safe to print on a terminal: control characters, line ends, and bytes that are not
+    UTF-8 become escapes; all other characters stay."""
     return "".join(_escaped(c) if unicodedata.category(c) in _ESCAPED else c for c in text)
 
 
@@ -32,8 +32,8 @@ class CheckpointError(UdskdError):
 
 
 class Interrupted(UdskdError):
-    """The user asked to stop; what is complete has been saved and the message says how to continue."""
+    """The user stopped the run. What is complete is saved, and the message names the command that continues."""
 
 
 class PeerFailed(UdskdError):
-    """Another of the processes that train together failed; it says itself why."""
+    """Another process of the run failed, and reports its own error."""

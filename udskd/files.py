@@ -1,4 +1,4 @@
-"""Files that are written as a whole or not at all, and read without executing anything."""
+"""Files: written atomically, and read without running code from them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from udskd.errors import CheckpointError, DataError
 
 PREDICTIONS = "predictions.safetensors"
-"""The students' predictions in a run's folder, where the other files of that suffix are weights."""
+"""The file of the students' predictions in a run folder; all other files of this suffix hold weights."""
 
 
 def expand_user(path: str | Path) -> Path:
@@ -26,9 +26,9 @@ def expand_user(path: str | Path) -> Path:
 
 
 def write_atomic(path: Path, *parts: bytes | memoryview, keep: Path | None = None) -> None:
-    """Replace the file by one step: whatever happens on the way, either the old file or the whole new one is there.
+    """Replace a file atomically: at any moment, either the old file or the whole new one exists.
 
-    With `keep`, the old file goes there first; then for a moment it is only there.
+    With `keep`, the old file is first renamed to it, so that for a moment only `keep` exists.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -69,12 +69,13 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_pickle(path: Path, data: memoryview) -> dict[str, Any]:
-    """What torch.save wrote, onto the CPU, executing nothing. CheckpointError if it is no dict, or damaged."""
+    """The dict that torch.save wrote, on the CPU; no code in the file is run. CheckpointError if it is damaged, or
+    holds something else."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on the pickle protocols that it sees in files which are none
+            warnings.simplefilter("ignore")  # of pickle protocols, for files that are no pickles
             loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception:  # of damaged files, PyTorch's reader raises almost anything
+    except Exception:  # PyTorch's reader raises almost any exception for a damaged file
         raise CheckpointError(f"{path} is truncated or not a checkpoint of tensors and plain values") from None
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{path} is not a checkpoint: it holds a {type(loaded).__name__} instead of a dict")

@@ -1,4 +1,4 @@
-"""What the user sees while training: a bar on a terminal, plain lines in a file or a pipe."""
+"""Progress of long work: a bar on a terminal, plain lines in a file or a pipe."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ LINE_EVERY = 60.0  # seconds between the plain lines within an epoch
 
 
 class Display:
-    """line(text) stays on the screen; steps(...) shows how far a loop is."""
+    """Prints permanent lines, and the progress of loops."""
 
     def __init__(self, silent: bool = False) -> None:
-        """silent: another process speaks for us."""
+        """silent: print nothing, because another process of the run does."""
         self._silent = silent
         self._terminal = sys.stdout.isatty() and not silent
         self._console = Console(highlight=False, markup=False)
 
     def line(self, text: str) -> None:
-        """Print one permanent line; what names of files hold besides visible characters is shown with escapes."""
+        """Print one permanent line; control characters, which names of files can hold, become escapes."""
         text = printable(text)
         if self._terminal:
             self._console.print(text, soft_wrap=True)
@@ -34,7 +34,7 @@ class Display:
 
     @contextmanager
     def steps(self, title: str, total: int, done: int = 0) -> Iterator[Callable[[], None]]:
-        """Yields the function to call after each of `total` steps, of which some may be done already."""
+        """Yields the function to call after each of `total` steps, of which `done` are done already."""
         if self._terminal:
             columns = (
                 TextColumn("{task.description}"),

@@ -1,4 +1,4 @@
-"""The commands as a user types them: exit codes, one-line errors, and what a real process does on Ctrl-C."""
+"""The commands as a user types them: exit codes, one-line errors, and signals to a real process."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ device = "cpu"
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with recipe.toml and images/, which is also the working directory."""
     write_tree(tmp_path / "images")
     (tmp_path / "recipe.toml").write_text(RECIPE)
@@ -59,9 +59,9 @@ def train_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, Path | No
     return calls
 
 
-def test_train_eval_and_resume_of_a_finished_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_eval_and_resume_of_a_finished_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("train recipe.toml --data.root images --output out --seed 4 --temperature 2") == 0
-    summary = json.loads((here / "out" / "summary.json").read_text())
+    summary = json.loads((folder / "out" / "summary.json").read_text())
     assert (summary["status"], summary["seed"], summary["options"]) == ("complete", 4, {"loss.temperature": 2.0})
     assert run("eval out") == 0
     assert f"student_a: top-1 {summary['student_a']['top1']:.2f} %" in capsys.readouterr().out
@@ -69,40 +69,40 @@ def test_train_eval_and_resume_of_a_finished_run(here: Path, capsys: pytest.Capt
     assert "out is complete" in capsys.readouterr().out
 
 
-def test_the_run_folder_is_named_after_method_data_and_seed(here: Path) -> None:
+def test_the_run_folder_is_named_after_method_data_and_seed(folder: Path) -> None:
     assert run("train recipe.toml --data.root images --seed 2") == 0
-    assert (here / "runs" / "ce-images-seed2" / "summary.json").exists()
+    assert (folder / "runs" / "ce-images-seed2" / "summary.json").exists()
 
 
-def test_options_may_come_before_the_recipe(here: Path, train_calls: list[tuple[Config, Path | None, bool]]) -> None:
+def test_options_may_come_before_the_recipe(folder: Path, train_calls: list[tuple[Config, Path | None, bool]]) -> None:
     assert run("train --seed 3 recipe.toml --peer_weight 0") == 0
     ((config, resume, _),) = train_calls
     assert (config.seed, config.loss.peer_weight, config.method, resume) == (3, 0.0, "ce", None)
 
 
 def test_a_recipe_that_comes_with_udskd_is_taken_by_its_name(
-    here: Path, train_calls: list[tuple[Config, Path | None, bool]]
+    folder: Path, train_calls: list[tuple[Config, Path | None, bool]]
 ) -> None:
     assert run("train caltech20 --temperature 2") == 0
     ((config, _, _),) = train_calls
     assert (config.data.root, config.loss.temperature) == ("data/caltech-20", 2.0)
 
 
-def test_resume_takes_the_options_of_the_run(here: Path, train_calls: list[tuple[Config, Path | None, bool]]) -> None:
+def test_resume_takes_the_options_of_the_run(folder: Path, train_calls: list[tuple[Config, Path | None, bool]]) -> None:
     config = schema.with_values(Config(), {"seed": 8, "training.epochs": 9})
-    (here / "out").mkdir()
-    (here / "out" / "config.toml").write_text(toml.dump(config))
+    (folder / "out").mkdir()
+    (folder / "out" / "config.toml").write_text(toml.dump(config))
     assert run("train --resume out --previous") == 0
     assert train_calls == [(config, Path("out"), True)]
 
 
 def test_resume_auto_continues_what_was_begun_and_begins_what_was_not(
-    here: Path, train_calls: list[tuple[Config, Path | None, bool]]
+    folder: Path, train_calls: list[tuple[Config, Path | None, bool]]
 ) -> None:
     command = "train recipe.toml --output out --resume auto"
     assert run(command) == 0
-    (here / "out").mkdir()
-    (here / "out" / "config.toml").write_text("")
+    (folder / "out").mkdir()
+    (folder / "out" / "config.toml").write_text("")
     assert run(command) == 0
     assert [resume for _, resume, _ in train_calls] == [None, Path("out")]
 
@@ -136,7 +136,7 @@ def test_resume_auto_continues_what_was_begun_and_begins_what_was_not(
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
-    here: Path, capsys: pytest.CaptureFixture[str], command: str, words: list[str]
+    folder: Path, capsys: pytest.CaptureFixture[str], command: str, words: list[str]
 ) -> None:
     assert run(command) == 2
     out, err = capsys.readouterr()
@@ -147,20 +147,20 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 
 @pytest.mark.parametrize("option", ["--data.root", "--output", "--teacher.checkpoint"])
 def test_a_path_that_is_not_utf8_is_one_sentence_before_anything_is_written(
-    here: Path, capsys: pytest.CaptureFixture[str], option: str
+    folder: Path, capsys: pytest.CaptureFixture[str], option: str
 ) -> None:
-    before = sorted(here.rglob("*"))
+    before = sorted(folder.rglob("*"))
     assert cli.main(["train", "recipe.toml", option, "bad\udcff"]) == 2
     assert f"{option[2:]} is 'bad\\udcff', a name that is not UTF-8" in capsys.readouterr().err
-    assert sorted(here.rglob("*")) == before
+    assert sorted(folder.rglob("*")) == before
 
 
-def test_the_home_of_nobody_is_one_sentence(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_home_folder_is_one_sentence(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "recipe.toml", "--data.root", "~nosuch/x"]) == 2
     assert "~nosuch/x begins with the home of a user that does not exist" in capsys.readouterr().err
 
 
-def test_pack_says_what_both_splits_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pack_reports_images_in_both_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tree = write_tree(tmp_path / "tree")
     shutil.rmtree(tree / "val" / "red")
     (tree / "val" / "red").symlink_to("../train/red")
@@ -168,7 +168,7 @@ def test_pack_says_what_both_splits_show(tmp_path: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().out.count("train and val share 12 images (first: ") == 1
 
 
-def test_a_name_in_an_error_cannot_write_to_the_terminal(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_of_a_name_are_escaped_in_an_error(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "recipe.toml", "--data.root", "a\nb\x1b[31m"]) == 2
     assert "the data root a\\nb\\x1b[31m does not exist" in capsys.readouterr().err
 
@@ -202,7 +202,7 @@ def test_each_command_has_help(capsys: pytest.CaptureFixture[str], command: str,
     assert option in capsys.readouterr().out
 
 
-def test_every_command_is_found_without_pytorch() -> None:
+def test_help_and_errors_of_the_command_line_need_no_pytorch() -> None:
     program = "import sys; from udskd.cli import main; main.main(sys.argv[1:]); assert 'torch' not in sys.modules"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     for command in ("--help", "recipes", "train --help", "train --sed 1"):
@@ -233,10 +233,10 @@ def test_an_interruption_is_exit_code_130(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_whole_process_group_ends_in_one_line_and_a_run_that_continues(
-    here: Path, number: signal.Signals, train_calls: list[tuple[Config, Path | None, bool]]
+    folder: Path, number: signal.Signals, train_calls: list[tuple[Config, Path | None, bool]]
 ) -> None:
-    """As a terminal does it: the workers that decode images get the signal too."""
-    (here / "recipe.toml").write_text(
+    """As from a terminal: the workers that decode images receive the signal, too."""
+    (folder / "recipe.toml").write_text(
         RECIPE.replace("workers = 0", "workers = 2").replace("epochs = 1", "epochs = 2000")
     )
     command = [
@@ -255,7 +255,7 @@ def test_a_signal_to_the_whole_process_group_ends_in_one_line_and_a_run_that_con
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
     )
     deadline = time.monotonic() + 120
-    while not (here / "out" / "checkpoints" / "students.pt").exists() and time.monotonic() < deadline:
+    while not (folder / "out" / "checkpoints" / "students.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, number)
     _, err = process.communicate(timeout=120)
@@ -265,7 +265,7 @@ def test_a_signal_to_the_whole_process_group_ends_in_one_line_and_a_run_that_con
     assert last.startswith("udskd: stopped; ")
     assert re.search(r"of 2000 epochs of the students( and \d of 3 steps of the next)? saved; continue with: ", last)
     assert last.endswith("saved; continue with: udskd train --resume out")
-    assert not (here / "out" / "summary.json").exists()
+    assert not (folder / "out" / "summary.json").exists()
     assert run("train --resume out") == 0
     assert train_calls[0][1] == Path("out")
 

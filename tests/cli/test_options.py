@@ -1,4 +1,4 @@
-"""The command line's options over a recipe's values."""
+"""Options of the command line replace the values of a recipe."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_options_that_are_not_given_keep_the_recipes_values(tmp_path: Path) -> N
     assert parse(options) == with_values(recipe, {"loss.kd_weight": 0.5})
 
 
-def test_none_takes_away_what_a_recipe_gives(tmp_path: Path) -> None:
+def test_none_removes_a_value_of_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text("[data]\nclasses = 3\n[student_a]\nlr = 0.5\n")
     options = [str(tmp_path / "recipe.toml"), "--data.classes", "None", "--student_a.lr", "None"]
     assert parse(options) == Config()

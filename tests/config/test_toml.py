@@ -96,7 +96,7 @@ def test_a_mistake_is_one_sentence_that_names_it(tmp_path: Path, text: str, word
     assert all(word in message for word in [str(path), *words]), message
 
 
-def test_a_method_that_nobody_knows_is_named_where_a_run_would_start(tmp_path: Path) -> None:
+def test_an_unknown_method_is_refused_by_the_check_before_a_run(tmp_path: Path) -> None:
     config = load_text(tmp_path / "r.toml", "method = 'udksd'")
     with pytest.raises(ConfigError, match=r'^unknown method "udksd" \(did you mean "udskd"\?\); known are'):
         methods.check(config)
@@ -126,7 +126,7 @@ def test_bytes_that_are_not_text_are_not_a_recipe(tmp_path: Path) -> None:
 
 
 def test_every_number_has_a_range() -> None:
-    """-7.5 or -7 is nowhere a sensible value, except for the channels' means."""
+    """-7 is out of range for every number but the means of the channels."""
     for name, value in schema.flatten(Config()).items():
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             with pytest.raises(ConfigError, match=name):
@@ -160,5 +160,5 @@ def test_a_name_that_no_recipe_has_is_one_sentence() -> None:
         recipes.find("caltech2")
 
 
-def test_every_recipe_says_what_it_is() -> None:
+def test_every_recipe_has_a_title() -> None:
     assert all(len(recipes.title(path)) > 20 for path in recipes.recipes().values())

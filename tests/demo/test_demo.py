@@ -1,4 +1,4 @@
-"""udskd demo with smaller networks, fewer images and one epoch: the same path, in seconds."""
+"""`udskd demo` with smaller networks, fewer images and one epoch, so that it takes seconds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from udskd.models import zoo
 
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The demo made small; returns a folder for its runs."""
+    """Makes the demo small. Returns a folder for its runs."""
     config = schema.with_values(
         toml.load(demo.RECIPE),
         {
@@ -41,7 +41,7 @@ def summary(run: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def test_demo_climbs_the_ladder_under_one_teacher(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_trains_all_methods_with_one_teacher(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert demo.main(small) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines if line.startswith("[")] == ["[1/3]", "[2/3]", "[3/3]"]
@@ -63,7 +63,7 @@ def test_a_second_demo_trains_nothing_again(small: Path, capsys: pytest.CaptureF
     assert "| udskd" in capsys.readouterr().out
 
 
-def test_the_ceiling_is_what_the_true_posterior_scores_on_the_same_labels(
+def test_the_best_possible_accuracy_is_what_the_true_posterior_scores_on_the_same_labels(
     small: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     demo.main(small)
@@ -72,18 +72,18 @@ def test_the_ceiling_is_what_the_true_posterior_scores_on_the_same_labels(
     assert f"Best possible top-1 on these labels: {right:.2f} %." in capsys.readouterr().out
 
 
-def test_the_weights_in_the_picture_are_the_teachers_own(small: Path) -> None:
+def test_the_weights_in_the_figure_are_the_teachers_own(small: Path) -> None:
     config, val = toml.load(demo.RECIPE), EmbeddedSet("val")
     demo.run(config, small, "kd")
     found = demo.teacher_uncertainty(small / "kd" / "teacher.safetensors", config, val)
     np.testing.assert_array_equal(found.true_entropy, val.entropy)
-    # The weight falls as the entropy rises, so that its ranks agree with the truth as the run's own evaluation says.
+    # The weight falls as the entropy rises: the rank correlation of its negative is the one that the run reports.
     ranks = [np.argsort(np.argsort(values)) for values in (val.entropy, -found.weight)]
     expected = summary(small / "kd")["teacher"]["entropy_corr"]
     assert np.corrcoef(*ranks)[0, 1] == pytest.approx(expected, abs=1e-3)
 
 
-def test_the_recipe_is_of_generated_images_and_networks_that_exist() -> None:
+def test_the_recipe_has_generated_images_and_existing_networks() -> None:
     config = toml.load(demo.RECIPE)
     assert config.data.root == "embedded"
     for network in (config.teacher, config.student_a, config.student_b):

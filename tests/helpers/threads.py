@@ -1,4 +1,4 @@
-"""PyTorch's number of threads for a while."""
+"""A context with another number of PyTorch's threads."""
 
 from __future__ import annotations
 

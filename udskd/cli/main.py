@@ -1,4 +1,4 @@
-"""The entry point `udskd`: runs a command, and turns errors into one line and an exit code."""
+"""The entry point of `udskd`: runs a command, and reports an error as one line and an exit code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from click.shell_completion import shell_complete
 from udskd.cli.commands import root
 from udskd.errors import Interrupted, PeerFailed, UdskdError, printable
 
-COMPLETE = "_UDSKD_COMPLETE"  # the environment variable by which a shell asks for completions, as click names it
+COMPLETE = "_UDSKD_COMPLETE"  # click's name for the environment variable in which a shell requests completions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         traceback.print_exc()
         code = 1
-    if code and _on_several_gpus():  # at exit NCCL waits for the other processes, which wait for this one
+    if code and _on_several_gpus():  # at exit, NCCL would wait for the other processes, which wait for this one
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -48,7 +48,7 @@ def _run(argv: list[str]) -> int:
     except click.ClickException as error:
         return _mistake(error)
     except Interrupted as error:
-        if os.environ.get("RANK", "0") == "0":  # all processes of a run stop together: one line is enough
+        if os.environ.get("RANK", "0") == "0":  # all processes of a run stop together; rank 0 reports it
             _print_error(str(error))
         return 130
     except PeerFailed as error:
@@ -64,7 +64,7 @@ def _run(argv: list[str]) -> int:
     except BrokenPipeError:
         if not _is_output_closed():
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes again at exit
         return 141
 
 
@@ -82,8 +82,8 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _mistake(error: click.ClickException) -> int:
-    """Print what is wrong with the command line. All processes of a run have the same: one on each machine prints it,
-    and the others wait until torchrun ends them for it."""
+    """Report a mistake in the command line. All processes of a run find the same one: the first process on each machine
+    reports it and ends, and torchrun then ends the others."""
     if not (is_first := os.environ.get("LOCAL_RANK", "0") == "0"):
         time.sleep(20)
     message, context = error.format_message(), getattr(error, "ctx", None)
@@ -97,7 +97,7 @@ def _print_error(message: str) -> None:
 
 
 def _is_output_closed() -> bool:
-    """Whether nothing reads the standard output any more. Another broken pipe can be one to a process of the loader."""
+    """Whether the reader of the standard output has closed it. The broken pipe may also lead to a worker process."""
     poll = select.poll()
     poll.register(sys.stdout, 0)
     return bool(poll.poll(0))

@@ -1,4 +1,4 @@
-"""`udskd pack`: a bar while packs are written, and then what became of the images."""
+"""`udskd pack`: shows progress while the packs are written, then prints a line for each split."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from udskd.progress import Display
 def run(
     source: Path, destination: Path, short_side: int | None, quality: int, classes: int | None, workers: int
 ) -> int:
-    """Pack with progress on the screen; returns 0, the exit code. Raises what pack() raises."""
+    """Pack with progress on the screen. Returns 0, the exit code; raises the errors of udskd.data.pack.pack."""
     display = Display()
     with ExitStack() as stack:
         splits: dict[str, object] = {}
@@ -32,18 +32,18 @@ def run(
             workers=workers,
             progress=progress,
         )
-    for split, what in packed.items():
-        if what.ignored:
-            display.line(f"{split}: {what.ignored}")
-        display.line(_line(destination / f"{split}.pack", what))
+    for split, result in packed.items():
+        if result.ignored:
+            display.line(f"{split}: {result.ignored}")
+        display.line(_line(destination / f"{split}.pack", result))
     if shared := packed["train"].shared:
         display.line(shared)
     display.line(f"train from it with --data.root {destination}")
     return 0
 
 
-def _line(path: Path, what: Packed) -> str:
+def _line(path: Path, result: Packed) -> str:
     return (
-        f"{path}: {what.images} images, {what.kept} of them kept as they are; "
-        f"{what.bytes / 1e6:.1f} MB of {what.source_bytes / 1e6:.1f} MB"
+        f"{path}: {result.images} images, {result.kept} of them kept as they are; "
+        f"{result.bytes / 1e6:.1f} MB of {result.source_bytes / 1e6:.1f} MB"
     )

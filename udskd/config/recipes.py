@@ -1,4 +1,4 @@
-"""The recipes that come with udskd, by name: recipes/*.toml of a checkout, which a wheel has as udskd/recipes."""
+"""The recipes of udskd by name: recipes/*.toml in a checkout, udskd/recipes/*.toml in a wheel."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 def recipes() -> dict[str, Path]:
-    """Their files by name, sorted."""
+    """The files of the recipes by name, sorted."""
     folder = next((path for path in (_PACKAGE / "recipes", _PACKAGE.parent / "recipes") if path.is_dir()), None)
     return {} if folder is None else {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
@@ -31,12 +31,12 @@ def find(name: str) -> Path:
 
 
 def title(path: Path) -> str:
-    """What a recipe says of itself: the first sentence of the comment at its beginning."""
+    """The title of a recipe: the first sentence of the comment at its beginning."""
     lines = path.read_text(encoding="utf-8").splitlines()
     comment = " ".join(line.removeprefix("#").strip() for line in lines[: _comments(lines)])
     return comment.partition(". ")[0].rstrip(".:")
 
 
 def _comments(lines: list[str]) -> int:
-    """How many lines at the beginning are comments."""
+    """The number of comment lines at the beginning."""
     return next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))

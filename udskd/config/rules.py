@@ -1,4 +1,4 @@
-"""Which values each option may have."""
+"""The values that each option may have."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from udskd.errors import ConfigError
 
 
 def check(config: Config) -> None:
-    """Refuse values out of range, naming the option, what came, and what is allowed. Of the method's own rules, see
-    udskd.methods.check."""
+    """Raise ConfigError for a value out of range; the message names the option, the value and the range. The rules that
+    need the methods are in udskd.methods.check."""
     values = flatten(config)
     for name, value in values.items():
         if isinstance(value, str) and not _is_text(value):
@@ -49,7 +49,7 @@ def _is_device(value: str) -> bool:
     return re.fullmatch(r"auto|cpu|cuda(:\d+)?", value) is not None
 
 
-# Option name (a regular expression) -> test, what is allowed in words.
+# By the options' names (a regular expression): the test of a value, and what it allows, in words.
 _RULES: dict[str, tuple[Any, str]] = {
     r"seed|data\.workers": (_finite(0), "0 or more"),
     r"data\.classes": (_finite(2), "at least 2"),

@@ -1,4 +1,4 @@
-"""Recipes: TOML to Config and back, strictly. Keys, types and choices come from the dataclasses in schema.py."""
+"""Recipes: strict conversion from TOML to Config and back. Keys, types and choices are those of schema.py."""
 
 from __future__ import annotations
 
@@ -86,9 +86,9 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
         return float(value)
     if kind in (int, str, bool) and type(value) is kind:
         return value
-    came = f'"{value}"' if isinstance(value, str) else f"{value!r} ({type(value).__name__})"
+    found = f'"{value}"' if isinstance(value, str) else f"{value!r} ({type(value).__name__})"
     near = did_you_mean(value, get_args(kind)) if isinstance(value, str) and get_origin(kind) is Literal else ""
-    raise ConfigError(f"{name} must be {_in_words(kind)}, got {came}{near}")
+    raise ConfigError(f"{name} must be {_in_words(kind)}, got {found}{near}")
 
 
 def _in_words(hint: Any) -> str:

@@ -1,4 +1,4 @@
-"""`udskd demo`: one teacher and the ladder of methods, on generated images whose true uncertainty is known."""
+"""`udskd demo`: one teacher, and students of three methods, on generated images whose true uncertainty is known."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from udskd.results.runs import group_runs, read_runs
 from udskd.training import train
 
 RECIPE = Path(__file__).with_name("demo.toml")
-LADDER = {
+METHODS = {
     "kd": "a teacher, then two students that imitate it, each on its own",
     "ce": "the same students from the labels alone",
     "udskd": "students that imitate the teacher where it is sure, and each other",
@@ -28,10 +28,10 @@ LADDER = {
 
 
 def main(output: Path | None = None) -> int:
-    """Trains a teacher and the students of ce, kd and udskd; prints a table, and draws a picture.
+    """Train a teacher and the students of ce, kd and udskd; print a table and draw a figure.
 
     Args:
-        output: folder of the runs and the picture, runs/demo by default. Runs that it holds already are continued.
+        output: folder of the runs and the figure, runs/demo by default. Runs that it holds already are continued.
 
     Returns:
         0, the exit code.
@@ -42,8 +42,8 @@ def main(output: Path | None = None) -> int:
     print(
         f"Generated images, {len(val.classes)} overlapping classes: knowing p(class | image) gives {best:.1f} % top-1."
     )
-    for step, (method, what) in enumerate(LADDER.items(), 1):
-        print(f"\n[{step}/{len(LADDER)}] {method}: {what}", flush=True)
+    for step, (method, description) in enumerate(METHODS.items(), 1):
+        print(f"\n[{step}/{len(METHODS)}] {method}: {description}", flush=True)
         run(config, folder, method)
 
     groups = group_runs(read_runs([folder / method for method in ("ce", "kd", "udskd")]))
@@ -60,7 +60,7 @@ def main(output: Path | None = None) -> int:
 
 
 def run(config: Config, folder: Path, method: str) -> None:
-    """One rung of the ladder; the teacher that kd trains is everybody's."""
+    """Train the students of one method; all methods use the teacher that the run of kd trains."""
     path, shared = folder / method, str(folder / "kd" / "teacher.safetensors")
     teacher = config.teacher if method == "kd" else replace(config.teacher, checkpoint=shared)
     started = (path / "config.toml").exists()
@@ -68,13 +68,13 @@ def run(config: Config, folder: Path, method: str) -> None:
 
 
 def teacher_uncertainty(weights: Path, config: Config, images: EmbeddedSet) -> Uncertainty:
-    """What the teacher makes of every validation image, beside the truth."""
+    """The true entropy of every validation image, and the weight that the teacher's certainty gives it."""
     return Uncertainty(images, images.entropy, certainty(logits_of(weights, config, images)).numpy())
 
 
 @torch.no_grad()
 def logits_of(weights: Path, config: Config, images: EmbeddedSet) -> Tensor:
-    """What a network, computed in float32 on the CPU, says of every image: logits float64 [N, C]."""
+    """A network's logits of every image, computed in float32 on the CPU: float64 [N, C]."""
     network = load_network(weights, None, images.classes, config.data).module.eval()
     with closing(EvalLoader(images, config.data, batch_size=config.training.batch_size)) as loader:
         pixels = (normalize_batch(batch, config.data, "cpu", len(images.classes))[0] for batch in loader)

@@ -1,4 +1,4 @@
-"""The picture that `udskd demo` ends with: the ladder of methods, and the teacher's uncertainty beside the true one."""
+"""The figure of `udskd demo`: accuracy by method, and the teacher's weights against the images' true entropies."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """True entropy of each of N images, in nats, and the weight that a teacher's certainty gives it: [N] each."""
+    """The true entropy of each of N images, in nats, and the weight that a teacher's certainty gives it: [N] each."""
 
     images: EmbeddedSet
     true_entropy: Floats
@@ -30,19 +30,19 @@ class Uncertainty:
 
 
 def draw(groups: Sequence[Group], teacher: Uncertainty, best: float, path: Path) -> None:
-    """The ladder, and how well the teacher's certainty follows the true uncertainty of every image."""
+    """Draw example images, the accuracy of each method, and the teacher's weights against the true entropies."""
     with plt.rc_context(STYLE):
         figure = plt.figure(figsize=(11, 5.6))
         top, bottom = figure.subfigures(2, 1, height_ratios=[1, 2.5], squeeze=False)[:, 0]
         images(top, teacher)
         left, right = bottom.subplots(1, 2)
-        ladder(left, groups, best)
+        accuracies(left, groups, best)
         weights(right, teacher)
         save(figure, path)
 
 
 def images(figure: SubFigure, teacher: Uncertainty, count: int = 10) -> None:
-    """Images from the clearest to the most ambiguous, with their true entropy and the teacher's weight."""
+    """Draw images from the clearest to the most ambiguous, with their true entropy and the teacher's weight."""
     order = np.argsort(teacher.true_entropy)
     picked = order[np.linspace(0, len(order) - 1, count).round().astype(int)]
     figure.suptitle(
@@ -56,8 +56,8 @@ def images(figure: SubFigure, teacher: Uncertainty, count: int = 10) -> None:
         axis.grid(visible=False)
 
 
-def ladder(axis: Axes, groups: Sequence[Group], best: float) -> None:
-    """Top-1 of both students, rung by rung, below the teacher's and the best possible."""
+def accuracies(axis: Axes, groups: Sequence[Group], best: float) -> None:
+    """Draw the top-1 accuracy of both students for each method, with the teacher's and the best possible one."""
     for role, marker, shift in zip(STUDENTS, "os", (-0.12, 0.12), strict=True):
         for row, group in enumerate(groups):
             value = group.values(role, "top1")[0]
@@ -67,8 +67,9 @@ def ladder(axis: Axes, groups: Sequence[Group], best: float) -> None:
                 f"{value:.1f}", (value, row + shift), (9, 0), textcoords="offset points", va="center", size=9, bbox=box
             )
         axis.plot([], [], marker, color=INK, markersize=7, label=groups[0].model(role))
-    taught = next(run.summary["teacher"]["top1"] for group in groups for run in group.runs if run.summary["teacher"])
-    axis.axvline(taught, color=INK, linestyle="--", linewidth=1.2, label=f"teacher {taught:.1f}")
+    teachers = [run.summary["teacher"] for group in groups for run in group.runs]
+    teacher_top1 = next(metrics["top1"] for metrics in teachers if metrics)
+    axis.axvline(teacher_top1, color=INK, linestyle="--", linewidth=1.2, label=f"teacher {teacher_top1:.1f}")
     axis.axvline(best, color=INK, linestyle=":", linewidth=1.2, label=f"best possible {best:.1f}")
     axis.set_yticks(range(len(groups)), [group.label for group in groups])
     axis.set_ylim(len(groups) - 0.5, -0.5)
@@ -80,7 +81,7 @@ def ladder(axis: Axes, groups: Sequence[Group], best: float) -> None:
 
 
 def weights(axis: Axes, teacher: Uncertainty) -> None:
-    """The teacher's weight of each image against the image's true entropy; the line is a perfect teacher's."""
+    """Draw the teacher's weight of each image against its true entropy; the line is that of a perfect teacher."""
     classes, limit = len(teacher.images.classes), float(teacher.true_entropy.max())
     axis.plot(
         teacher.true_entropy, teacher.weight, "o", color=COLOURS["udskd"], alpha=0.25, markersize=4, markeredgewidth=0
