@@ -1,4 +1,14 @@
-// Logits of any dtype into vectors, and gradients out of them. Included as vector.h is, after it.
+// Logits of any dtype into vectors, and gradients out of them.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "vector.h"
+
+UDSKD_TARGET_BEGIN
+namespace udskd::UDSKD_LEVEL {
+namespace {
 
 struct Half {
   uint16_t bits;
@@ -82,3 +92,7 @@ INLINE void write(Out* to, Vector<Acc> x) {
     }
   }
 }
+
+}  // namespace
+}  // namespace udskd::UDSKD_LEVEL
+UDSKD_TARGET_END

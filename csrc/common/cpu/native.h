@@ -1,22 +1,33 @@
-// The few operations that compilers do not make of plain C++ what a level has for them. Included first at each level.
+// The few operations that a level has instructions for which compilers do not generate from plain C++.
+#pragma once
+
+#include <cstdint>
+
+#include "intrinsics.h"
+#include "level.h"
+
+UDSKD_TARGET_BEGIN
+namespace udskd::UDSKD_LEVEL {
+namespace {
 
 #define INLINE inline __attribute__((always_inline))
 
-typedef float Single __attribute__((vector_size(REGISTER)));
-typedef double Double __attribute__((vector_size(REGISTER)));
-typedef uint32_t Word __attribute__((vector_size(REGISTER)));
-typedef uint64_t LongWord __attribute__((vector_size(REGISTER)));
-typedef uint16_t Narrow __attribute__((vector_size(REGISTER / 2)));  // as many values of 16 bits as Single has of 32
+typedef float Single __attribute__((vector_size(UDSKD_VECTOR_BYTES)));
+typedef double Double __attribute__((vector_size(UDSKD_VECTOR_BYTES)));
+typedef uint32_t Word __attribute__((vector_size(UDSKD_VECTOR_BYTES)));
+typedef uint64_t LongWord __attribute__((vector_size(UDSKD_VECTOR_BYTES)));
+typedef uint16_t Narrow
+    __attribute__((vector_size(UDSKD_VECTOR_BYTES / 2)));  // as many values of 16 bits as Single has of 32
 
 // The larger of two; a NaN in x stays.
-#if UDSKD_X86 && REGISTER == 64
+#if UDSKD_X86 && UDSKD_VECTOR_BYTES == 64
 INLINE Single at_least(Single floor, Single x) { return (Single)_mm512_max_ps((__m512)floor, (__m512)x); }
 INLINE Single at_most(Single roof, Single x) { return (Single)_mm512_min_ps((__m512)roof, (__m512)x); }
 INLINE Word zero_extended(Narrow x) { return (Word)_mm512_cvtepu16_epi32((__m256i)x); }
 INLINE Narrow low_half(Word x) { return (Narrow)_mm512_cvtepi32_epi16((__m512i)x); }
 INLINE Single from_half(Narrow x) { return (Single)_mm512_cvtph_ps((__m256i)x); }
 INLINE Narrow to_half(Single x) { return (Narrow)_mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT); }
-#elif UDSKD_X86 && REGISTER == 32
+#elif UDSKD_X86 && UDSKD_VECTOR_BYTES == 32
 INLINE Single at_least(Single floor, Single x) { return (Single)_mm256_max_ps((__m256)floor, (__m256)x); }
 INLINE Single at_most(Single roof, Single x) { return (Single)_mm256_min_ps((__m256)roof, (__m256)x); }
 INLINE Word zero_extended(Narrow x) { return (Word)_mm256_cvtepu16_epi32((__m128i)x); }
@@ -52,11 +63,11 @@ INLINE Narrow to_half(Single x) {
 #endif
 
 // Stores that leave the cache alone, for what is too large to stay in it anyway; `to` is aligned to the register.
-#if UDSKD_X86 && REGISTER == 64 && !defined(__SANITIZE_ADDRESS__)
+#if UDSKD_X86 && UDSKD_VECTOR_BYTES == 64 && !defined(__SANITIZE_ADDRESS__)
 INLINE void stream(float* to, Single x) { _mm512_stream_ps(to, (__m512)x); }
 INLINE void stream(uint16_t* to, Narrow x) { _mm256_stream_si256((__m256i*)to, (__m256i)x); }
 INLINE void streamed() { _mm_sfence(); }
-#elif UDSKD_X86 && REGISTER == 32 && !defined(__SANITIZE_ADDRESS__)
+#elif UDSKD_X86 && UDSKD_VECTOR_BYTES == 32 && !defined(__SANITIZE_ADDRESS__)
 INLINE void stream(float* to, Single x) { _mm256_stream_ps(to, (__m256)x); }
 INLINE void stream(uint16_t* to, Narrow x) { _mm_stream_si128((__m128i*)to, (__m128i)x); }
 INLINE void streamed() { _mm_sfence(); }
@@ -68,3 +79,7 @@ INLINE void streamed() {}
 
 INLINE Double at_least(Double floor, Double x) { return floor > x ? floor : x; }
 INLINE Double at_most(Double roof, Double x) { return roof < x ? roof : x; }
+
+}  // namespace
+}  // namespace udskd::UDSKD_LEVEL
+UDSKD_TARGET_END

@@ -1,8 +1,13 @@
-// A register of numbers, and its exponential.
-//
-// No include guard, and nothing included: every SIMD level includes this file inside a namespace of its own, under its
-// target options and with REGISTER, the bytes of one of its registers, defined: so no inline function of one level can
-// be linked into another. After native.h.
+// A register of numbers: loads and stores, exponential, logarithm, powers and sums.
+#pragma once
+
+#include <cstdint>
+
+#include "native.h"
+
+UDSKD_TARGET_BEGIN
+namespace udskd::UDSKD_LEVEL {
+namespace {
 
 template <class Acc>
 struct Lanes;
@@ -11,7 +16,7 @@ template <>
 struct Lanes<float> {
   using Register = Single;
   using Bits = Word;
-  static constexpr int kCount = REGISTER / 4, kMantissa = 23;
+  static constexpr int kCount = UDSKD_VECTOR_BYTES / 4, kMantissa = 23;
   static constexpr float kLeast = -127;        // 2^x is 0 from here down
   static constexpr float kExcluded = -1e30f;   // stands for -inf, so that 0 * x is 0
   static constexpr float kShifter = 12583039;  // 1.5 * 2^23 + 127: added to x, its low bits are round(x) + 127
@@ -24,7 +29,7 @@ template <>
 struct Lanes<double> {
   using Register = Double;
   using Bits = LongWord;
-  static constexpr int kCount = REGISTER / 8, kMantissa = 52;
+  static constexpr int kCount = UDSKD_VECTOR_BYTES / 8, kMantissa = 52;
   static constexpr double kLeast = -1023;
   static constexpr double kExcluded = -1e300;
   static constexpr double kShifter = 6755399441056767;  // 1.5 * 2^52 + 1023
@@ -90,7 +95,7 @@ INLINE Vector<Acc> exp2(Vector<Acc> any) {
 // log x of positive, normal x to 1 unit in the last place: x = m 2^n with 1/sqrt(2) <= m < sqrt(2), whose bits the
 // constant has. NaN stays.
 INLINE Single log(Single x) {
-  typedef int32_t Integer __attribute__((vector_size(REGISTER)));
+  typedef int32_t Integer __attribute__((vector_size(UDSKD_VECTOR_BYTES)));
   constexpr float kPowers[] = {7.0376836292e-2f,  -1.1514610310e-1f, 1.1676998740e-1f,
                                -1.2420140846e-1f, 1.4249322787e-1f,  -1.6668057665e-1f,
                                2.0000714765e-1f,  -2.4999993993e-1f, 3.3333331174e-1f};
@@ -145,3 +150,7 @@ template <class Acc>
 INLINE Acc min_of(Vector<Acc> x) {
   return fold<Acc>(x, [](auto a, auto b) __attribute__((always_inline)) { return a < b ? a : b; });
 }
+
+}  // namespace
+}  // namespace udskd::UDSKD_LEVEL
+UDSKD_TARGET_END

@@ -1,32 +1,21 @@
-// From views of images, as bytes, to what the networks take: the SIMD levels, and the threads over rows. Compiled
-// without fused multiply-add: the bits are the same at every level, and PyTorch's own.
+// From views of images, as bytes, to what the networks take: the SIMD levels, and the threads over rows.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <vector>
 
-#include "../../common/intrinsics.h"  // before PyTorch's headers, which may have immintrin.h
 #include "../../common/registration.h"
 #include "../../common/simd.h"
 #include "../../common/storage.h"
 #include "../../common/tensor.h"
-
-#ifdef __clang__
-#pragma clang fp contract(off)
-#elif defined(__GNUC__)
-#pragma GCC optimize("fp-contract=off")
-#endif
-
-#include "normalize_params.h"  // after that: it computes, too
+#include "normalize_params.h"
+#include "normalize_scalar.h"
 
 namespace udskd {
 namespace {
 
 #if UDSKD_X86
-#define LEVEL "../image/cpu/normalize_level.h"
-#include "../../common/each_level.h"
-
 const NormalizeLevel& level() {
   return simd_level() == kAvx512 ? avx512::kNormalizeLevel
          : simd_level() == kAvx2 ? avx2::kNormalizeLevel

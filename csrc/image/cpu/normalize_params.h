@@ -23,20 +23,15 @@ struct NormalizeLevel {
   void (*split)(const float* from, int64_t pixels, float* planes, int64_t plane);
 };
 
-// The values from `at` on. Each step is rounded: PyTorch's separate operators are the model (udskd/data/normalize.py).
-// A difference of bytes is exact, so that a share of 1 or 0 gives the one or the other line itself.
-inline void normalize_from(int64_t at, const NormalizeParams& line) {
-  for (; at < line.values; ++at) {
-    float x = float(line.pixels[at]);
-    if (line.partner) x = float(line.pixels[at] - line.partner[at]) * line.share + float(line.partner[at]);
-    line.out[at] = x * line.factor[at % 3] + line.offset[at % 3];
-  }
+// Each is in a source file of its own, kernels_LEVEL.cpp. Other processors than x86 have none.
+namespace baseline {
+extern const NormalizeLevel kNormalizeLevel;
 }
-
-// The pixels of the result from `at` on. Four bytes are quicker than three; the fourth belongs to the next pixel.
-inline void mirror_from(int64_t at, const uint8_t* from, int64_t pixels, uint8_t* to) {
-  if (at == 0 && pixels > 0) __builtin_memcpy(to, from + 3 * (pixels - 1), 3), at = 1;
-  for (; at < pixels; ++at) __builtin_memcpy(to + 3 * at, from + 3 * (pixels - 1 - at), 4);
+namespace avx2 {
+extern const NormalizeLevel kNormalizeLevel;
+}
+namespace avx512 {
+extern const NormalizeLevel kNormalizeLevel;
 }
 
 }  // namespace udskd

@@ -7,7 +7,6 @@
 #include <memory>
 #include <vector>
 
-#include "../../common/intrinsics.h"  // before PyTorch's headers, which may have immintrin.h
 #include "../../common/registration.h"
 #include "../../common/scratch.h"
 #include "../../common/simd.h"
@@ -18,11 +17,6 @@
 
 namespace udskd {
 namespace {
-
-#if UDSKD_X86
-#define LEVEL "../image/cpu/level.h"
-#include "../../common/each_level.h"
-#endif
 
 constexpr size_t kKept = 4 << 20;  // bytes of scratch that a thread keeps from call to call
 

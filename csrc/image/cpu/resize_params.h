@@ -35,4 +35,15 @@ struct ResizeLevel {
   void (*resize)(const ResizeParams&, void* scratch);
 };
 
+// Each is in a source file of its own, kernels_LEVEL.cpp. Other processors than x86 have none.
+namespace baseline {
+extern const ResizeLevel kResizeLevel;
+}
+namespace avx2 {
+extern const ResizeLevel kResizeLevel;
+}
+namespace avx512 {
+extern const ResizeLevel kResizeLevel;
+}
+
 }  // namespace udskd

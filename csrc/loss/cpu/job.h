@@ -2,8 +2,12 @@
 // with its gradients, or the gradients alone.
 #pragma once
 
-#include "../tensors.h"
-#include "../terms.h"
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../problem.h"
 
 namespace udskd {
 
@@ -35,6 +39,17 @@ struct Level {
   void (*wide_row)(const Job&, int64_t row, void* scratch);
   void (*exponential)(const float* x, int64_t n, float* to);  // 2^x, for its test
 };
+
+// Each is in a source file of its own, kernels_LEVEL.cpp.
+namespace baseline {
+extern const Level kLevel;
+}
+namespace avx2 {
+extern const Level kLevel;
+}
+namespace avx512 {
+extern const Level kLevel;
+}
 
 // Threads share a row only where each has this many classes of it.
 constexpr int64_t kSharedClasses = 16384;

@@ -7,15 +7,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
-#include <type_traits>
-#include <utility>
 
-#include "../../common/intrinsics.h"  // before PyTorch's headers, which may have immintrin.h
 #include "../../common/scratch.h"
 #include "../../common/simd.h"
 #include "job.h"
-
-#define HD
 
 namespace udskd {
 
@@ -24,9 +19,6 @@ void refuse_dtype(ScalarType dtype) {
 }
 
 namespace {
-
-#define LEVEL "../loss/cpu/level.h"
-#include "../../common/each_level.h"
 
 const Level& level() {
 #if UDSKD_X86

@@ -1,4 +1,14 @@
-// The steps of a row from its divergences on, with the gradients. Included after row_sums.h.
+// The steps of a row from its divergences on, with the gradients.
+#pragma once
+
+#include <cmath>
+#include <type_traits>
+
+#include "row_sums.h"
+
+UDSKD_TARGET_BEGIN
+namespace udskd::UDSKD_LEVEL {
+namespace {
 
 STEP Row<Acc> Worker<Acc, Each>::arrange() const {
   const bool ce = p_.has_ce();
@@ -103,3 +113,7 @@ STEP Divergences<Acc> Worker<Acc, Each>::mended(const Row<Acc>& r, Divergences<A
 STEP bool Worker<Acc, Each>::excluded(const Acc* mass, const Network<Acc>& x) const {
   return x.excludes && infinite<Acc>(mass, x.s, Lanes<Acc>::kExcluded / 2 * plan_.k, plan_.classes);
 }
+
+}  // namespace
+}  // namespace udskd::UDSKD_LEVEL
+UDSKD_TARGET_END

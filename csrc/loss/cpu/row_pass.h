@@ -1,4 +1,14 @@
-// A row from beginning to end, and all rows. Included after row_gradients.h.
+// A row from beginning to end, and all rows.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "row_gradients.h"
+
+UDSKD_TARGET_BEGIN
+namespace udskd::UDSKD_LEVEL {
+namespace {
 
 // A row that counts for nothing, whatever its logits hold.
 STEP void Worker<Acc, Each>::ignore() {
@@ -136,3 +146,7 @@ inline void wide_row(const Job& job, int64_t row, void* scratch) {
 inline void exponential_of(const float* x, int64_t n, float* to) {
   for (int64_t i = 0; i < n; i += Lanes<float>::kCount) store<float>(to + i, exp2<float>(load<float>(x + i)));
 }
+
+}  // namespace
+}  // namespace udskd::UDSKD_LEVEL
+UDSKD_TARGET_END

@@ -1,4 +1,14 @@
-// The steps of a row up to its divergences: networks, logarithms, weight, cross-entropies. Included after rows.h.
+// The steps of a row up to its divergences: networks, logarithms, weight, cross-entropies.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "rows.h"
+
+UDSKD_TARGET_BEGIN
+namespace udskd::UDSKD_LEVEL {
+namespace {
 
 #define STEP                       \
   template <class Acc, class Each> \
@@ -106,3 +116,7 @@ STEP void Worker<Acc, Each>::cross_entropies() {
   out_[kCeA] = value(a_, lse_a, sums.with_a);
   if (plan_.two) out_[kCeB] = value(b_, lse_b, sums.with_b);
 }
+
+}  // namespace
+}  // namespace udskd::UDSKD_LEVEL
+UDSKD_TARGET_END

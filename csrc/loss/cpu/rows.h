@@ -1,5 +1,26 @@
-// One row after the other at one SIMD level: what its sweeps are, and what is done between them. Included as vector.h
-// is, after the sweeps and row_math.h.
+// One row after the other at one SIMD level: what its sweeps are, and what is done between them.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <cmath>
+#include <cstdint>
+#include <type_traits>
+#include <utility>
+
+#include "../row_math.h"
+#include "../terms.h"
+#include "job.h"
+#include "sweep_gradients.h"
+
+UDSKD_TARGET_BEGIN
+namespace udskd::UDSKD_LEVEL {
+namespace {
+
+inline float logarithm1(float x) { return __builtin_log1pf(x); }
+inline double logarithm1(double x) { return __builtin_log1p(x); }
+inline float exponential(float x) { return __builtin_expf(x); }
+inline double exponential(double x) { return __builtin_exp(x); }
 
 constexpr int64_t kAlignedFrom = 512;       // classes: below, one more vector costs more than alignment gains
 constexpr int64_t kStreamedFrom = 4 << 20;  // rows times classes: gradients that no cache would keep
@@ -189,3 +210,7 @@ class Worker {
   void align(int64_t row);
   void finish();
 };
+
+}  // namespace
+}  // namespace udskd::UDSKD_LEVEL
+UDSKD_TARGET_END

@@ -1,4 +1,14 @@
-// The sweeps after the sums are known: divergences and gradients. Included as vector.h is, after sweeps.h.
+// The sweeps after the sums are known: divergences and gradients.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "sweeps.h"
+
+UDSKD_TARGET_BEGIN
+namespace udskd::UDSKD_LEVEL {
+namespace {
 
 // One row in scratch, and the numbers that its gradients are made of. Null for what is not there.
 template <class Acc>
@@ -204,3 +214,7 @@ void target_gradients(const Row<Acc>& r, const Divergences<Acc>& kl, bool kd, bo
     if (to_b) store<Acc>(to_b + c, load<Acc>(to_b + c) + fresh(mass_times<Acc>(pb * r.peer, -d - kl.ba)));
   });
 }
+
+}  // namespace
+}  // namespace udskd::UDSKD_LEVEL
+UDSKD_TARGET_END

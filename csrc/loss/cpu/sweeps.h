@@ -3,7 +3,17 @@
 // A row has at least kCount classes: shorter ones were padded (copy_row). Where the first or the last vector of a
 // span is not whole, it overlaps its neighbour, and only its own places are summed. Exponentials are base 2 (vector.h):
 // a logit x becomes s = (x - maximum) k, k = log2(e) / temperature. Sums have kCount partial results, added in a fixed
-// order. Included as vector.h is, after convert.h.
+// order.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "../../common/cpu/convert.h"
+
+UDSKD_TARGET_BEGIN
+namespace udskd::UDSKD_LEVEL {
+namespace {
 
 // Of 16 bytes, which travel in registers. `head` classes come before the first vector that memory is aligned to; 0 if
 // there are none, or if it does not matter.
@@ -226,3 +236,7 @@ bool infinite(const Acc* p, const Acc* s, Acc excluded, int64_t end) {
   for (int64_t c = 0; c < end; ++c) found |= p[c] > 0 && s[c] <= excluded;
   return found;
 }
+
+}  // namespace
+}  // namespace udskd::UDSKD_LEVEL
+UDSKD_TARGET_END

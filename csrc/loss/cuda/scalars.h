@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../../common/cuda/cuda.h"
+#include "../row_math.h"
 #include "classes.h"
 
 #define HD __device__
@@ -15,10 +16,7 @@ __device__ inline double logarithm(double x) { return log(x); }
 __device__ inline float logarithm1(float x) { return log1pf(x); }
 __device__ inline double logarithm1(double x) { return log1p(x); }
 
-// clang-format off: the second needs the first
-#include "../row_math.h"
 #include "generic_math.h"
-// clang-format on
 
 // `s`: the row's columns as far as they are known. share: the row's of the loss, times grad_output.
 __device__ inline RowScales row_scales(const Job& job, int64_t row, int label, const float* s, float share) {

@@ -1,11 +1,18 @@
-// What the resizing passes do with a register, at each level. No include guard, and nothing included: see
-// common/cpu/vector.h. After common/cpu/native.h.
+// Operations on a register of pixels, for x86 alone.
 //
-// A register holds a few pixels of four words, red, green, blue and one that does not count. Two taps of a channel
-// share a word, as two numbers of 16 bits; a product with shares of 15 bits, and the sum of the two, is one
-// instruction.
+// A register holds a few pixels of four words, red, green, blue and one that is ignored. Two taps of a channel share a
+// word, as two numbers of 16 bits. One instruction multiplies both by weights of 15 bits and adds the products.
+#pragma once
 
-constexpr int kPixels = REGISTER / 16, kWords = REGISTER / 4;
+#include <cstdint>
+
+#include "../../common/cpu/native.h"
+
+UDSKD_TARGET_BEGIN
+namespace udskd::UDSKD_LEVEL {
+namespace {
+
+constexpr int kPixels = UDSKD_VECTOR_BYTES / 16, kWords = UDSKD_VECTOR_BYTES / 4;
 
 INLINE Word load_words(const void* from) {
   Word x;
@@ -14,7 +21,7 @@ INLINE Word load_words(const void* from) {
 }
 INLINE void store_words(void* to, Word x) { __builtin_memcpy(to, &x, sizeof x); }
 
-#if REGISTER == 64
+#if UDSKD_VECTOR_BYTES == 64
 using Native = __m512i;
 INLINE Word madd(Word x, Word shares) { return (Word)_mm512_madd_epi16((Native)x, (Native)shares); }
 INLINE Word times(Word x, uint32_t by) {
@@ -56,7 +63,7 @@ INLINE Word bytes_of(Word a, Word b, Word c, Word d) {
   const Native places = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   return (Word)_mm512_permutexvar_epi32(places, _mm512_packus_epi16(low, high));
 }
-#elif REGISTER == 32
+#elif UDSKD_VECTOR_BYTES == 32
 using Native = __m256i;
 INLINE Word madd(Word x, Word shares) { return (Word)_mm256_madd_epi16((Native)x, (Native)shares); }
 INLINE Word times(Word x, uint32_t by) {
@@ -114,3 +121,7 @@ INLINE Word bytes_of(Word a, Word b, Word c, Word d) {
   return (Word)_mm_packus_epi16(_mm_packs_epi32((Native)a, (Native)b), _mm_packs_epi32((Native)c, (Native)d));
 }
 #endif
+
+}  // namespace
+}  // namespace udskd::UDSKD_LEVEL
+UDSKD_TARGET_END

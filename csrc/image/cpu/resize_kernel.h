@@ -1,14 +1,18 @@
-// A view, row by row, compiled once for each SIMD level. No include guard, for that reason.
+// Resizes a view, row by row.
 //
-// The rows of the source, as words, go into a ring when the first row of the result needs them. It holds as many as one
-// row of the result is made of, so that what is read again is still in the nearest cache. They go in resized
-// horizontally, or, where the columns are to be resized first, as they are.
+// The rows of the source, as words, enter a ring buffer when the first row of the result needs them. The buffer holds
+// as many rows as one row of the result is made of, so that rows that are read again are still in the nearest cache.
+// Rows enter resized horizontally, or, where the columns are resized first, as they are.
+#pragma once
 
-// clang-format off
-#include "../../common/cpu/native.h"
-#include "vectors.h"
-#include "passes.h"
-// clang-format on
+#include <cstddef>
+#include <cstdint>
+
+#include "resize_passes.h"
+
+UDSKD_TARGET_BEGIN
+namespace udskd::UDSKD_LEVEL {
+namespace {
 
 // Where what is in the scratch.
 struct Room {
@@ -95,4 +99,6 @@ class Resize {
 inline size_t scratch_bytes(const ResizeParams& params) { return size_t(Room(params).bytes); }
 inline void resize(const ResizeParams& params, void* scratch) { Resize(params, scratch).run(); }
 
-constexpr ResizeLevel kResizeLevel{scratch_bytes, resize};
+}  // namespace
+}  // namespace udskd::UDSKD_LEVEL
+UDSKD_TARGET_END

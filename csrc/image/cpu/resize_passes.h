@@ -1,8 +1,18 @@
-// The two passes of a resize over a single row, at each level. No include guard: see common/cpu/vector.h. After
-// vectors.h.
+// The two passes of a resize over a single row.
 //
-// Between reading and the vertical pass a byte b is the word b << 16 | b << 7, whose product with a share of 22 bits,
-// cut into 7 low and 15 high ones, is one instruction.
+// Between reading and the vertical pass a byte b is the word b << 16 | b << 7. One instruction multiplies it by a share
+// of 22 bits, which is split into 7 low and 15 high bits.
+#pragma once
+
+#include <cstdint>
+
+#include "../taps.h"
+#include "pixel_vector.h"
+#include "resize_params.h"
+
+UDSKD_TARGET_BEGIN
+namespace udskd::UDSKD_LEVEL {
+namespace {
 
 constexpr uint32_t kHalf = 1 << (kShareBits - 1), kSpread = 0x10080;
 constexpr int kChunk = 4 * kWords;  // results that are written at once
@@ -117,3 +127,7 @@ inline void row_narrowed(const uint32_t* row, int64_t n, uint8_t* to) {
 inline void row_widened(const uint8_t* row, int64_t n, uint32_t* to) {
   for (int64_t at = 0; at < n; at += kWords) store_words(to + at, times(widened(row + at), kSpread));
 }
+
+}  // namespace
+}  // namespace udskd::UDSKD_LEVEL
+UDSKD_TARGET_END

@@ -1,13 +1,20 @@
-// Lines of pixels to numbers, compiled once for each SIMD level. No include guard, for that reason.
+// Casts, mixes and normalises lines of pixels.
+#pragma once
 
-// clang-format off
-#include "../../common/cpu/native.h"
-#include "vectors.h"
-// clang-format on
+#include <cstdint>
+
+#include "normalize_params.h"
+#include "normalize_scalar.h"
+#include "pixel_vector.h"
+
+UDSKD_SEPARATE_ROUNDING_BEGIN
+UDSKD_TARGET_BEGIN
+namespace udskd::UDSKD_LEVEL {
+namespace {
 
 // Bytes as floats; a difference of bytes is signed.
 INLINE Single as_single(Word x) {
-  typedef int32_t Integer __attribute__((vector_size(REGISTER)));
+  typedef int32_t Integer __attribute__((vector_size(UDSKD_VECTOR_BYTES)));
   return __builtin_convertvector((Integer)x, Single);
 }
 
@@ -50,7 +57,7 @@ inline void normalize(const NormalizeParams& line) {
 // Five pixels at a time, read together with the byte before them, so that nothing is read beyond the line.
 inline void mirror(const uint8_t* from, int64_t pixels, uint8_t* to) {
   int64_t at = 0;
-#if REGISTER > 16
+#if UDSKD_VECTOR_BYTES > 16
   const __m128i places = _mm_setr_epi8(13, 14, 15, 10, 11, 12, 7, 8, 9, 4, 5, 6, 1, 2, 3, 0);
   for (; at + 5 < pixels; at += 5) {
     const __m128i five = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 3 * (pixels - 5 - at) - 1));
@@ -67,4 +74,7 @@ inline void split(const float* __restrict from, int64_t pixels, float* __restric
     planes[at] = from[3 * at], green[at] = from[3 * at + 1], blue[at] = from[3 * at + 2];
 }
 
-constexpr NormalizeLevel kNormalizeLevel{mirror, normalize, split};
+}  // namespace
+}  // namespace udskd::UDSKD_LEVEL
+UDSKD_TARGET_END
+UDSKD_SEPARATE_ROUNDING_END

@@ -1,0 +1,45 @@
+// The SIMD level that a source file compiles the CPU kernels for. One source file for each level defines
+// UDSKD_VECTOR_BYTES, the size of a vector register, as 16 (baseline), 32 (avx2) or 64 (avx512), and includes the
+// kernels' headers. simd_level() tells at run time which of them to call.
+//
+// A header of the kernels puts its code, but not its includes, between UDSKD_TARGET_BEGIN and UDSKD_TARGET_END, which
+// enable the level's instructions, and into an unnamed namespace in the namespace UDSKD_LEVEL. A compiler flag such as
+// -mavx2 would also apply to the inline functions of the standard library and of PyTorch. The linker keeps one copy of
+// these for all levels, and could keep one that the processor cannot execute.
+#pragma once
+
+#include "../simd.h"
+
+#ifndef UDSKD_VECTOR_BYTES
+#define UDSKD_VECTOR_BYTES 16
+#endif
+
+#if UDSKD_VECTOR_BYTES == 16
+#define UDSKD_LEVEL baseline
+#define UDSKD_TARGET_BEGIN
+#define UDSKD_TARGET_END
+#elif UDSKD_VECTOR_BYTES == 32
+#define UDSKD_LEVEL avx2
+#ifdef __clang__
+#define UDSKD_TARGET_BEGIN \
+  _Pragma("clang attribute push(__attribute__((target(\"avx2,fma,f16c\"))), apply_to = function)")
+#define UDSKD_TARGET_END _Pragma("clang attribute pop")
+#else
+#define UDSKD_TARGET_BEGIN _Pragma("GCC push_options") _Pragma("GCC target(\"avx2,fma,f16c\")")
+#define UDSKD_TARGET_END _Pragma("GCC pop_options")
+#endif
+#else
+#define UDSKD_LEVEL avx512
+#ifdef __clang__
+#define UDSKD_TARGET_BEGIN                                                                                   \
+  _Pragma(                                                                                                   \
+      "clang attribute push(__attribute__((target(\"avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl\"))), " \
+      "apply_to = function)")
+#define UDSKD_TARGET_END _Pragma("clang attribute pop")
+#else
+#define UDSKD_TARGET_BEGIN    \
+  _Pragma("GCC push_options") \
+      _Pragma("GCC target(\"avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512\")")
+#define UDSKD_TARGET_END _Pragma("GCC pop_options")
+#endif
+#endif
