@@ -20,7 +20,7 @@ from udskd.config.schema import DataConfig
 from udskd.data import dataset, open_sets, pack
 from udskd.data import folder as folder_module
 from udskd.data.folder import FolderSet
-from udskd.data.manifest import HEAD, Manifest, describe_changes, from_bytes, list_images, to_bytes
+from udskd.data.manifest import MAGIC, Manifest, describe_changes, from_bytes, list_images, to_bytes
 from udskd.data.packed import PackedSet
 from udskd.data.synthetic import EmbeddedSet
 
@@ -244,10 +244,10 @@ def test_one_altered_byte_is_found(root: Path, place: int) -> None:
 def test_other_values_with_a_right_hash_are_refused(values: Any) -> None:
     content = zlib.compress(json.dumps(values).encode())
     with pytest.raises(ValueError, match="not written by udskd"):
-        from_bytes(HEAD + hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
+        from_bytes(MAGIC + hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
 
 
-@pytest.mark.parametrize("data", [b"", HEAD, b"{}", b"\n\n"])
+@pytest.mark.parametrize("data", [b"", MAGIC, b"{}", b"\n\n"])
 def test_what_is_no_manifest_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match="SHA-256"):
         from_bytes(data)

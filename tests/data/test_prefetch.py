@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.data.conftest import CONFIG, MIXED, MemorySet, assert_equal
 from udskd.data import Batch, EvalLoader, TrainLoader, normalize_batch, prefetch_to_device
-from udskd.data.prefetch import Ring, Slot, copied_ahead
+from udskd.data.prefetch import Ring, Slot, copy_ahead
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -136,7 +136,7 @@ class CpuStreams:
 
 
 def ahead(batches: Iterator[Batch], slots: int = 2) -> Any:
-    return copied_ahead(batches, [Slot(torch.device("cpu")) for _ in range(slots)], CpuStreams())
+    return copy_ahead(batches, [Slot(torch.device("cpu")) for _ in range(slots)], CpuStreams())
 
 
 @pytest.mark.parametrize("config", [CONFIG, MIXED], ids=["plain", "mixup"])

@@ -1,4 +1,4 @@
-"""Image sets, their views, and the loaders that turn them into batches. Importing this imports torchvision."""
+"""Image sets, and the loaders that make batches of their views."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ __all__ = [
 
 
 def open_sets(config: DataConfig) -> tuple[ImageSet, ImageSet]:
-    """The train and val sets that `config.root` names: packs, an ImageFolder tree, or the generated set ("embedded").
+    """The train and val sets at `config.root`: packs, an ImageFolder tree, or the generated set ("embedded").
 
     Raises:
-        DataError: the packs or the tree are not as they should be, or data.classes does not fit.
+        DataError: the packs or the tree are invalid, or data.classes does not fit them.
     """
     if config.root != "embedded":
         root = expand_user(config.root)

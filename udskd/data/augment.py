@@ -1,4 +1,4 @@
-"""What is random about a training image, as pure functions of (seed, epoch, index).
+"""The random augmentations of a training image, as pure functions of (seed, epoch, index).
 
 Every number is a hash of what it is for, see udskd.data.hashing. So the pixels of an image depend neither on the number
 of workers nor on the batch that it is in, and a run can resume an epoch at any step.
@@ -23,7 +23,7 @@ CROP_RATIO = (3 / 4, 4 / 3)
 
 
 class RandomStream(IntEnum):
-    """Which random quantity: numbers from different streams are unrelated. Values of one stream may span a range."""
+    """The random quantities. Numbers of different streams are unrelated; CROP and MIXUP are the first of several."""
 
     ORDER = 0
     FLIP = 1
@@ -37,13 +37,13 @@ def permutation(seed: int, epoch: int, n: int) -> npt.NDArray[np.int64]:
 
 
 def flips(seed: int, epoch: int, indices: npt.ArrayLike, probability: float) -> npt.NDArray[np.bool_]:
-    """Whether each image is mirrored left to right, [B]."""
+    """Whether each image is flipped left to right, [B]."""
     flipped: npt.NDArray[np.bool_] = uniform(seed, epoch, indices, RandomStream.FLIP) < probability
     return flipped
 
 
 def crop_draws(seed: int, epoch: int, indices: npt.ArrayLike) -> Floats:
-    """The uniform numbers behind each image's random crop, [B, CROP_TRIES, 4]: area, aspect ratio, left, top."""
+    """The uniform numbers of each image's random crop, [B, CROP_TRIES, 4]: area, aspect ratio, left, top."""
     streams = RandomStream.CROP + np.arange(CROP_TRIES * 4)
     return uniform(seed, epoch, np.asarray(indices)[..., None], streams).reshape(-1, CROP_TRIES, 4)
 
@@ -51,9 +51,9 @@ def crop_draws(seed: int, epoch: int, indices: npt.ArrayLike) -> Floats:
 def crop_box(draws: npt.NDArray[Any], width: int, height: int, scale: tuple[float, float]) -> Box:
     """Random resized crop (Szegedy et al. 2015, as torchvision draws it): a box (left, top, right, bottom) in pixels.
 
-    The area is uniform in `scale` (shares of the image's area), the aspect ratio log-uniform in CROP_RATIO, the place
-    uniform. The first of the tries `draws` [CROP_TRIES, 4] that fits is taken; if none does, the largest central box
-    whose aspect ratio is within CROP_RATIO.
+    The area is uniform in `scale` (fractions of the image's area), the aspect ratio log-uniform in CROP_RATIO, the
+    position uniform. The box is the first of the tries `draws` [CROP_TRIES, 4] that fits into the image, or else the
+    largest central box whose aspect ratio is within CROP_RATIO.
     """
     low, high = math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])
     for area, ratio, left, top in draws.tolist():
@@ -76,35 +76,35 @@ def _central_box(width: int, height: int) -> Box:
     return x, y, x + w, y + h
 
 
-def central_view(width: int, height: int, size: int, share: float) -> View:
-    """The view whose shorter side is size / share before the central square of `size` is cut."""
-    short, target = min(width, height), round(size / share)
+def central_view(width: int, height: int, size: int, eval_crop: float) -> View:
+    """The central square of `size` pixels of the image resized to a shorter side of size / eval_crop."""
+    short, target = min(width, height), round(size / eval_crop)
     wide, high = (target if side == short else int(target * side / short) for side in (width, height))
     return View(0, 0, width, height, wide, high, round((wide - size) / 2), round((high - size) / 2))
 
 
 def mixup_strengths(seed: int, epoch: int, indices: npt.ArrayLike, alpha: float) -> Floats:
-    """Share of each image in its mixture, [B], from Beta(alpha, alpha) (Zhang et al. 2018); the partner has the rest.
+    """Weight λ of each image in its mixture, [B], from Beta(alpha, alpha) (Zhang et al. 2018); its partner has 1 - λ.
 
-    An image's partner is the one that follows it in `permutation`, so mixing does not depend on the batch size.
+    An image's partner is the image that follows it in `permutation`, so mixing does not depend on the batch size.
     """
-    # X / (X + Y) for X, Y ~ Gamma(alpha); as logarithms, because both underflow for small alpha.
+    # X / (X + Y) for X, Y ~ Gamma(alpha); in logarithms, because both underflow for small alpha.
     x, y = (_log_gamma_variates(seed, epoch, indices, alpha, RandomStream.MIXUP + offset) for offset in (0, 500))
     strengths: Floats = 1.0 / (1.0 + np.exp(np.minimum(y - x, 700.0)))
     return strengths
 
 
 def _log_gamma_variates(seed: int, epoch: int, indices: npt.ArrayLike, alpha: float, stream: int) -> Floats:
-    """Logarithms of Gamma(alpha) variates by Marsaglia and Tsang (ACM TOMS 2000); each try has streams of its own."""
+    """Logarithms of Gamma(alpha) variates (Marsaglia and Tsang, ACM TOMS 2000); each try reads its own streams."""
     index = np.atleast_1d(np.asarray(indices))
-    d = alpha + 2.0 / 3.0  # of Gamma(alpha + 1): the method needs a shape of at least 1
+    d = alpha + 2.0 / 3.0  # for Gamma(alpha + 1): the method needs a shape of at least 1
     result: Floats = np.log1p(-uniform(seed, epoch, index, stream)) / alpha  # G(alpha) = G(alpha + 1) U^(1 / alpha)
     pending = np.arange(index.size)
     while pending.size:
         stream += 3
         u1, u2, u3 = (1.0 - uniform(seed, epoch, index[pending], stream + k) for k in range(3))
         normal = np.sqrt(-2.0 * np.log(u1)) * np.cos(2.0 * np.pi * u2)
-        v = np.maximum(1.0 + normal / np.sqrt(9.0 * d), 1e-100) ** 3  # where it is not positive, log v refuses it
+        v = np.maximum(1.0 + normal / np.sqrt(9.0 * d), 1e-100) ** 3  # log v rejects the values that are not positive
         accepted = np.log(u3) < 0.5 * normal**2 + d * (1.0 - v + np.log(v))
         result[pending[accepted]] += np.log(d * v[accepted])
         pending = pending[~accepted]

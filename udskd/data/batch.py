@@ -1,4 +1,4 @@
-"""How a batch comes about: its images decoded, their views cut, as uint8 tensors; by anybody, row by row."""
+"""Batches of uint8 views: the requests for them, and how they are made, row by row. The workers do it in parallel."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ Unreadable = dict[int, ReadError]
 
 @dataclass(frozen=True)
 class Batch:
-    """B images, not yet flipped; with mixup there is one row more: the partner of the last row.
+    """B images, not yet flipped; with mixup, one more row holds the partner of the last image.
 
-    Where no image of a training batch could be read, all its tensors have 0 rows.
+    If no image of a training batch can be read, all its tensors have 0 rows.
     """
 
     images: Tensor
@@ -37,27 +37,28 @@ class Batch:
     labels: Tensor
     """int64 [B or B + 1]."""
     indices: Tensor
-    """Numbers of the B images in their set, int64 [B], always on the host."""
+    """Indices of the B images in their set, int64 [B], always on the host."""
     flips: Tensor
     """bool [B or B + 1]: which rows `normalize_batch` mirrors."""
     mix: Tensor | None = None
-    """float32 [B], share of row i in its mixture with row i + 1; None without mixup."""
+    """float32 [B], weight of row i in its mixture with row i + 1; None without mixup."""
     step: int = 0
-    """Number of this batch's step in its epoch; in evaluation, number of the batch."""
+    """Index of this batch's step in its epoch; in evaluation, index of the batch."""
     part: int = 0
-    """Number of this batch in its step."""
+    """Index of this batch in its step, below training.accumulate."""
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on a device, for which nothing waits."""
+        """The batch on a device; the host does not wait for the copy."""
         mix = None if self.mix is None else copy_to_device(self.mix, device)
         images, labels, flips = (copy_to_device(t, device) for t in (self.images, self.labels, self.flips))
         return replace(self, images=images, labels=labels, flips=flips, mix=mix)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # between processes, every tensor costs a segment of shared memory of its own: only the images are worth one
+        # PyTorch passes every tensor between processes in a shared-memory segment of its own. Only the images are large
+        # enough to gain from that; numpy arrays are pickled by value.
         small = [t.numpy() for t in (self.labels, self.indices, self.flips)]
         mix = None if self.mix is None else self.mix.numpy()
         return _unpickled, (self.images, small, mix, self.step, self.part)
@@ -69,7 +70,7 @@ def _unpickled(images: Tensor, small: list[Any], mix: Any, step: int, part: int)
 
 
 class BatchRequest(NamedTuple):
-    """Which images make a batch; everything else about them follows from (seed, epoch, index)."""
+    """Which images make a batch; their views are functions of (seed, epoch, index)."""
 
     epoch: int
     step: int
@@ -81,23 +82,24 @@ class BatchResult(NamedTuple):
     """What a request results in: the batch, and the images that are left out because they cannot be read."""
 
     batch: Batch | None
-    """None where an evaluation's batch is not complete."""
+    """None if an image of an evaluation batch cannot be read."""
     unreadable: list[ReadError]
 
     def to(self, device: torch.device) -> BatchResult:
-        """The same with the batch on a device."""
+        """The result with its batch on a device."""
         return self if self.batch is None else self._replace(batch=self.batch.to(device))
 
 
 def copy_to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device; on its way to a GPU by way of page-locked memory, so that nobody waits."""
+    """A tensor on a device; the host does not wait for a copy to a GPU, which goes through page-locked memory."""
     if tensor.device.type == "cpu" and device.type == "cuda":
         tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=device.type == "cuda")  # from a GPU, it would be read before it is there
+    # A non-blocking copy from a GPU to the host returns before the data have arrived.
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 ViewFunction = Callable[[int, int, int], View]
-"""The view of the image in a row of a request, from its row, width and height."""
+"""From the row of an image in a request, its width and its height to its view."""
 
 
 @dataclass(frozen=True)
@@ -133,11 +135,11 @@ class Views(Dataset[BatchResult], ABC):
 
     @abstractmethod
     def begin(self, request: BatchRequest) -> PartialBatch:
-        """A batch of which no row is filled."""
+        """A batch whose rows are not filled yet."""
 
     @abstractmethod
     def finish(self, request: BatchRequest, pixels: Tensor, unreadable: Unreadable) -> BatchResult:
-        """The result from `pixels` [B, S, S, 3], on any device, in which the unreadable rows are not filled."""
+        """The result from `pixels` [B, S, S, 3] on any device, whose unreadable rows are not filled."""
 
 
 def _begin(request: BatchRequest, size: int, view: ViewFunction) -> PartialBatch:
@@ -193,10 +195,10 @@ def _select(pixels: Tensor, rows: npt.NDArray[np.intp]) -> Tensor:
 
 
 def _pairs(readable: npt.NDArray[np.bool_], strengths: Floats) -> tuple[npt.NDArray[np.intp], Tensor]:
-    """Rows to keep, then one more as the last one's partner, and the strengths.
+    """The rows of the images to keep, then the row of the last one's partner; and the weights of the images, [B].
 
-    An image whose partner cannot be read stays unmixed. To mix it with the next but one would make it depend on where
-    the batch ends.
+    An image whose partner cannot be read is not mixed. If it were mixed with the next readable image, it would depend
+    on where the batch ends.
     """
     strengths = np.where(readable[1:], strengths, 1.0)
     rows = np.flatnonzero(readable[:-1])
@@ -212,8 +214,8 @@ class EvalViews(Views):
         self.images, self.config = images, config
 
     def begin(self, request: BatchRequest) -> PartialBatch:
-        size, share = self.config.image_size, self.config.eval_crop
-        return _begin(request, size, lambda _, width, height: augment.central_view(width, height, size, share))
+        size, crop = self.config.image_size, self.config.eval_crop
+        return _begin(request, size, lambda _, width, height: augment.central_view(width, height, size, crop))
 
     def finish(self, request: BatchRequest, pixels: Tensor, unreadable: Unreadable) -> BatchResult:
         if unreadable:
@@ -241,7 +243,7 @@ def _in_order(unreadable: Unreadable) -> list[ReadError]:
 
 
 def _allocate(rows: int, size: int) -> Tensor:
-    """uint8 [rows, size, size, 3]; in a worker process in shared memory, so that handing it over copies nothing."""
+    """uint8 [rows, size, size, 3]; in a worker process in shared memory, which is passed on without a copy."""
     shape = (rows, size, size, 3)
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
@@ -250,5 +252,5 @@ def _allocate(rows: int, size: int) -> Tensor:
 
 
 def as_channels_last(pixels: Tensor) -> Tensor:
-    """[B, S, S, 3] as [B, 3, S, S] over the same memory, which makes it channels_last for free."""
+    """The same memory, [B, S, S, 3], as [B, 3, S, S] in channels_last strides."""
     return pixels.permute(0, 3, 1, 2)

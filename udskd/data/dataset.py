@@ -1,4 +1,4 @@
-"""What an image set is: numbered images with labels, and the error for a file that is not an image."""
+"""The interface of image sets: numbered images with labels; and the error for an image that cannot be read."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from udskd.errors import DataError
 
 Pixels = npt.NDArray[np.uint8]
 CLOCK_STEP = 2_000_000_000
-"""Nanoseconds that the times of files may be apart at the most, on any file system: two changes of a file within one
-step look like one."""
+"""The coarsest resolution of file times on any file system, in nanoseconds: two changes of a file within one step can
+have the same time."""
 
 
 class UnreadableImage(Exception):
-    """One image cannot be decoded: `name` says which, `reason` says why. Whether that is fatal, the reader decides."""
+    """The image called `name` cannot be decoded, for the given reason. The caller decides whether that is fatal."""
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(name, reason)  # both go to args, so that the exception survives pickling between processes
+        super().__init__(name, reason)  # in args, so that the exception can be pickled
         self.name = name
         self.reason = reason
 
@@ -36,18 +36,18 @@ class UnreadableImage(Exception):
 
 
 class ImageSet(ABC):
-    """N labelled images of C classes, numbered from 0; the same number is always the same image."""
+    """N labelled images of C classes, indexed from 0; an index always means the same image."""
 
     classes: tuple[str, ...]
     """Names of the C classes, in the order of their labels."""
     labels: npt.NDArray[np.int64]
     """Label of every image, [N]."""
     releases_gil: bool = True
-    """Whether most of decoding is done without Python's lock, so that threads are as fast as processes."""
+    """Whether most of the decoding releases the GIL, so that threads are as fast as processes."""
     ignored: Mapping[str, int] = MappingProxyType({})
-    """How many files were found among the images and are none, by kind."""
+    """The number of files among the images that are not images, by kind."""
     checksum: str = "sha256"
-    """Which digest of its images this set gives most cheaply, see content_digest()."""
+    """The digest that costs this set least, see content_digest()."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -57,34 +57,34 @@ class ImageSet(ABC):
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """Which image this is, for messages: the path of a file."""
+        """The name of the image for messages: the path of its file."""
 
     @abstractmethod
     def pixels(self, index: int) -> Pixels:
-        """Decode one image into RGB, uint8 [H, W, 3], C-contiguous, perhaps read-only. Threads may call this at once.
+        """Decode one image into RGB, uint8 [H, W, 3], C-contiguous, possibly read-only. Thread-safe.
 
         Raises:
             UnreadableImage: the file is missing, damaged, or not an image.
         """
 
     def relative_name(self, index: int) -> str:
-        """Which image this is, wherever the set lies: CLASS/FILE, with slashes on every system."""
+        """The name of the image relative to its set: CLASS/FILE, with slashes on every system."""
         return self.relative(self.name(index))
 
     def relative(self, name: str) -> str:
-        """The relative name of the image that has this name."""
+        """The relative name of the image that name() calls `name`."""
         return name
 
     def mark(self, index: int) -> tuple[int, ...]:
-        """Numbers that are known without reading the image, and change whenever its content does; () if none do."""
+        """Numbers that change whenever the image's content does, found without reading it; () if there are none."""
         return ()
 
     def recorded_digest(self, index: int) -> str | None:
-        """The digest (of `checksum`) that the set holds of an image, without reading it; None if it holds none."""
+        """The digest (of kind `checksum`) that the set has stored for an image; None if it stores none."""
         return None
 
     def digest(self, index: int, checksum: str) -> str:
-        """A digest of one image's content: of its file, or of its pixels if it has none. Threads may call this at once.
+        """A digest of one image's file, or of its pixels if there is no file. Thread-safe.
 
         Raises:
             UnreadableImage: the file is missing or cannot be read.
@@ -92,12 +92,12 @@ class ImageSet(ABC):
         return content_digest(self.pixels(index).tobytes(), checksum)
 
     def area(self, index: int) -> int:
-        """H x W of one image, without decoding it where that can be avoided. Raises UnreadableImage."""
+        """H x W of one image, if possible without decoding it. Raises UnreadableImage."""
         height, width, _ = self.pixels(index).shape
         return int(height * width)
 
     def describe_ignored(self) -> str:
-        """How many files were ignored, and of which kinds, for a message; "" if there is none."""
+        """The number and the kinds of the ignored files, for a message; "" if there are none."""
         count = sum(self.ignored.values())
         kinds = sorted(self.ignored.items(), key=lambda item: (-item[1], item[0]))
         listed = abbreviate((f"{kind} {number}" for kind, number in kinds), limit=8)
@@ -105,26 +105,26 @@ class ImageSet(ABC):
 
 
 def file_mark(status: os.stat_result) -> tuple[int, ...]:
-    """The mark (ImageSet.mark) of an image in a file; () for a file that was changed just now."""
+    """The mark (ImageSet.mark) of an image in a file; () if the file changed within the last CLOCK_STEP."""
     if time.time_ns() - status.st_ctime_ns < CLOCK_STEP:
         return ()
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 def content_digest(content: bytes, checksum: str) -> str:
-    """The first 128 bits of the SHA-256 ("sha256"), or CRC-32 and size ("crc32", which packs hold of every image)."""
+    """The first 128 bits of the SHA-256 ("sha256"), or CRC-32 and size ("crc32", which packs store for every image)."""
     if checksum == "crc32":
         return crc_digest(zlib.crc32(content), len(content))
     return hashlib.sha256(content).hexdigest()[:32]
 
 
 def crc_digest(crc: int, size: int) -> str:
-    """The "crc32" digest of a content with that CRC-32 and size in bytes."""
+    """The "crc32" digest of a content with this CRC-32 and size in bytes."""
     return f"{crc:08x}-{size}"
 
 
 def abbreviate(items: Iterable[str], limit: int = 3) -> str:
-    """The first items of a list for a message, and how many more there are."""
+    """The first items of a list for a message, and the number of the others."""
     names = list(items)
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + rest
@@ -134,8 +134,8 @@ def common_classes(root: Path, train: Sequence[str], val: Sequence[str], wanted:
     """The first `wanted` classes (or all) of the two splits of a set.
 
     Raises:
-        DataError: the splits have different classes, or two that look alike, or there are fewer than two classes, or
-            than the wanted number.
+        DataError: the splits have different classes, two classes look alike, or there are fewer than two classes or
+            fewer than wanted.
     """
     _refuse_lookalikes(root, train, val)
     if train != val:
@@ -150,15 +150,15 @@ def common_classes(root: Path, train: Sequence[str], val: Sequence[str], wanted:
 
 
 def _refuse_lookalikes(root: Path, train: Sequence[str], val: Sequence[str]) -> None:
-    """DataError if two names of classes are the same text in two Unicode forms, which no reader can tell apart."""
+    """DataError if the names of two classes are the same text in two Unicode forms, which look alike."""
     known: dict[str, tuple[str, str]] = {}
     for split, names in (("train", train), ("val", val)):
         for name in names:
             text = unicodedata.normalize("NFC", name)
-            twin, where = known.setdefault(text, (name, split))
-            if twin != name:
+            first, where = known.setdefault(text, (name, split))
+            if first != name:
                 raise DataError(
-                    f'{root} has the class "{text}" in two spellings that look alike: {_form(twin)} in {where}, '
+                    f'{root} has the class "{text}" in two spellings that look alike: {_form(first)} in {where}, '
                     f"{_form(name)} in {split}; rename the folders so that there is one"
                 )
 
@@ -173,5 +173,5 @@ def _form(name: str) -> str:
 
 
 def class_hash(classes: Iterable[str]) -> str:
-    """SHA-256 (hex) of the class names in order, each ended by a newline: sets with the same hash label alike."""
+    """SHA-256 (hex) of the class names in order, each with a newline: sets with the same hash have the same labels."""
     return hashlib.sha256("".join(f"{name}\n" for name in classes).encode("utf-8", "surrogateescape")).hexdigest()

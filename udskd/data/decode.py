@@ -1,4 +1,4 @@
-"""Image files of the known formats as RGB; and one error for all the ways in which a file can be bad."""
+"""Image files of the known formats as RGB, and one error for everything that can be wrong with a file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from udskd.data.dataset import Pixels, UnreadableImage
 from udskd.data.formats import JPEG_SUFFIXES, NAMES
 
 try:
-    import simplejpeg  # type: ignore[import-untyped]  # PIL's bits, from the same library, in less time
+    import simplejpeg  # type: ignore[import-untyped]  # faster than PIL, with the same bits: both use libjpeg-turbo
 except ImportError:
     simplejpeg = None
 
@@ -31,7 +31,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Segments of a JPEG; those in _SIMPLE (the last three are tables and restarts) leave no question about its pixels.
+# Segments of a JPEG. Those in _SIMPLE (the last three are tables and restarts) do not change what its pixels mean.
 _JFIF, _BASELINE, _PROGRESSIVE, _SCAN = 0xFFE0, 0xFFC0, 0xFFC2, 0xFFDA
 _SIMPLE = {_JFIF, _BASELINE, _PROGRESSIVE, 0xFFDB, 0xFFC4, 0xFFDD}
 # Tags of a TIFF.
@@ -42,28 +42,28 @@ def read_pixels(path: str) -> Pixels:
     """Decode an image file, see `decode`.
 
     Raises:
-        UnreadableImage: the file is missing, damaged, not an image, or claims more pixels than PIL thinks safe.
+        UnreadableImage: the file is missing, damaged, not an image, or has more pixels than PIL accepts.
     """
     return decode(read_bytes(path), path)
 
 
 def read_bytes(path: str) -> bytes:
-    """The bytes of a regular file. Raises UnreadableImage if it is missing, must not be read or is empty."""
+    """The bytes of a regular file. Raises UnreadableImage if it is missing, not permitted or empty."""
     with translate_errors(path):
-        _check(path)
+        _check_file(path)
         with open(path, "rb") as file:
             return file.read()
 
 
 def decode(data: bytes, name: str) -> Pixels:
-    """Decode an image file's bytes into RGB as a person sees it, uint8 [H, W, 3], C-contiguous, perhaps read-only.
+    """Decode an image file's bytes into upright RGB, uint8 [H, W, 3], C-contiguous, possibly read-only.
 
-    The camera's EXIF orientation is applied (torchvision's ImageFolder ignores it), 16-bit grey is scaled to 8 bits,
-    transparency is dropped as torchvision does, and of an animation the first frame is taken. Damage inside a file of
-    full length can go unnoticed: JPEG has no checksum.
+    The EXIF orientation is applied (torchvision's ImageFolder ignores it), 16-bit grey is scaled to 8 bits, and
+    transparency is dropped as torchvision does; an animation gives its first frame. Damage inside a file of full length
+    can stay undetected: JPEG has no checksum.
 
     Raises:
-        UnreadableImage: called `name`; the bytes are damaged, no image, or claim more pixels than PIL thinks safe.
+        UnreadableImage: with this `name`; the bytes are damaged, not an image, or have more pixels than PIL accepts.
     """
     with translate_errors(name):
         if is_simple_jpeg(data) and (pixels := _decode_jpeg(data)) is not None:
@@ -75,23 +75,23 @@ def decode(data: bytes, name: str) -> Pixels:
 
 
 def pixels_of(image: Image.Image) -> Pixels:
-    """The pixels of an image that PIL has opened, see `decode`. Raises whatever PIL does for a damaged one."""
+    """The pixels of an image that PIL has opened, see `decode`. Raises what PIL raises for a damaged one."""
     image.load()
-    turn, rgb = _orientation(image), _to_rgb(image)
-    return np.asarray(rgb if turn is None else rgb.transpose(turn))
+    transpose, rgb = _orientation(image), _to_rgb(image)
+    return np.asarray(rgb if transpose is None else rgb.transpose(transpose))
 
 
 def read_area(path: str) -> int:
-    """H x W of an image file, from its header alone. Raises UnreadableImage as read_pixels does, as far as it looks."""
+    """H x W of an image file, from its header alone. Raises UnreadableImage for what the header shows."""
     with translate_errors(path):
-        _check(path)
+        _check_file(path)
         with open_image(path) as image:
             return int(image.width * image.height)
 
 
-def _check(path: str) -> None:
+def _check_file(path: str) -> None:
     status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would block forever
         raise ValueError("not a regular file")
     if status.st_size == 0:
         raise ValueError("the file is empty")
@@ -101,12 +101,12 @@ _warning_filter: object = None
 
 
 def open_image(source: str | bytes) -> Image.Image:
-    """PIL's reader of an image (path or bytes) of a known format, without PIL's remarks on odd but readable files.
+    """Open an image (path or bytes) of a known format with PIL, without PIL's warnings about odd but readable files.
 
-    Other formats are refused whatever a file is called: for some of them PIL starts other programs.
+    Other formats are refused whatever the file's suffix is: PIL starts external programs for some of them.
 
-    From workers they would break into the progress, epoch after epoch. warnings.catch_warnings is not for threads, so
-    the filter stays: it is for PIL's modules alone.
+    The warnings would interrupt the progress display in every epoch. warnings.catch_warnings is not thread-safe, so the
+    filter stays installed; it concerns PIL's modules alone.
     """
     global _warning_filter
     if warnings.filters[:1] != [_warning_filter]:
@@ -117,7 +117,7 @@ def open_image(source: str | bytes) -> Image.Image:
 
 @contextmanager
 def translate_errors(name: str) -> Iterator[None]:
-    """Turns whatever goes wrong into UnreadableImage: on damaged files PIL's decoders raise almost anything."""
+    """Raises UnreadableImage in place of any exception: PIL's decoders raise almost any kind for damaged files."""
     try:
         yield
     except UnidentifiedImageError as error:
@@ -130,13 +130,13 @@ def translate_errors(name: str) -> Iterator[None]:
 
 
 def are_jpegs(names: Iterable[str]) -> bool:
-    """Whether most of these files are JPEGs by their names, and are not left to PIL, which is mostly Python."""
+    """Whether most of these files have a JPEG's suffix, and simplejpeg decodes them: PIL holds the GIL for longer."""
     jpegs = [name.lower().endswith(JPEG_SUFFIXES) for name in names]
     return simplejpeg is not None and 2 * sum(jpegs) > len(jpegs)
 
 
 def is_plain_jpeg(data: bytes) -> bool:
-    """Whether the bytes of an image that was decoded are a JPEG, grey or in colours, to be shown as it is stored."""
+    """Whether the bytes of a readable image are a grey or RGB JPEG whose orientation is upright."""
     if is_simple_jpeg(data):
         return True
     with open_image(data) as image:
@@ -148,31 +148,31 @@ def _is_plain(image: Image.Image) -> bool:
 
 
 def is_simple_jpeg(data: bytes) -> bool:
-    """Whether this is a JPEG, grey or in colours, whose header is all that there is to know: no EXIF, no profiles.
+    """Whether this is a grey or colour JPEG without EXIF and profiles, according to its segments.
 
-    A look at its segments, for asking PIL takes a tenth of the time of decoding a small image.
+    Opening a small image with PIL takes a tenth of the time of decoding it.
     """
     if data[:4] != b"\xff\xd8\xff\xe0":
         return False
-    place = 2
+    position = 2
     try:
         while True:
-            marker, length = struct.unpack_from(">HH", data, place)
+            marker, length = struct.unpack_from(">HH", data, position)
             if marker not in _SIMPLE:
                 return bool(marker == _SCAN)
             if marker in (_BASELINE, _PROGRESSIVE):
-                bits, height, width, channels = struct.unpack_from(">BHHB", data, place + 4)
+                bits, height, width, channels = struct.unpack_from(">BHHB", data, position + 4)
                 if bits != 8 or channels not in (1, 3) or not 0 < height * width <= (Image.MAX_IMAGE_PIXELS or 0):
                     return False
             if length < (16 if marker == _JFIF else 2):
                 return False
-            place += 2 + length
+            position += 2 + length
     except struct.error:
         return False
 
 
 def _decode_jpeg(data: bytes) -> Pixels | None:
-    """By libjpeg-turbo itself, without Python's lock; None if it complains: PIL knows what is to be said."""
+    """Decode with libjpeg-turbo, which releases the GIL; None if it fails: PIL then gives the reason."""
     if simplejpeg is None:
         return None
     try:
@@ -185,7 +185,7 @@ def _decode_jpeg(data: bytes) -> Pixels | None:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):  # PIL would clip at 255
         return Image.fromarray(_high_bits(image)).convert("RGB")
-    if image.mode == "I" and image.format == "PPM":  # of PGM, PIL scales all above 8 bits to 16
+    if image.mode == "I" and image.format == "PPM":  # PIL scales a PGM of more than 8 bits to 16
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ValueError(
@@ -196,8 +196,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _high_bits(image: Image.Image) -> Pixels:
-    """The upper 8 bits of grey pixels, [H, W]. In a TIFF they may have 12 bits, and 0 may be white; PIL hands both on
-    as they are stored."""
+    """The upper 8 bits of grey pixels, [H, W]. A TIFF's may have 12 bits, and 0 may mean white; PIL returns them as
+    they are stored."""
     tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
     (bits,) = tags.get(_BITS_PER_SAMPLE, (16,))
     pixels: Pixels = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
@@ -205,7 +205,7 @@ def _high_bits(image: Image.Image) -> Pixels:
 
 
 def _orientation(image: Image.Image) -> Image.Transpose | None:
-    """What makes a photograph upright, by its EXIF orientation."""
+    """The transposition that makes an image upright, from its EXIF orientation."""
     try:
         return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # damaged metadata does not make the pixels unreadable

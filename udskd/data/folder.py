@@ -17,16 +17,16 @@ from udskd.files import expand_user
 
 
 class FolderSet(ImageSet):
-    """One split of an ImageFolder tree: a folder per class, images anywhere below it, see `Tree`.
+    """One split of an ImageFolder tree: a folder for each class, with images at any depth below it, see `Tree`.
 
-    Labels number `classes`, by default all class folders sorted by name.
+    A label is an index into `classes`, by default all class folders sorted by name.
 
     Raises:
-        DataError: the folder is missing or cannot be listed, holds no class folder, or a class has no image.
+        DataError: the folder is missing, cannot be listed or has no class folder, or a class has no image.
     """
 
     def __init__(self, split: str | Path, classes: Sequence[str] | None = None, other: Path | None = None) -> None:
-        """other: the folder of the other split; links below a class folder do not lead into its classes."""
+        """other: the folder of the other split; links to its class folders are not followed."""
         self.root = split = Path(split)
         tree = Tree(split, other)
         self.classes = tuple(_class_names(tree) if classes is None else classes)
@@ -60,7 +60,7 @@ class FolderSet(ImageSet):
 
 
 def describe_shared_images(train: ImageSet, val: ImageSet) -> str:
-    """A line about the images that two splits share through links to folders; "" if there are none."""
+    """A sentence about the images that both splits contain through links to folders; "" if there are none."""
     if not isinstance(train, FolderSet) or not isinstance(val, FolderSet):
         return ""
     shared = train.folders.keys() & val.folders.keys()
@@ -92,7 +92,7 @@ def _class_names(tree: Tree) -> list[str]:
 
 
 def class_folders(split: Path) -> list[str]:
-    """Names of the class folders of one split, sorted; hidden folders are no classes.
+    """Names of the class folders of one split, sorted, without hidden folders.
 
     Raises:
         DataError: the split is missing or cannot be listed, or has no class folder.
@@ -107,8 +107,8 @@ def open_folder(root: str | Path, classes: int | None = None) -> tuple[FolderSet
     """The train and val splits of an ImageFolder tree, with the first `classes` classes in sorted order (or all).
 
     Raises:
-        DataError: the root or a split is missing, the splits have different classes, a class is empty, or fewer than
-            two classes (or than the wanted number) are there.
+        DataError: the root or a split is missing, the splits have different classes, a class is empty, or there are
+            fewer than two classes or fewer than wanted.
     """
     root = expand_user(root)
     if not root.is_dir():

@@ -1,4 +1,4 @@
-"""The formats of image files: their names' suffixes, how the files begin, and which of them this Pillow can decode."""
+"""The formats of image files: their suffixes, their first bytes, and which of them the installed Pillow can decode."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from PIL import features
 
 
 class Format(NamedTuple):
-    """One format; its name is Pillow's."""
+    """One format, by Pillow's name."""
 
     name: str
     suffixes: tuple[str, ...]
     beginning: bytes
     """A regular expression for the first bytes of every such file."""
     codec: str | None = None
-    """What Pillow must have been built with, by its name in PIL.features; None where nothing is needed."""
+    """The codec that Pillow must be built with, by its name in PIL.features; None if it needs none."""
 
 
 _ALL = (
@@ -37,17 +37,17 @@ _ALL = (
         "jpg_2000",
     ),
 )
-_LONGEST = 32  # bytes that are enough for every beginning
+_LONGEST = 32  # bytes: no beginning is longer
 
 
 def _has_codec(name: str) -> bool:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a Pillow that is older than the codec does not know its name
+        warnings.simplefilter("ignore")  # about a name that an older Pillow does not know
         return bool(features.check(name))
 
 
 FORMATS = tuple(format for format in _ALL if format.codec is None or _has_codec(format.codec))
-"""Those that can be decoded here."""
+"""The formats that the installed Pillow can decode."""
 NAMES = tuple(format.name for format in FORMATS)
 SUFFIXES = tuple(suffix for format in FORMATS for suffix in format.suffixes)
 JPEG_SUFFIXES = _ALL[0].suffixes
@@ -55,13 +55,13 @@ _BEGINNING = re.compile(b"|".join(b"(?:%s)" % format.beginning for format in FOR
 
 
 def missing_codec(name: str) -> str | None:
-    """The format that a file's suffix names, where this Pillow lacks its codec; else None."""
+    """The format that a file's suffix names, if Pillow lacks its codec; else None."""
     suffix = suffix_of(name)
     return next((format.name for format in _ALL if format not in FORMATS and suffix in format.suffixes), None)
 
 
 def suffix_of(name: str) -> str:
-    """The suffix of a file's name in lower case, with its dot; "" if there is none."""
+    """The suffix of a file's name in lower case, with the dot; "" if there is none."""
     suffix = os.path.splitext(name)[1].lower()
     return "" if suffix == "." else suffix
 

@@ -1,4 +1,4 @@
-"""Batches for training and evaluation: what they hold, whoever makes them."""
+"""The loaders of training and evaluation: which images are in which batch, and what happens to unreadable ones."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from udskd.data.batch import Batch, BatchRequest, BatchResult, EvalViews, ReadCh
 from udskd.data.dataset import ImageSet, abbreviate
 from udskd.data.resident import ResidentEvaluation, ResidentTraining
 from udskd.data.shard import Shard
-from udskd.data.workers import Poll, Progress, make_workers, no_op
+from udskd.data.workers import Poll, Progress, Workers, make_workers, no_op
 from udskd.errors import DataError
 
 OnUnreadable = Callable[[str, str], None]
-_ALONE = Shard()
+_WHOLE = Shard()
 
 
 class TrainLoader:
     """Shuffled random views, pure functions of (seed, epoch, step); the last, incomplete step is dropped.
 
-    A step has `batch_size` images, of which `shard` says which are ours and in how many batches. A set smaller than a
-    step gives one step of all its images (that can be cut into equal pieces). Unreadable images are left out of their
-    batch, which may leave it with 0 rows; they are kept in `unreadable` (relative name to name and reason) and reported
-    once each: to `on_unreadable(name, reason)`, or as a warning.
+    A step has `batch_size` images; `shard` selects those of this process and their number of batches. A set smaller
+    than a step gives one step, of as many images as equal pieces allow. A batch leaves its unreadable images out and
+    may have 0 rows. `unreadable` maps their relative names to name and reason; each is reported once, to
+    `on_unreadable(name, reason)` or as a warning.
 
     Raises:
-        ConfigError: a step's images cannot be cut into equal pieces.
+        ConfigError: a step's images cannot be divided into equal pieces.
         DataError: there are fewer images than pieces.
     """
 
@@ -42,43 +42,39 @@ class TrainLoader:
         seed: int,
         batch_size: int,
         on_unreadable: OnUnreadable | None = None,
-        shard: Shard = _ALONE,
+        shard: Shard = _WHOLE,
         device: torch.device | str = "cpu",
     ) -> None:
         self.images, self.config, self.seed, self.shard = images, config, seed, shard
-        shard.rows(batch_size)
-        pieces = shard.ranks * shard.parts
-        self.batch_size = min(batch_size, len(images) // pieces * pieces)
-        if self.batch_size == 0:
-            raise DataError(f"{len(images)} training images are too few for {pieces} processes x training.accumulate")
+        self.batch_size = _step_size(len(images), batch_size, shard)
         self.steps_per_epoch = len(images) // self.batch_size
         self.unreadable: dict[str, ReadError] = {}
         self._on_unreadable = on_unreadable or _warn_unreadable
-        work = TrainViews(images, config, seed)
-        self._workers = (
-            ResidentTraining(work, torch.device(device), config.workers)
-            if config.loader == "resident"
-            else make_workers(work, config.loader, config.workers)
+        views, loader, count = TrainViews(images, config, seed), config.loader, config.workers
+        self._workers: Workers = (
+            ResidentTraining(views, torch.device(device), count)
+            if loader == "resident"
+            else make_workers(views, loader, count)
         )
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, `shard.parts` of each step, beginning with `start_step`; one epoch at a time.
+        """The batches of one epoch from `start_step` on, `shard.parts` in each step. Only one epoch can be active.
 
         Raises:
-            DataError: more than config.max_unreadable of the images cannot be read, or a worker died.
+            DataError: the fraction of unreadable images exceeds config.max_unreadable, or a worker died.
         """
         return self._readable(self._workers.run(self._requests(epoch, start_step)))
 
     def prepare(self, progress: Progress = no_op, poll: Poll = no_op) -> None:
-        """Decode the set, if it is to be resident, else the first epoch does so, unseen. What poll() raises stops it.
+        """Decode a resident set now, with progress; otherwise its first epoch does so. `poll` may raise to stop it.
 
         Raises:
-            DataError: it needs more memory than is free.
+            DataError: the set needs more memory than is free.
         """
         self._workers.prepare(progress, poll)
 
     def close(self) -> None:
-        """End processes and threads and forget resident images; the next epoch begins anew."""
+        """End processes and threads and free resident images; the next epoch starts them again."""
         self._workers.close()
 
     def _requests(self, epoch: int, start_step: int) -> Iterator[BatchRequest]:
@@ -86,17 +82,17 @@ class TrainLoader:
         rows = np.arange(self.shard.rows(self.batch_size) + int(self.config.mixup > 0))
         for step in range(start_step, self.steps_per_epoch):
             for part in range(self.shard.parts):
-                places = step * self.batch_size + self.shard.begin(part, self.batch_size) + rows
-                yield BatchRequest(epoch, step, order[places % len(order)], part)
+                positions = step * self.batch_size + self.shard.begin(part, self.batch_size) + rows
+                yield BatchRequest(epoch, step, order[positions % len(order)], part)
 
     def _readable(self, results: Iterator[BatchResult]) -> Iterator[Batch]:
         for batch, unreadable in results:
             if unreadable:
-                self._note(unreadable)
+                self._report(unreadable)
             assert batch is not None
             yield batch
 
-    def _note(self, unreadable: list[ReadError]) -> None:
+    def _report(self, unreadable: list[ReadError]) -> None:
         for name, reason in unreadable:
             if (image := self.images.relative(name)) not in self.unreadable:
                 self.unreadable[image] = (name, reason)
@@ -104,21 +100,30 @@ class TrainLoader:
         self.refuse_too_many(self.unreadable)
 
     def refuse_too_many(self, unreadable: Mapping[str, ReadError]) -> None:
-        """DataError if so many images (by relative name) are more than config.max_unreadable allows."""
+        """DataError if these images, by relative name, are more than config.max_unreadable allows."""
         count, total, limit = len(unreadable), len(self.images), self.config.max_unreadable
         if count > limit * total:
             raise DataError(
                 f"{count} of {total} training images ({count / total:.1%}) cannot be read, more than "
-                f"data.max_unreadable = {limit:g} allows: {_listed(unreadable.values())}; "
-                "mend or remove them, or raise the limit"
+                f"data.max_unreadable = {limit:g} allows: {_list_errors(unreadable.values())}; "
+                "repair or remove them, or raise the limit"
             )
 
 
-class EvalLoader:
-    """Every image once, in order, in its central view; the last batch may be smaller. Never skips an image.
+def _step_size(total: int, batch_size: int, shard: Shard) -> int:
+    """The images of one step: batch_size, or as many of a smaller set as equal pieces allow."""
+    shard.rows(batch_size)
+    pieces = shard.ranks * shard.parts
+    size = min(batch_size, total // pieces * pieces)
+    if size == 0:
+        raise DataError(f"{total} training images are too few for {pieces} processes x training.accumulate")
+    return size
 
-    Of the `batches` batches, those whose number leaves the remainder shard.rank by shard.ranks are ours; where they
-    begin and end does not depend on it.
+
+class EvalLoader:
+    """The central views of all images once, in order. The last batch may be smaller; no image is left out.
+
+    The set has `batches` batches whatever the shard is; this process gets batches rank, rank + ranks, and so on.
     """
 
     def __init__(
@@ -127,29 +132,29 @@ class EvalLoader:
         config: DataConfig,
         *,
         batch_size: int,
-        shard: Shard = _ALONE,
+        shard: Shard = _WHOLE,
         device: torch.device | str = "cpu",
     ) -> None:
         self.images, self.batch_size, self.shard = images, batch_size, shard
         self.batches = -(-len(images) // batch_size)
         self._numbers = range(shard.rank, self.batches, shard.ranks)
-        work = EvalViews(images, config)
-        self._workers = (
-            ResidentEvaluation(work, torch.device(device), config.workers)
-            if config.loader == "resident"
-            else make_workers(work, config.loader, config.workers)
+        views, loader, count = EvalViews(images, config), config.loader, config.workers
+        self._workers: Workers = (
+            ResidentEvaluation(views, torch.device(device), count)
+            if loader == "resident"
+            else make_workers(views, loader, count)
         )
 
     def __len__(self) -> int:
-        """Number of our batches."""
+        """Number of batches of this process."""
         return len(self._numbers)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Raises DataError if an image cannot be read or a worker died."""
+        """Raises DataError if an image cannot be read or a worker dies."""
         return self._complete(self._workers.run(self._requests()))
 
     def close(self) -> None:
-        """End processes and threads and forget resident images; the next evaluation begins anew."""
+        """End processes and threads and free resident images; the next evaluation starts them again."""
         self._workers.close()
 
     def _requests(self) -> Iterator[BatchRequest]:
@@ -164,11 +169,11 @@ class EvalLoader:
             yield batch
 
 
-def check_readable(images: ImageSet, workers: int = 0, *, loader: str = "auto", shard: Shard = _ALONE) -> None:
-    """Decode our shard of an evaluation set once, so that a bad file shows before hours of training, not after.
+def check_readable(images: ImageSet, workers: int = 0, *, loader: str = "auto", shard: Shard = _WHOLE) -> None:
+    """Decode this process's shard of an evaluation set, so that an unreadable file shows before the training.
 
     Raises:
-        DataError: some cannot be read; it says how many and names the first few.
+        DataError: some images cannot be read; the message has their number and the first names.
     """
     parts = np.array_split(np.arange(len(images)), 1 + len(images) // 64)
     decoders = make_workers(ReadCheck(images), loader, workers)
@@ -185,11 +190,11 @@ def check_readable(images: ImageSet, workers: int = 0, *, loader: str = "auto", 
 def _evaluation_error(unreadable: list[ReadError], total: int) -> DataError:
     return DataError(
         f"{len(unreadable)} of the {total} images for evaluation cannot be read, and evaluation never skips one: "
-        f"{_listed(unreadable)}; mend or remove them"
+        f"{_list_errors(unreadable)}; repair or remove them"
     )
 
 
-def _listed(unreadable: Iterable[ReadError]) -> str:
+def _list_errors(unreadable: Iterable[ReadError]) -> str:
     return abbreviate(f"{name} ({reason})" for name, reason in unreadable)
 
 

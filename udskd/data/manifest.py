@@ -1,4 +1,4 @@
-"""The manifest of a run's images: names and contents, by which it shows later whether they are still the same."""
+"""The manifest of a run's images: their names and digests, which show later whether the images have changed."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from udskd.data.workers import Poll, in_order, no_op
 from udskd.errors import CheckpointError
 
 FILE = "images.manifest"
-HEAD = b"udskd-images-1 "  # then the SHA-256 (hex) of the rest, a line's end, and the manifest as compressed JSON
+MAGIC = b"udskd-images-1 "  # precedes the SHA-256 (hex) of the rest, a newline, and the manifest as compressed JSON
 UNREADABLE = "unreadable"
-_THREADS = 8  # reading small files from a disk of the network is waiting: more than there are cores
+_THREADS = 8  # more than the cores of many machines: reads of small files wait for the disk (unmeasured)
 _CHUNK = 64
 
 
@@ -26,7 +26,7 @@ class Listing:
     """The N images of one split, in order."""
 
     checksum: str
-    """Which digests these are."""
+    """The kind of the digests, see content_digest()."""
     names: list[str]
     digests: list[str]
     marks: list[list[int]]
@@ -43,11 +43,10 @@ def list_images(
     advance: Callable[[], object] = no_op,
     poll: Poll = no_op,
 ) -> Manifest:
-    """The manifest of sets by split. `advance` is called for every image, `poll` often; it may raise.
+    """The manifest of sets by split. It calls `advance` for every image and `poll`, which may raise, often.
 
-    Without `known`, digests that a set holds (as packs do) are taken as they are. With it, images that have the mark
-    they have in `known` are not read: their digests are taken from there; and all digests are of its checksum, so that
-    the two manifests can be compared.
+    Without `known`, it takes the digests that a set stores, as packs do. With `known`, all digests are of its checksum,
+    so that the two manifests can be compared, and an image whose mark is the one in `known` keeps its digest unread.
     """
     return {split: _list(images, (known or {}).get(split), advance, poll) for split, images in sets.items()}
 
@@ -81,7 +80,7 @@ def _first_seen(images: ImageSet, index: int) -> tuple[list[int], str]:
 def _identify(
     images: ImageSet, index: int, checksum: str, known: tuple[list[int], str] | None
 ) -> tuple[list[int], str]:
-    mark = list(images.mark(index))  # before the content, so that a change in between shows the next time
+    mark = list(images.mark(index))  # before the content, so that the next call finds a change in between
     if known is not None and mark and mark == known[0] and known[1] != UNREADABLE:
         return mark, known[1]
     try:
@@ -91,7 +90,7 @@ def _identify(
 
 
 def describe_changes(old: Manifest, new: Manifest) -> str:
-    """What is otherwise in `new`, with numbers and the first names; "" if nothing is."""
+    """How `new` differs from `old`: the numbers of images and the first names, or "" for no difference."""
     before, now = _digests(old), _digests(new)
     other = [name for name in before if name in now and now[name] != before[name]]
     kinds = {
@@ -105,7 +104,7 @@ def describe_changes(old: Manifest, new: Manifest) -> str:
 
 
 def content_hash(listing: Listing) -> str:
-    """One digest of a split's names and contents in their order, with the checksum that it is made of."""
+    """One digest of a split's names and contents in order, after the kind of the contents' digests."""
     digest = hashlib.sha256()
     for name, content in zip(listing.names, listing.digests, strict=True):
         digest.update(f"{name}\t{content}\n".encode("utf-8", "surrogateescape"))
@@ -121,7 +120,7 @@ def _digests(manifest: Manifest) -> dict[str, str]:
 
 
 def read_manifest(path: Path) -> Manifest | None:
-    """The manifest in a file; None if there is no such file. Raises CheckpointError if it is damaged."""
+    """The manifest in a file, or None if there is no such file. CheckpointError if the file is damaged."""
     try:
         return from_bytes(path.read_bytes())
     except FileNotFoundError:
@@ -135,22 +134,22 @@ def read_manifest(path: Path) -> Manifest | None:
 
 
 def to_bytes(manifest: Manifest) -> bytes:
-    """A manifest as a file's content."""
+    """The content of a manifest's file."""
     values = {split: asdict(listing) for split, listing in manifest.items()}
     content = zlib.compress(json.dumps(values, separators=(",", ":")).encode(), level=1)
-    return HEAD + hashlib.sha256(content).hexdigest().encode() + b"\n" + content
+    return MAGIC + hashlib.sha256(content).hexdigest().encode() + b"\n" + content
 
 
 def from_bytes(data: bytes) -> Manifest:
-    """A manifest from what to_bytes() gave. Raises ValueError if it is something else, or damaged."""
+    """The manifest that to_bytes() wrote. Raises ValueError for anything else, or if it is damaged."""
     head, _, content = data.partition(b"\n")
-    if head != HEAD + hashlib.sha256(content).hexdigest().encode():
+    if head != MAGIC + hashlib.sha256(content).hexdigest().encode():
         raise ValueError("its contents do not match their SHA-256")
     try:
         manifest = {split: Listing(**values) for split, values in json.loads(zlib.decompress(content)).items()}
-        whole = all(len(one.names) == len(one.digests) == len(one.marks) for one in manifest.values())
+        is_complete = all(len(one.names) == len(one.digests) == len(one.marks) for one in manifest.values())
     except (zlib.error, ValueError, TypeError, AttributeError):
-        whole = False
-    if not whole:
+        is_complete = False
+    if not is_complete:
         raise ValueError("it was not written by udskd")
     return manifest

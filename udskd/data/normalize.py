@@ -1,4 +1,4 @@
-"""From an uint8 batch to what the networks take: flip, cast, mix and normalise once, on the device."""
+"""From a uint8 batch to the input of all networks, on the device: flips, cast, mixup and normalisation."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ def normalize_batch(
     num_classes: int,
     memory_format: torch.memory_format = torch.channels_last,
 ) -> tuple[Tensor, Tensor]:
-    """Images float32 [B, 3, S, S], normalised, and their target; nothing here waits for the device.
+    """Normalised images float32 [B, 3, S, S] on a device, and their target. The host does not wait for the device.
 
     The target is int64 [B], or with mixup a distribution float32 [B, num_classes] (Zhang et al. 2018: image and target
-    are mixed with the same strength). On the CPU the compiled library does all of it to the images in one pass, and
-    rounds where PyTorch's operators do: their bits are the same without it.
+    are mixed with the same weight). On the CPU the compiled library does all of it to the images in one pass. It rounds
+    after each step as PyTorch's operators do, so that both give the same bits.
     """
     device = torch.device(device)
     pixels = batch.images.to(device, non_blocking=True)
     labels = target = batch.labels.to(device, non_blocking=True)
-    # batch.flips may be on the device, where looking at it would wait
+    # not batch.flips.any(), which would wait for the device
     flips = batch.flips.to(device, non_blocking=True) if config.flip > 0 else None
     mix = None if batch.mix is None else batch.mix.to(device, non_blocking=True)
     if mix is not None:
@@ -40,7 +40,7 @@ def normalize_batch(
 
 
 def _has_kernel(device_type: str) -> bool:
-    """Whether the compiled library, which may be older than this file, prepares images on a device."""
+    """Whether the compiled library, which may be older than this file, normalises images on a device."""
     return device_type == "cpu" and _native.has_kernels("cpu") and hasattr(torch.ops.udskd, "normalize_views")
 
 
@@ -52,7 +52,7 @@ def _in_one_pass(
     offset: Tensor,
     memory_format: torch.memory_format,
 ) -> Tensor:
-    rows = pixels.permute(0, 2, 3, 1).contiguous()  # as they are, unless somebody else made the batch
+    rows = pixels.permute(0, 2, 3, 1).contiguous()  # no copy for the strides that Views makes
     shape = (len(rows) if mix is None else len(mix), *pixels.shape[1:])
     images = torch.empty(shape, dtype=torch.float32, memory_format=memory_format)
     torch.ops.udskd.normalize_views.default(rows, flips, mix, factor.view(3), offset.view(3), images)
@@ -78,14 +78,14 @@ def _step_by_step(
 def _mix_rows(rows: Tensor, mix: Tensor) -> Tensor:
     """mix[i] * rows[i] + (1 - mix[i]) * rows[i + 1]: [B + 1, ...] to [B, ...].
 
-    Each step is rounded, unlike in torch.lerp, which may or may not fuse two of them; csrc/image/cpu/normalize_job.h
-    has the same steps. The difference of whole numbers is exact, so that two equal rows give just that row.
+    Each step is rounded, as in csrc/image/cpu; torch.lerp may fuse two of them. Differences of integers are exact, so
+    that two equal rows give this row.
     """
-    shares = mix.view(-1, *[1] * (rows.dim() - 1))
-    return torch.sub(rows[:-1], rows[1:]).mul_(shares).add_(rows[1:])
+    weights = mix.view(-1, *[1] * (rows.dim() - 1))
+    return torch.sub(rows[:-1], rows[1:]).mul_(weights).add_(rows[1:])
 
 
-@lru_cache(maxsize=16)  # creating them every step would copy from the host and wait
+@lru_cache(maxsize=16)  # a new tensor in every step would be a copy from the host, which waits
 def _normalisation(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """(x / 255 - mean) / std as x * factor + offset, each [1, 3, 1, 1]."""
     m, s = (torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in (mean, std))

@@ -1,4 +1,4 @@
-"""Writing packs: every image of a tree decoded once, made smaller where that saves work, and put into one file."""
+"""Writing packs: each split of a tree as one file, its larger images scaled down."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from udskd.errors import ConfigError, DataError
 from udskd.files import expand_user
 
 Progress = Callable[[str, int, int], object]
-"""Called with the split, and how many of how many images are done."""
+"""Called with the split, the number of images that are done, and the number of all."""
 
 
 class Packed(NamedTuple):
-    """What became of one split."""
+    """The summary of one split's pack."""
 
     images: int
     kept: int
-    """Images whose files went in as they are."""
+    """Images whose files are in the pack unchanged."""
     source_bytes: int
     bytes: int
     ignored: str
-    """What the tree holds besides images, in words; "" for nothing."""
+    """The other files of the tree, in words; "" if there are none."""
     shared: str
-    """What the tree shows in both splits, in words; "" for nothing."""
+    """The images that both splits of the tree contain, in words; "" if there are none."""
 
 
 def pack(
@@ -51,36 +51,43 @@ def pack(
     workers: int = 2,
     progress: Progress = no_op,
 ) -> dict[str, Packed]:
-    """Write destination/train.pack and destination/val.pack from an ImageFolder tree; returns what became of each.
+    """Write destination/train.pack and destination/val.pack from an ImageFolder tree. Returns a summary of each split.
 
-    JPEGs whose shorter side is at most `short_side` pixels keep their bytes. All other images become JPEGs of `quality`
-    (1 to 100), larger ones with that shorter side. Without a short_side, all files keep their bytes, whatever their
-    format, so that the pack trains as the tree does, bit for bit. Both packs appear, or none.
+    A JPEG whose shorter side is at most `short_side` pixels keeps its bytes. Any other image becomes a JPEG of
+    `quality` (1 to 100) whose shorter side is at most short_side. With short_side None, the files of all formats keep
+    their bytes, and training on the packs gives the same bits as on the tree. Either both packs are written or none.
 
     Raises:
         ConfigError: short_side or quality is out of range.
-        DataError: the tree is not as it should be, has an unreadable image, or the packs cannot be written.
+        DataError: the tree is invalid or has an unreadable image, or the packs cannot be written.
     """
     if not 1 <= quality <= 100 or (short_side is not None and short_side < 8):
         raise ConfigError(f"quality must be 1 to 100 and short_side at least 8, got {quality} and {short_side}")
     source, destination = expand_user(source), expand_user(destination)
     sets = dict(zip(SPLITS, open_folder(source, classes), strict=True))
     if destination.resolve() == source.resolve():
-        raise DataError(f"a pack beside its tree, in {source}, would be used in its place: name another folder")
-    shared = describe_shared_images(**sets)
-    drafts = {split: destination / f".{split}.pack.{os.getpid()}" for split in SPLITS}
+        raise DataError(f"packs in their tree's folder {source} would be read in its place: name another folder")
+    header = {"short_side": short_side, "quality": quality, "source": str(source.resolve())}
     try:
         destination.mkdir(parents=True, exist_ok=True)
-        header = {"short_side": short_side, "quality": quality, "source": str(source.resolve())}
+        return _write_both(destination, sets, header, workers, progress)
+    except OSError as error:
+        raise DataError(f"cannot write packs to {destination}: {error.strerror or error}") from error
+
+
+def _write_both(
+    folder: Path, sets: dict[str, FolderSet], header: dict[str, Any], workers: int, progress: Progress
+) -> dict[str, Packed]:
+    drafts = {split: folder / f".{split}.pack.{os.getpid()}" for split in sets}
+    shared = describe_shared_images(**sets)
+    try:
         packed = {
             split: _write(draft, sets[split], {**header, "split": split}, workers, progress)._replace(shared=shared)
             for split, draft in drafts.items()
         }
         for split, draft in drafts.items():
-            os.replace(draft, pack_file(destination, split))
+            os.replace(draft, pack_file(folder, split))
         return packed
-    except OSError as error:
-        raise DataError(f"cannot write packs to {destination}: {error.strerror or error}") from error
     finally:
         for draft in drafts.values():
             with suppress(OSError):
@@ -88,7 +95,7 @@ def pack(
 
 
 class _File(NamedTuple):
-    """An image file as it goes into a pack."""
+    """An image file of a pack."""
 
     data: bytes
     height: int
@@ -98,7 +105,7 @@ class _File(NamedTuple):
 
 
 class _Draft:
-    """A pack that is being written: the index is known only when all images are there."""
+    """A pack that is being written. Its index is written last, when the sizes of all images are known."""
 
     def __init__(self, file: IO[bytes], images: FolderSet, header: dict[str, Any]) -> None:
         names = [os.fsencode(os.path.relpath(path, images.root)) for path in images.paths]
@@ -106,27 +113,27 @@ class _Draft:
         self._header = json.dumps({**header, "classes": images.classes, "class_hash": class_hash(images.classes)})
         self._entries = np.zeros(len(images), dtype=ENTRY)
         self._entries["label"], self._entries["name_end"] = images.labels, np.cumsum([len(name) for name in names])
-        self._place = PREFIX.size + len(self._header) + self._entries.nbytes + len(self._names)
+        self._position = PREFIX.size + len(self._header) + self._entries.nbytes + len(self._names)
         self._kept = self._source_bytes = 0
-        file.seek(self._place)
+        file.seek(self._position)
 
     def add(self, index: int, file: _File) -> None:
-        values = {"offset": self._place, "size": len(file.data), "crc": zlib.crc32(file.data)}
+        values = {"offset": self._position, "size": len(file.data), "crc": zlib.crc32(file.data)}
         for key, value in {**values, "height": file.height, "width": file.width}.items():
             self._entries[key][index] = value
         self._file.write(file.data)
-        self._place += len(file.data)
+        self._position += len(file.data)
         self._kept += file.kept
         self._source_bytes += file.source_bytes
 
     def finish(self, ignored: str) -> Packed:
         index = self._header.encode() + self._entries.tobytes() + self._names
-        lengths = len(self._header), len(self._entries), len(self._names), self._place
+        lengths = len(self._header), len(self._entries), len(self._names), self._position
         self._file.seek(0)
         self._file.write(PREFIX.pack(MAGIC, VERSION, hashlib.sha256(index).digest(), *lengths) + index)
         self._file.flush()
         os.fsync(self._file.fileno())
-        return Packed(len(self._entries), self._kept, self._source_bytes, self._place, ignored, "")
+        return Packed(len(self._entries), self._kept, self._source_bytes, self._position, ignored, "")
 
 
 def _write(path: Path, images: FolderSet, header: dict[str, Any], workers: int, progress: Progress) -> Packed:
@@ -147,7 +154,7 @@ def _write(path: Path, images: FolderSet, header: dict[str, Any], workers: int, 
             progress(split, index + 1, count)
         if unreadable:
             what = f"{len(unreadable)} of the {count} {split} images cannot be read"
-            raise DataError(f"{what}, and a pack leaves none out: {abbreviate(unreadable)}; mend or remove them")
+            raise DataError(f"{what}, and a pack leaves none out: {abbreviate(unreadable)}; repair or remove them")
         return draft.finish(images.describe_ignored())
 
 
@@ -160,14 +167,14 @@ def _convert(path: str, short_side: int | None, quality: int) -> _File:
     with translate_errors(path):
         image = _shrink(Image.fromarray(pixels), short_side)
         file = io.BytesIO()
-        # Half the resolution for colour, as cameras do: it is what most of the originals had, and saves a third of the
-        # bytes and of the time that decoding takes. Progressive files would take longer to decode.
+        # Colour at half the resolution, as most cameras store it, saves a third of the bytes and of the decoding time.
+        # Progressive JPEGs would take longer to decode.
         image.save(file, "JPEG", quality=quality, subsampling="4:2:0", optimize=True)
         return _File(file.getvalue(), image.height, image.width, len(data), False)
 
 
 def _shrink(image: Image.Image, short_side: int) -> Image.Image:
-    """The image with that shorter side, if it is longer; Lanczos, because views are cut and resized once more."""
+    """The image with a shorter side of at most short_side; by Lanczos, because training resizes it once more."""
     scale = short_side / min(image.size)
     if scale >= 1:
         return image

@@ -1,7 +1,7 @@
-"""A split of an image set in one file, as `udskd pack` writes it: no directories to walk, no small files to open.
+"""A split of an image set in one file, as `udskd pack` writes it: it saves listing folders and opening small files.
 
-The file, little-endian: PREFIX (magic, version, SHA-256 of the index, lengths), then the index, which is a JSON object
-(classes, how and from what the pack was made), ENTRY for every image and the images' names, then the image files.
+The file, little-endian: PREFIX (magic, version, SHA-256 of the index, lengths); the index, which is a JSON object
+(classes, the options of `udskd pack`), one ENTRY for each image and the images' names; then the image files.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SPLITS = ("train", "val")
 
 
 def pack_file(root: Path, split: str) -> Path:
-    """Where the pack of a split is."""
+    """The path of the pack of a split."""
     return root / f"{split}.pack"
 
 
@@ -38,7 +38,7 @@ class PackedSet(ImageSet):
     """One split from its pack, with the images of the first `classes` classes (or all), each checked by its CRC-32.
 
     Raises:
-        DataError: the file cannot be read, is no pack, of another version, incomplete or damaged.
+        DataError: the file cannot be read, is not a pack, has another version, is incomplete or damaged.
     """
 
     checksum = "crc32"
@@ -46,10 +46,10 @@ class PackedSet(ImageSet):
     def __init__(self, path: str | Path, classes: int | None = None) -> None:
         self.path, self._limit = Path(path), classes
         try:
-            # read by position: nothing that threads and forked processes share is moved, and unlike with mmap, a disk
-            # that fails is an error and not the end of the process
-            self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 (as long as the set lives)
-            self._mark = file_mark(os.fstat(self._file.fileno()))  # before its index
+            # Read with pread: threads and forked processes share no file position, and a disk error is an exception,
+            # unlike with mmap, where it is a SIGBUS that ends the process.
+            self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 (open for the lifetime of the set)
+            self._mark = file_mark(os.fstat(self._file.fileno()))  # before the index is read
             self.header, self._entries, self._names = _read_index(self.path, self._file.fileno())
         except OSError as error:
             raise DataError(f"cannot read {self.path}: {error.strerror or error}") from error
@@ -86,7 +86,7 @@ class PackedSet(ImageSet):
         return decode(self.file(index), self.name(index))
 
     def file(self, index: int) -> bytes:
-        """The bytes of one image file. Raises UnreadableImage if they are not those that were packed."""
+        """The bytes of one image file. Raises UnreadableImage if they have changed since they were packed."""
         entry = self._entries[self._kept[index]]
         try:
             data = os.pread(self._file.fileno(), int(entry["size"]), int(entry["offset"]))
@@ -102,7 +102,7 @@ class PackedSet(ImageSet):
 
 
 def _read_index(path: Path, file: int) -> tuple[dict[str, Any], Any, bytes]:
-    """The JSON object, ENTRY [N] and names of a pack, after everything that can be checked without the images."""
+    """The JSON object, ENTRY [N] and names of a pack, after all checks that need no image."""
     prefix = os.pread(file, PREFIX.size, 0)
     if len(prefix) < PREFIX.size or not prefix.startswith(MAGIC):
         raise DataError(f"{path} is not a pack: make one with udskd pack")
@@ -120,7 +120,7 @@ def _read_index(path: Path, file: int) -> tuple[dict[str, Any], Any, bytes]:
 
 
 def has_packs(root: Path) -> bool:
-    """Whether a folder has a pack of any split."""
+    """Whether a folder has the pack of any split."""
     return any(pack_file(root, split).exists() for split in SPLITS)
 
 
@@ -128,7 +128,7 @@ def open_packs(root: Path, classes: int | None = None) -> tuple[PackedSet, Packe
     """The train and val splits from their packs, with the first `classes` classes in sorted order (or all).
 
     Raises:
-        DataError: one of them is missing or damaged, they have different classes, or `classes` does not fit.
+        DataError: a pack is missing or damaged, the classes differ, or there are fewer than `classes`.
     """
     train, val = (PackedSet(pack_file(root, split)) for split in SPLITS)
     count = len(common_classes(root, train.classes, val.classes, classes))

@@ -1,7 +1,8 @@
-"""Batches on their way to the GPU: copied by a thread of their own into the slots of a ring, ahead of their use.
+"""Prefetching to a GPU: a thread copies the batches into the slots of a ring, ahead of their use.
 
-A slot is a page-locked buffer of the host and one of the device. It is not filled again before the stream of whoever
-uses its batch has passed the point where the next one was asked for; only the thread that copies waits for the device.
+A slot is a page-locked buffer on the host and a buffer on the device. It is filled again only after the consumer's
+stream has passed the point at which the consumer asked for the next batch. Only the copying thread waits for the
+device.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ T = TypeVar("T")
 
 
 def prefetch_to_device(batches: Iterable[Batch], device: torch.device | str) -> Generator[Batch]:
-    """The batches with their tensors (all but the indices) on a device, copied ahead where it is a GPU.
+    """The batches with their tensors (all but the indices) on a device, copied ahead if it is a GPU.
 
-    The images of a batch are to be used on the stream that is current when the next batch is asked for, and not
-    afterwards. Batches are made, and complaints of unreadable images are heard, in another thread. Close it when it is
-    left early. Whatever the batches raise is raised here.
+    The consumer must use the images of a batch on the stream that is current when it asks for the next batch, and not
+    afterwards. Another thread iterates over `batches`; what that raises is raised here. Close the generator if it is
+    left early.
     """
     device, iterator = torch.device(device), iter(batches)
     first = next(iterator, None)
@@ -41,19 +42,19 @@ def prefetch_to_device(batches: Iterable[Batch], device: torch.device | str) -> 
         yield from iterator
         return
     try:
-        yield from copied_ahead(chain([first], iterator), [Slot(device) for _ in range(SLOTS)], CudaStreams(device))
+        yield from copy_ahead(chain([first], iterator), [Slot(device) for _ in range(SLOTS)], CudaStreams(device))
     finally:
         getattr(iterator, "close", lambda: None)()
 
 
 class Streams(Protocol):
-    """The device's streams: copies have one of their own."""
+    """What the ring needs of the device's streams; copies have a stream of their own."""
 
     def event(self) -> Event:
-        """A point in the work of a stream."""
+        """A new event, not recorded yet."""
 
     def copying(self) -> AbstractContextManager[Any]:
-        """Makes the stream of the copies the current one."""
+        """Makes the stream of the copies current."""
 
     def current(self) -> Any:
         """The current stream."""
@@ -70,7 +71,7 @@ class Event(Protocol):
 
 
 class CudaStreams:
-    """Streams of a GPU."""
+    """The streams of a GPU."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -85,15 +86,15 @@ class CudaStreams:
         return torch.cuda.current_stream(self._device)
 
 
-@lru_cache(maxsize=16)  # one for all rings: memory returns to the stream that it was taken on
+@lru_cache(maxsize=16)  # one for all rings: the allocator reuses memory only on the stream that allocated it
 def _copy_stream(device: torch.device) -> torch.cuda.Stream:
-    # Of high priority, another pool than that of the streams that steps are captured on: PyTorch has 32 of each, deals
-    # them out again and again, and a copy on a stream that is being captured would become part of the graph.
+    # High priority, because PyTorch hands out the same 32 streams of each priority in turn: a copy on the stream on
+    # which a step is captured would become part of the graph, and the captures use streams of normal priority.
     return torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
 
 
 class Ring(Generic[T]):
-    """Who may use which slot when. One thread fills: begin, filled, and so on; one uses: take, release, and so on."""
+    """Passes slots from a producer, which calls begin and filled in turn, to a consumer: take and release in turn."""
 
     def __init__(self, slots: int, event: Callable[[], Event]) -> None:
         self._filled = [event() for _ in range(slots)]
@@ -105,24 +106,24 @@ class Ring(Generic[T]):
             self._free.put(slot)
 
     def begin(self) -> int | None:
-        """Waits for a slot that the device has no more use for. None: nobody takes any more."""
+        """Wait for a slot that the device no longer uses. None if the consumer has closed the ring."""
         slot = self._free.get()
         if slot is None or self._closed:
             return None
-        self._released[slot].synchronize()  # returns at once as long as the event was never recorded
+        self._released[slot].synchronize()  # returns at once if the event has not been recorded
         return slot
 
     def filled(self, slot: int, item: T, stream: Any) -> None:
-        """The work that fills the slot was given to `stream`; `item` is for whoever takes it."""
+        """`stream` has the work that fills the slot; `item` goes to the consumer with it."""
         self._filled[slot].record(stream)
         self._ready.put((slot, item))
 
     def end(self, error: BaseException | None = None) -> None:
-        """Nothing will be filled any more, because of the error if there is one."""
+        """The producer fills no more slots; take() raises the error, if there is one."""
         self._ready.put(error)
 
     def take(self, stream: Any) -> tuple[int, T] | None:
-        """Waits for the next item, whose slot is filled for work given to `stream` from now on. None: no more."""
+        """Wait for the next item; work on `stream` from now on finds its slot filled. None after the last item."""
         entry = self._ready.get()
         if isinstance(entry, BaseException):
             raise entry
@@ -131,72 +132,73 @@ class Ring(Generic[T]):
         return entry
 
     def release(self, slot: int, stream: Any) -> None:
-        """All the work that uses the slot was given to `stream`."""
+        """`stream` has all the work that uses the slot."""
         self._released[slot].record(stream)
         self._free.put(slot)
 
     def close(self) -> None:
-        """Nothing will be taken any more."""
+        """The consumer takes no more slots."""
         self._closed = True
         self._free.put(None)
 
 
 class Slot:
-    """Room for one batch on the host and on the device, as large as the largest so far."""
+    """Buffers for one batch on the host and on the device, which grow with the largest batch so far."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._reserve(0)
 
     def _reserve(self, size: int) -> None:
-        self._host = torch.empty(size, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
-        self._there = torch.empty(size, dtype=torch.uint8, device=self._device)
+        self._host_buffer = torch.empty(size, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
+        self._device_buffer = torch.empty(size, dtype=torch.uint8, device=self._device)
 
     def load(self, batch: Batch) -> Batch:
-        """The batch in this slot: one copy to the device, on the current stream, for which nothing waits."""
+        """The batch in this slot, by one copy on the current stream, for which the host does not wait."""
         parts = {"images": batch.images.permute(0, 2, 3, 1), "labels": batch.labels, "flips": batch.flips}
         if batch.mix is not None:
             parts["mix"] = batch.mix
-        places, end = {}, 0
+        offsets, end = {}, 0
         for name, part in parts.items():
-            places[name] = end
+            offsets[name] = end
             end += -(-part.numel() * part.element_size() // _ALIGNMENT) * _ALIGNMENT
-        if end > len(self._host):
+        if end > len(self._host_buffer):
             self._reserve(end)
         for name, part in parts.items():
-            _part(self._host, places[name], part).copy_(part)
-        self._there[:end].copy_(self._host[:end], non_blocking=True)
-        there = {name: _part(self._there, places[name], part) for name, part in parts.items()}
+            _part(self._host_buffer, offsets[name], part).copy_(part)
+        self._device_buffer[:end].copy_(self._host_buffer[:end], non_blocking=True)
+        copied = {name: _part(self._device_buffer, offsets[name], part) for name, part in parts.items()}
         return replace(
             batch,
-            images=as_channels_last(there["images"]),
-            labels=there["labels"],
-            flips=there["flips"],
-            mix=there.get("mix"),
+            images=as_channels_last(copied["images"]),
+            labels=copied["labels"],
+            flips=copied["flips"],
+            mix=copied.get("mix"),
         )
 
 
-def _part(buffer: Tensor, place: int, like: Tensor) -> Tensor:
+def _part(buffer: Tensor, offset: int, like: Tensor) -> Tensor:
+    """The bytes of the buffer at an offset as a tensor of the dtype and the shape of `like`."""
     size = like.numel() * like.element_size()
-    return buffer[place : place + size].view(like.dtype).view(like.shape)
+    return buffer[offset : offset + size].view(like.dtype).view(like.shape)
 
 
-def copied_ahead(batches: Iterator[Batch], slots: list[Slot], streams: Streams) -> Generator[Batch]:
-    """The batches in the slots of a ring."""
+def copy_ahead(batches: Iterator[Batch], slots: list[Slot], streams: Streams) -> Generator[Batch]:
+    """The batches, copied by a thread into the slots of a ring."""
     ring: Ring[Batch] = Ring(len(slots), streams.event)
     thread = threading.Thread(target=_fill, args=(ring, batches, slots, streams), name="udskd-copy", daemon=True)
     thread.start()
     try:
         while (entry := ring.take(streams.current())) is not None:
             slot, batch = entry
-            yield replace(batch, labels=batch.labels.clone())  # targets may be kept for longer than images
+            yield replace(batch, labels=batch.labels.clone())  # callers may keep targets for longer than images
             ring.release(slot, streams.current())
     finally:
         ring.close()
         thread.join()
         done = streams.event()
         done.record(streams.current())
-        done.synchronize()  # for now the slots' memory is given back, and may soon be another ring's
+        done.synchronize()  # the next ring may get the memory of these slots
 
 
 def _fill(ring: Ring[Batch], batches: Iterator[Batch], slots: list[Slot], streams: Streams) -> None:

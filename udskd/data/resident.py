@@ -1,4 +1,4 @@
-"""Loaders that decode only once: the whole set lies in memory, that of the GPU where it can cut the views itself."""
+"""Workers that decode a set once and keep it in memory: in the GPU's if it has a kernel for the views, else in RAM."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from udskd.errors import DataError
 T = TypeVar("T")
 GIB = 2**30
 LEFT_ON_GPU, LEFT_IN_RAM = 8 * GIB, 2 * GIB
-"""What the images leave free for everything else; of small GPUs, a third is left."""
+"""Memory that the images leave free for everything else; a third of a GPU's memory if that is less. Unmeasured."""
 
 
 @dataclass(frozen=True)
 class ResidentImages:
-    """All N images of a set, decoded, one after the other."""
+    """All N images of a set, decoded, in one tensor."""
 
     pixels: Tensor
     """uint8 [bytes]."""
     offsets: Tensor
     """First byte of each image, int64 [N], on the same device."""
     shapes: npt.NDArray[np.int64]
-    """Height and width of each image, [N, 2]; one black pixel stands for an image that cannot be read."""
+    """Height and width of each image, [N, 2]; an image that cannot be read is a black pixel."""
     unreadable: dict[int, ReadError]
-    """By number."""
+    """By index."""
 
 
 def decode_all(
     images: ImageSet, device: torch.device, threads: int, progress: Progress = no_op, poll: Poll = no_op
 ) -> ResidentImages:
-    """Decode a whole set into a device's memory. `poll` is called for every image, and may raise.
+    """Decode a whole set into a device's memory. `poll` is called for every image and may raise.
 
     Raises:
         DataError: the images need more memory than is free.
@@ -84,7 +84,7 @@ def _as_tensor(pixels: Pixels) -> Tensor:
 
 
 class ResidentTraining(Workers):
-    """Cuts each batch from images that were decoded before the first run."""
+    """Cuts the views of each batch from images that prepare() or the first run decodes."""
 
     def __init__(self, views: TrainViews, device: torch.device, threads: int) -> None:
         self._views, self._threads = views, threads
@@ -115,7 +115,7 @@ class ResidentTraining(Workers):
 
 
 class ResidentEvaluation(Workers):
-    """Keeps the batches of the first complete run: central views never change."""
+    """Keeps the batches of the first complete run: central views are the same in every epoch."""
 
     def __init__(self, views: EvalViews, device: torch.device, threads: int) -> None:
         self._views, self._device, self._threads = views, device, threads
@@ -126,14 +126,14 @@ class ResidentEvaluation(Workers):
 
     def _decode(self, requests: list[BatchRequest]) -> Iterator[BatchResult]:
         count, size = sum(len(request.indices) for request in requests), self._views.config.image_size
-        # on a GPU, training has begun and has what it needs: nothing is to be left for it
+        # On a GPU, the training has already allocated its memory, so that none must be left for it.
         left = 0 if self._device.type == "cuda" else None
         check_fits(3 * size * size * count, f"the {count} views of the evaluation", self._device, left)
         results, threads = [], make_workers(self._views, "threads", self._threads)
         try:
             answers = threads.run(requests)
             for _ in requests:
-                with torch.inference_mode(False):  # they outlive the evaluation that asks for them first
+                with torch.inference_mode(False):  # the batches outlive the first evaluation
                     results.append(next(answers).to(self._device))
                 yield results[-1]
         finally:
@@ -145,9 +145,9 @@ class ResidentEvaluation(Workers):
 
 
 def check_fits(needed: int, what: str, device: torch.device, left: int | None = None) -> None:
-    """DataError if so many bytes do not fit into what is free of a device's memory, with so many left for the rest."""
+    """DataError if a device's free memory is less than the needed bytes and those that must be left free."""
     if device.type == "cuda":
-        torch.cuda.empty_cache()  # what PyTorch keeps for others is free; but not what a CUDA graph keeps for itself
+        torch.cuda.empty_cache()  # returns cached blocks, but not the memory of CUDA graphs
         free, total = torch.cuda.mem_get_info(device)
         left = min(LEFT_ON_GPU, total // 3) if left is None else left
     else:
@@ -155,13 +155,13 @@ def check_fits(needed: int, what: str, device: torch.device, left: int | None = 
     if needed > free - left:
         sizes = f"{needed / GIB:.1f} GiB decoded, but of the {free / GIB:.1f} GiB that are free on {device}"
         raise DataError(
-            f"{what} need {sizes}, {left / GIB:.1f} are for everything else: make the images smaller (udskd pack), or "
-            "choose another data.loader"
+            f"{what} need {sizes}, {left / GIB:.1f} GiB must remain free for everything else: make the images "
+            "smaller (udskd pack), or choose another data.loader"
         )
 
 
 def available_memory() -> int:
-    """Bytes of RAM that can be had without swapping; very many where the system does not say."""
+    """Bytes of RAM that are available without swapping, from Linux; elsewhere 2^62."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))

@@ -1,8 +1,8 @@
-"""Views of images: a box of an image resized, or a window of that, with the very bits of Pillow 13's
-`image.crop(box).resize((width, height), Image.Resampling.BILINEAR)`, by the compiled library where there is one.
+"""Views of images: a box of an image, resized, or a window of that, with the same bits as Pillow 13's
+`image.crop(box).resize((width, height), Image.Resampling.BILINEAR)`. The compiled library makes them if there is one.
 
-Wrong arguments are a ValueError, whichever does it. Pillow before 13 has other bits where the height is reduced by more
-than twice as many pixels as the width: since 13, columns are resized before the rows there. We do so under any Pillow.
+Wrong arguments raise the same ValueError either way. If the height shrinks by more than twice as many pixels as the
+width, Pillow 13 resizes the columns before the rows, which earlier versions did not; this module always does.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from udskd import _native
 
 Pixels = npt.NDArray[np.uint8]
 
-_OPERATOR = "crop_resize"  # csrc/image begins its complaints with it
-_MAX_SIDE = 1 << 24  # pixels a side, as there
+_OPERATOR = "crop_resize"  # the first word of the error messages of csrc/image
+_MAX_SIDE = 1 << 24  # pixels, as in csrc/image
 
 
 class View(NamedTuple):
-    """Which window of a resized image: the box (left, top, right, bottom) of the source is resized to width x height,
-    and the square window of `out` whose corner is (x, y) is taken of that."""
+    """A window of a resized image: the box (left, top, right, bottom) of the image is resized to width x height, and
+    the view is the square window of that, of the size of `out`, whose corner is (x, y)."""
 
     left: int
     top: int
@@ -38,14 +38,14 @@ class View(NamedTuple):
 
 
 def has_kernel(device_type: str) -> bool:
-    """Whether the compiled library makes the views of images on a device."""
+    """Whether the compiled library cuts views on a device."""
     return _native.has_kernels(device_type) and hasattr(torch.ops.udskd, _OPERATOR)
 
 
 def crop_resize(pixels: Pixels, view: View, out: Pixels) -> None:
-    """Writes a view of the image `pixels` [H, W, 3] to `out` [S, S, 3].
+    """Write a view of the image `pixels` [H, W, 3] to `out` [S, S, 3], a row of a batch, which saves a copy.
 
-    Both are C-contiguous uint8, and `pixels` may be read-only. Other Python threads run meanwhile.
+    Both are C-contiguous uint8, and `pixels` may be read-only. The compiled library releases the GIL.
     """
     if not out.flags.writeable:
         raise ValueError(f"{_OPERATOR}: out is read-only")
@@ -62,16 +62,16 @@ def crop_resize(pixels: Pixels, view: View, out: Pixels) -> None:
 def crop_resize_batch(
     pixels: Tensor, offsets: Tensor, shapes: Tensor, views: npt.NDArray[np.int64], out: Tensor
 ) -> None:
-    """The same for B images at once, on any device.
+    """Write the views of B images to `out`, on any device.
 
-    On the CPU, torch.get_num_threads() threads share the images. On CUDA it is one launch on the current stream, for
-    which nothing waits; there the offsets' values are not known to the host, and an image that they place outside of
-    `pixels` becomes black.
+    On the CPU, torch.get_num_threads() threads divide the images among them. On CUDA, one kernel runs on the current
+    stream, and the host does not wait for it. There the host does not know the offsets, so that the view of an image
+    outside of `pixels` is black instead of an error.
 
     Args:
-        pixels: all images one after the other, uint8 [bytes].
+        pixels: all images in one tensor, uint8 [bytes].
         offsets: first byte of each image, int64 [B], on the same device.
-        shapes: height and width of each image, int64 [B, 2], on the CPU whatever the device.
+        shapes: height and width of each image, int64 [B, 2], always on the CPU.
         views: a View of each image, int64 [B, 8].
         out: uint8 [B, S, S, 3], contiguous, on the same device.
 
@@ -89,7 +89,7 @@ def crop_resize_batch(
 
 
 class _Writeable:
-    """Says of an array's memory that it may be written to, whether it may or not."""
+    """An array interface that declares the memory of a read-only array writeable."""
 
     def __init__(self, array: npt.NDArray[Any]) -> None:
         self.array = array
@@ -98,12 +98,12 @@ class _Writeable:
 
 
 def _tensor(array: npt.NDArray[Any]) -> Tensor:
-    """An array that is only read, without PyTorch's warning about those that may not be written to."""
+    """A tensor over an array that is only read, without PyTorch's warning about read-only arrays."""
     return torch.from_numpy(array if array.flags.writeable else np.asarray(_Writeable(array)))
 
 
 def _to_value_error(error: RuntimeError) -> Exception:
-    """What an operator has to say against its arguments, without where in the source it says so."""
+    """The operator's message about its arguments as a ValueError, without the location in the source."""
     message = str(error)
     begin = message.find(f"{_OPERATOR}: ")
     return error if begin < 0 else ValueError(message[begin:].splitlines()[0])
@@ -151,7 +151,7 @@ def _is_plain(x: Pixels) -> bool:
 
 
 def _check_view(v: View, height: int, width: int, size: int, row: int) -> None:
-    """csrc/image/view.h, check_view()."""
+    """The same checks and messages as check_view() in csrc/image/view.h."""
     problem = ""
     if not (0 <= v.left < v.right <= width and 0 <= v.top < v.bottom <= height):
         box = f"(left {v.left}, top {v.top}, right {v.right}, bottom {v.bottom})"

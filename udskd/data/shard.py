@@ -1,4 +1,4 @@
-"""Which part of each step's images is ours, where several processes train together."""
+"""The images of each step that one process trains on, where several processes train together."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from udskd.errors import ConfigError
 
 @dataclass(frozen=True)
 class Shard:
-    """Process `rank` of `ranks`, which takes its images of a step in `parts` batches, one after the other.
+    """Process `rank` of `ranks`, which accumulates the gradients of a step over `parts` batches.
 
-    A step's images, in the order of the epoch, are cut into parts x ranks equal pieces; piece part * ranks + rank is
-    ours. So all processes together see the very images that one process alone would see.
+    The images of a step, in the order of the epoch, are divided into parts x ranks equal pieces; piece
+    part * ranks + rank is batch `part` of this process. So all processes together see the images that one alone would.
     """
 
     rank: int = 0
@@ -20,7 +20,7 @@ class Shard:
     parts: int = 1
 
     def rows(self, batch_size: int) -> int:
-        """Images in one of our batches. ConfigError if a step's images cannot be cut into equal pieces."""
+        """Images in one batch of the shard. ConfigError if a step's images cannot be divided into equal pieces."""
         pieces = self.ranks * self.parts
         if batch_size % pieces:
             raise ConfigError(
@@ -30,5 +30,5 @@ class Shard:
         return batch_size // pieces
 
     def begin(self, part: int, batch_size: int) -> int:
-        """Place of the first image of our batch `part` among the step's images."""
+        """Index of the first image of the shard's batch `part` among the step's images."""
         return (part * self.ranks + self.rank) * self.rows(batch_size)

@@ -1,9 +1,9 @@
-"""A generated image set whose true p(class | image) is known: coloured shapes that lie between the classes.
+"""A generated image set whose true p(class | image) is known: coloured shapes between the classes.
 
-Each 32 x 32 image shows one shape. Three factors decide its class, at random: hue, chroma (how far from grey), and the
-outline, which runs from a diamond through a disc to a square. They can be read off the image, also after a flip or a
-resized crop; all else (place, size, brightness, background, noise) is drawn independently. So p(class | image) is
-p(class | factors), which is written down in `posterior`. Pale and in-between shapes are truly ambiguous.
+Each 32 x 32 image shows one shape. The distribution of its class depends on three factors: hue, chroma (the distance
+from grey) and outline, which varies from a diamond through a disc to a square. The image determines them, also after a
+flip or a resized crop; everything else (position, size, brightness, background, noise) is independent of the class. So
+p(class | image) is p(class | factors), see `posterior`. Pale shapes and shapes between two classes are ambiguous.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SIZE = 32
 SIZES = {"train": 2000, "val": 1000}
 HUE_SHARPNESS = 10.0
 SHAPE_SHARPNESS = 50.0
-# Where each class is at home: hue in turns from red, and outline (0 diamond, 0.5 disc, 1 square).
+# The factors of each class: hue in turns from red, and outline (0 diamond, 0.5 disc, 1 square).
 PROTOTYPES = {
     "red diamond": (0 / 3, 0.0),
     "green diamond": (1 / 3, 0.0),
@@ -41,6 +41,8 @@ _CHUNK = 250
 
 
 class _Stream(IntEnum):
+    """The random quantities. Numbers of different streams are unrelated; TINT and NOISE are the first of several."""
+
     HUE = 0
     CHROMA = 1
     OUTLINE = 2
@@ -57,7 +59,7 @@ class _Stream(IntEnum):
 
 
 class EmbeddedSet(ImageSet):
-    """One split; the first images are the same for every `size`, and on every machine."""
+    """One split, the same on every machine; a smaller `size` gives the first images of a larger one."""
 
     posterior: Floats
     """p(class | image), [N, C]."""
@@ -81,7 +83,7 @@ class EmbeddedSet(ImageSet):
 
     @property
     def bayes_accuracy(self) -> float:
-        """Expected accuracy of the best classifier there can be, in [0, 1]."""
+        """Expected accuracy of the best possible classifier, in [0, 1]."""
         return float(self.posterior.max(axis=1).mean())
 
     def name(self, index: int) -> str:
@@ -93,10 +95,10 @@ class EmbeddedSet(ImageSet):
 
 
 def posterior(hue: Floats, chroma: Floats, outline: Floats) -> Floats:
-    """p(class | hue, chroma, outline), [N, C] from [N] each: a softmax of how near each class is.
+    """p(class | hue, chroma, outline), [N, C] from [N] each: a softmax of scores.
 
-    In colour, nearness is the inner product of the image's chroma vector with the direction of the class's hue, so
-    pale shapes say little about it; in outline, minus the squared distance.
+    A class's score is the inner product of the image's chroma vector with the direction of the class's hue, which is
+    small for pale shapes, minus the squared distance of the outlines; each with its factor.
     """
     hues, outlines = np.array(list(PROTOTYPES.values())).T
     scores = HUE_SHARPNESS * chroma[:, None] * np.cos(2 * np.pi * (hue[:, None] - hues))
@@ -130,30 +132,30 @@ def _render(split: Split, indices: npt.NDArray[np.intp]) -> Pixels:
 
 
 def _hue_to_rgb(hue: Floats) -> Floats:
-    """The fully saturated colour, [B, 3]: each channel is a trapezoid over the hue."""
+    """The fully saturated colour, [B, 3]: each channel is a trapezoid function of the hue."""
     phase = (hue[:, None] + np.array([0.0, 2 / 3, 1 / 3])) % 1.0
     rgb: Floats = np.clip(np.abs(6.0 * phase - 3.0) - 1.0, 0.0, 1.0)
     return rgb
 
 
 def _cover(split: Split, indices: npt.NDArray[np.intp], outline: Floats) -> Floats:
-    """How much of each pixel the shape covers, [B, SIZE, SIZE]: a superellipse |x|^n + |y|^n < r^n with a soft edge.
+    """The part of each pixel that the shape covers, [B, SIZE, SIZE]: a superellipse |x|^n + |y|^n < r^n, soft-edged.
 
-    1/n falls from 1 (diamond) over about 1/2 (disc) to almost 0 (square). A flip or a stretched crop does not change n.
+    1/n falls from 1 (diamond) through about 1/2 (disc) to almost 0 (square). Flips and stretched crops do not change n.
     """
     radius = _draw(split, indices, _Stream.RADIUS, 9.0, 13.0)
     reach = SIZE / 2 - 0.5 - radius
     left, top = (SIZE / 2 + reach * _draw(split, indices, s, -1.0, 1.0) for s in (_Stream.LEFT, _Stream.TOP))
     n = (1.0 / (1.0 - 0.92 * outline))[:, None, None]
-    centres = np.arange(SIZE) + 0.5
-    x, y = (np.abs(centres - place[:, None]) / radius[:, None] for place in (left, top))
+    pixels = np.arange(SIZE) + 0.5
+    x, y = (np.abs(pixels - centre[:, None]) / radius[:, None] for centre in (left, top))
     distance = (x[:, None, :] ** n + y[:, :, None] ** n) ** (1.0 / n)
     cover: Floats = np.clip(radius[:, None, None] * (1.0 - distance) + 0.5, 0.0, 1.0)
     return cover
 
 
 def _background(split: Split, indices: npt.NDArray[np.intp]) -> Floats:
-    """A dark, slightly tinted ramp, [B, SIZE, SIZE, 3]."""
+    """A dark, slightly tinted gradient, [B, SIZE, SIZE, 3]."""
     ground = _draw(split, indices, _Stream.GROUND, 0.1, 0.3)[:, None, None]
     ramp = (np.arange(SIZE) + 0.5) / SIZE - 0.5
     ground = ground + ramp * _draw(split, indices, _Stream.SLOPE_X, -0.1, 0.1)[:, None, None]

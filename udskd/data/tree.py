@@ -1,4 +1,4 @@
-"""One split of an ImageFolder tree: its class folders, the image files below them, and what is left out."""
+"""One split of an ImageFolder tree: its class folders, the image files below them, and the ignored files."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ BROKEN = "broken link"
 OUTSIDE = "outside the class folders"
 NO_SUFFIX = "without suffix"
 OTHER = "other"
-_LONGEST_SUFFIX = 10  # characters; what is longer is rather a part of the name
+_LONGEST_SUFFIX = 10  # characters; a longer one is probably a part of the name
 
 
 class Tree:
-    """The folder of one split. Hidden files and folders, whose names begin with a dot, are left out at any depth.
+    """The folder of one split. Hidden files and folders, whose names begin with a dot, are ignored at any depth.
 
-    Every folder is read once. A link to a folder is followed unless that folder lies in a class folder, holds one, or
-    is below or above a folder that another link led to. So no link can make a loop, or show an image twice.
+    Every folder is read once. A link to a folder is followed unless this folder is below or above a class folder, or
+    below or above the target of another link that was followed. So no link can cause a loop or repeat an image.
 
     Raises:
         DataError: the folder is missing or cannot be listed.
     """
 
     def __init__(self, split: Path, other: Path | None = None) -> None:
-        """other: the folder of the other split; links below a class folder do not lead into its classes."""
+        """other: the folder of the other split; links to its class folders are not followed."""
         self.split = split
         self.ignored: Counter[str] = Counter()
-        """How many files and links are left out, by kind; hidden ones are not counted."""
+        """The number of ignored files and links, by kind, without hidden ones."""
         self.folders: dict[str, int] = {}
-        """The number of images in each folder that was read, by its real path."""
+        """The number of images in each folder that has been read, by its real path."""
         self.classes = self._find_classes()
         """Names of the class folders, sorted."""
         if other is not None and other.is_dir():
@@ -43,8 +43,8 @@ class Tree:
     def files(self, name: str) -> list[str]:
         """Paths of the image files below a class folder, folder by folder, in the order of torchvision's ImageFolder.
 
-        An image file has a suffix of a known format, or no suffix and the first bytes of an image. A broken link with
-        such a suffix is an image that cannot be read.
+        An image file has the suffix of a known format, or no suffix and the first bytes of an image. A broken link with
+        such a suffix counts as an image that cannot be read.
 
         Raises DataError if a folder cannot be listed.
         """
@@ -76,7 +76,7 @@ class Tree:
         return sorted([*names, *(link.name for link in links if self._follows(link))])
 
     def _follows(self, link: os.DirEntry[str]) -> bool:
-        """Whether a link leads to a folder of its own; that one is read from now on."""
+        """Whether the target of a link overlaps no folder that is read; if so, it is added to these folders."""
         target = Path(os.path.realpath(link.path))
         if self._read.overlap(target):
             self.ignored[READ_ALREADY] += 1
@@ -85,7 +85,7 @@ class Tree:
         return True
 
     def _is_image(self, entry: os.DirEntry[str]) -> bool:
-        """Whether to take a file; it is counted if not."""
+        """Whether a file is an image. Any other is counted as ignored."""
         suffix = suffix_of(entry.name)
         if suffix in SUFFIXES:
             return True
@@ -96,7 +96,7 @@ class Tree:
 
 
 class _Folders:
-    """Folders, by their real paths, each with all that is below it."""
+    """A set of folders, by their real paths, each with everything below it."""
 
     def __init__(self) -> None:
         self.folders: set[Path] = set()
@@ -108,16 +108,16 @@ class _Folders:
             self._above.update(folder.parents)
 
     def add_above(self, folder: Path) -> None:
-        """This folder and those above it overlap, while other folders in it do not."""
+        """Count this folder and those above it as overlapping, but not other folders below it."""
         self._above.update((folder, *folder.parents))
 
     def overlap(self, folder: Path) -> bool:
-        """Whether a folder is one of these, below one, or above one."""
+        """Whether a folder is in the set, or below or above a folder of the set."""
         return folder in self._above or not self.folders.isdisjoint((folder, *folder.parents))
 
 
 def _visible(folder: str | Path) -> Iterator[os.DirEntry[str]]:
-    """The entries of a folder that are not hidden, sorted by name. DataError if it cannot be listed."""
+    """The entries of a folder without hidden ones, sorted by name. DataError if it cannot be listed."""
     try:
         with os.scandir(folder) as entries:
             yield from sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
@@ -128,7 +128,7 @@ def _visible(folder: str | Path) -> Iterator[os.DirEntry[str]]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself, or to where we must not look
+    except OSError:  # a link to itself, or into a folder without permission
         return False
 
 
@@ -138,7 +138,7 @@ def _is_broken(entry: os.DirEntry[str]) -> bool:
 
 def _begins_as_image(entry: os.DirEntry[str]) -> bool:
     try:
-        return entry.is_file() and begins_as_image(entry.path)  # opening a pipe would wait for ever
+        return entry.is_file() and begins_as_image(entry.path)  # opening a pipe would block forever
     except OSError:
         return False
 
@@ -152,8 +152,8 @@ def _kind(entry: os.DirEntry[str], suffix: str) -> str:
 
 
 def find_files(tree: Tree, classes: Sequence[str]) -> tuple[list[str], list[int]]:
-    """Paths and labels of the images of the given classes, whose places in the list are their labels, class by class
-    in the order of their names. Raises DataError if a folder cannot be listed."""
+    """Paths and labels of the images of the given classes, class by class in the order of their names. A label is the
+    index of a class in `classes`. Raises DataError if a folder cannot be listed."""
     paths: list[str] = []
     labels: list[int] = []
     for name, label in sorted((name, label) for label, name in enumerate(classes)):

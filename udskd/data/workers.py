@@ -1,4 +1,4 @@
-"""Who does the loaders' work: processes, threads, or the caller himself. The same requests, the same bits."""
+"""Workers that make batches: processes, threads, or the calling thread itself. All of them give the same bits."""
 
 from __future__ import annotations
 
@@ -21,57 +21,55 @@ from udskd.errors import DataError
 
 T = TypeVar("T")
 Progress = Callable[[int, int], object]
-"""Called with how many of how many images are done."""
+"""Called with the number of images that are done and the number of all."""
 Poll = Callable[[], object]
-"""Called often; raises to stop."""
+"""Called often; raises an exception to stop the work."""
 
-"""What data.loader = "auto" stands for with JPEGs and few workers, see `mode`."""
 MOST_THREADS = 4
+"""Up to so many workers, data.loader = "auto" means threads for JPEGs, see `choose_loader`."""
 AHEAD = 4
-"""Batches that are at work while the first of them is waited for."""
+"""Batches that are made at the same time, including the one that the caller waits for."""
 _ROWS = 8
+"""Images that a thread decodes before it takes the next ones."""
 
 
 def no_op(*_: object) -> None:
-    """A Progress that is not shown, a Poll that never stops."""
+    """A Progress that shows nothing, a Poll that never stops."""
 
 
 class Workers(ABC):
-    """Answers requests in their order, some ahead of the answer that is waited for."""
+    """Makes the batches of requests in order, some of them ahead of the one that the caller waits for."""
 
     def prepare(self, progress: Progress = no_op, poll: Poll = no_op) -> None:
-        """Whatever takes long and is needed only once; else the first run does it."""
+        """Do slow work that is needed once; otherwise the first run does it."""
         return
 
     @abstractmethod
     def run(self, requests: Iterable[BatchRequest]) -> Iterator[BatchResult]:
-        """The answers, one run at a time; who stops listening leaves nothing undone.
+        """The results of the requests. Only one run can be active; it can be left before its end.
 
         Raises:
-            DataError: a process died.
+            DataError: a worker process died.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """End threads and processes; the next run starts new ones."""
+        """End threads and processes; the next run starts them again."""
 
 
 def make_workers(views: Views, loader: str, count: int) -> Workers:
-    """`count` processes or threads, as data.loader says; of zero workers, the caller does the work."""
+    """`count` processes or threads, according to data.loader; with 0 workers, the calling thread does the work."""
     if count == 0:
         return SerialWorkers(views)
-    return (
-        ProcessWorkers(views, count)
-        if choose_loader(loader, count, views.images) == "processes"
-        else ThreadWorkers(views, count)
-    )
+    is_processes = choose_loader(loader, count, views.images) == "processes"
+    return ProcessWorkers(views, count) if is_processes else ThreadWorkers(views, count)
 
 
 def choose_loader(loader: str, count: int, images: ImageSet) -> str:
-    """The loader that data.loader asks for; for "auto" the faster one of the two that need no room for the whole set.
+    """data.loader itself; for "auto" the faster one of threads and processes, which need no memory for the whole set.
 
-    Threads save what it takes to hand batches from process to process, a third of the time of a JPEG at 224 pixels. But
-    a tenth of that time they hold Python's lock, which the training loop needs as well, and much more for other files.
+    Threads do not pass batches from process to process, which takes a third of the time of a JPEG at 224 pixels. But
+    they hold the GIL, which the training loop needs too, for a tenth of that time, and much longer for other formats.
     """
     if loader != "auto":
         return loader
@@ -79,13 +77,13 @@ def choose_loader(loader: str, count: int, images: ImageSet) -> str:
 
 
 def translate_worker_death(error: Exception) -> Exception:
-    """A DataError in the place of what PyTorch raises in the main thread, wherever that is, when a worker is killed;
-    any other error as it is."""
+    """A DataError in place of the error that PyTorch's signal handler raises in the main thread, at any point of its
+    code, when a worker is killed; any other error unchanged."""
     killed = isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
-    return _death(error) if killed else error
+    return _worker_died(error) if killed else error
 
 
-def _death(error: Exception) -> DataError:
+def _worker_died(error: Exception) -> DataError:
     return DataError(
         f"a process that decodes images died ({' '.join(str(error).split())}): too little memory or shared memory is "
         "the usual cause; use fewer of them (data.workers), threads (data.loader) or a smaller batch"
@@ -93,10 +91,10 @@ def _death(error: Exception) -> DataError:
 
 
 def in_order(function: Callable[[int], T], numbers: Iterable[int], threads: int) -> Generator[T, None, None]:
-    """function(number) of each number in order, by threads (or the caller, of zero) that are a few numbers ahead.
+    """function(number) of each number in order, by threads that work ahead; with 0 threads, by the calling thread.
 
-    Close it where the caller may leave early: the garbage collector may run in one of the threads, which cannot wait
-    for itself to end.
+    Close the generator if it may be left early: the garbage collector may close it in one of its own threads, which
+    cannot wait for itself to end.
     """
     if threads == 0:
         yield from map(function, numbers)
@@ -115,7 +113,7 @@ def in_order(function: Callable[[int], T], numbers: Iterable[int], threads: int)
 
 
 class SerialWorkers(Workers):
-    """The thread that asks, when it asks."""
+    """The calling thread makes each batch when it is asked for."""
 
     def __init__(self, views: Views) -> None:
         self._views = views
@@ -128,7 +126,7 @@ class SerialWorkers(Workers):
 
 
 class ThreadWorkers(Workers):
-    """Threads that share the rows of each batch, so that the first is there soon. Decoding frees Python's lock."""
+    """Threads that divide the rows of each batch among them, so that the first batch is soon complete."""
 
     def __init__(self, views: Views, count: int) -> None:
         self._views, self._count = views, count
@@ -168,7 +166,7 @@ class ThreadWorkers(Workers):
 
 
 class ProcessWorkers(Workers):
-    """Processes that each make whole batches. They stay from run to run."""
+    """Processes that each make whole batches. They persist from run to run."""
 
     def __init__(self, views: Views, count: int) -> None:
         self._views, self._count = views, count
@@ -179,9 +177,10 @@ class ProcessWorkers(Workers):
         self._requests.items = requests
         if self._loader is None:
             self._loader = self._start()
-        with self._one_may_die():  # processes start in the caller's thread, for that is told when one dies
+        with self._worker_errors():
+            # Not in the generator: the processes must start in the caller's thread, to which PyTorch reports a death.
             results = iter(self._loader)
-        return self._listen(results)
+        return self._receive(results)
 
     def _start(self) -> DataLoader[BatchResult]:
         return DataLoader(
@@ -196,35 +195,36 @@ class ProcessWorkers(Workers):
             generator=torch.Generator(),  # else every epoch would draw a seed from the global generator
         )
 
-    def _listen(self, results: Iterator[BatchResult]) -> Iterator[BatchResult]:
-        with self._one_may_die():
+    def _receive(self, results: Iterator[BatchResult]) -> Iterator[BatchResult]:
+        with self._worker_errors():
             yield from results
 
     @contextmanager
-    def _one_may_die(self) -> Iterator[None]:
+    def _worker_errors(self) -> Iterator[None]:
+        """Closes the workers and raises DataError if one of them dies."""
         try:
             yield
         except (RuntimeError, ConnectionError, EOFError) as error:
-            # The last two are how the queue breaks when a worker dies while it hands over a tensor.
+            # The queue raises the last two if a worker dies while it passes on a tensor.
             if isinstance(error, RuntimeError) and (died := translate_worker_death(error)) is error:
                 raise
             self.close()
-            raise (died if isinstance(error, RuntimeError) else _death(error)) from error
+            raise (died if isinstance(error, RuntimeError) else _worker_died(error)) from error
 
     def close(self) -> None:
         loader, self._loader = self._loader, None
         if loader is None or loader._iterator is None:
             return
         try:
-            # To drop it would end them as well, but only when nobody listens any more.
+            # Deleting the iterator would end them too, but only once nothing else refers to it.
             loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
-        except RuntimeError as error:  # PyTorch ends them also when the death of one becomes known meanwhile
+        except RuntimeError as error:  # of a worker that died; PyTorch ends the others all the same
             if translate_worker_death(error) is error:
                 raise
 
 
 class _RequestSampler(Sampler[BatchRequest]):
-    """The requests of the run that is on."""
+    """The requests of the active run."""
 
     items: Iterable[BatchRequest] = ()
 
@@ -237,12 +237,12 @@ def _identity(result: Any) -> Any:
 
 
 def _init_worker(_: int) -> None:
-    # Ctrl-C reaches every process of the group; the main process decides when the workers stop. SIGTERM, by which
-    # Python takes leave of them at exit, ends them without the complaint that a killed worker would cause.
+    # Ctrl-C reaches every process of the group, but the main process decides when the workers stop. Python sends
+    # SIGTERM to the workers when it exits: os._exit avoids PyTorch's error about a killed worker.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGTERM, _exit_at_once)
     torch.set_num_threads(1)
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
+def _exit_at_once(number: int, frame: FrameType | None) -> None:
     os._exit(0)
