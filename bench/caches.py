@@ -1,4 +1,4 @@
-"""What the caches hold, and how many batches of logits they cannot all hold."""
+"""The sizes of the processor's caches, and the number of batches of logits that exceeds them."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from pathlib import Path
 
 import torch
 
-from bench.problem import Case
+from bench.workload import Case
 
-TIMES = 3  # the caches' size that a cold case's logits take: more than a cache keeps by any rule of replacement
-MOST = 4096  # batches; cases so small that they need more are skipped
+COLD_FACTOR = 3  # size of a cold case's logits, in sizes of the cache: enough for any replacement policy
+MAX_BATCHES = 4096  # cases so small that they need more are skipped
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 SYSTEM = Path("/sys/devices/system/cpu/cpu0/cache")
-UNKNOWN = 64 << 20
+DEFAULT_BYTES = 64 << 20  # where the system does not report its caches; unmeasured
 
 
-def last_level(device: str, system: Path = SYSTEM) -> int:
-    """Bytes of the largest cache: a GPU's L2, or what the system tells of the first core's."""
+def last_level_bytes(device: str, system: Path = SYSTEM) -> int:
+    """Size of the largest cache: the L2 of a GPU, or the largest that the system reports for the first core."""
     if device == "cuda":
         return int(torch.cuda.get_device_properties().L2_cache_size)
     sizes = [path.read_text(encoding="ascii").strip() for path in system.glob("index*/size")]
-    return max((int(size[:-1]) * UNITS[size[-1]] for size in sizes), default=UNKNOWN)
+    return max((int(size[:-1]) * UNITS[size[-1]] for size in sizes), default=DEFAULT_BYTES)
 
 
-def batches(case: Case, cache_bytes: int) -> int:
-    """How many batches of a case take turns: one, or so many that the first has left the caches when it comes again."""
-    return 1 if case.cache == "warm" else -(-TIMES * cache_bytes // case.logits_bytes)
+def batch_count(case: Case, cache_bytes: int) -> int:
+    """Number of batches that a case cycles through: 1 if warm; if cold, enough to evict each before its next use."""
+    return 1 if case.cache == "warm" else -(-COLD_FACTOR * cache_bytes // case.logits_bytes)

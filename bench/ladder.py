@@ -1,12 +1,13 @@
-"""Every method on one recipe and several seeds: teacher, ce, kd, dml, udskd without and with each of its parts, and the
-others.
+"""Every method on one recipe with several seeds: the teacher, ce, kd, dml, udskd with and without each term, and the
+other methods.
 
     python -m bench.ladder recipes/caltech20.toml --data.root DIR --seeds 3 --jobs 2 --cache --output runs/ladder
 
-One teacher for each seed, shared by all methods of that seed; with --cache its logits too, which saves its pass in all
-that ask for logits alone (as fp16, on the CPU a rounding that the live teacher does not have). Complete runs are kept,
-and others saved, so that a ladder that was interrupted, or ran into its --limit, continues where it stopped.
-Ends with the table of `udskd compare` and OUTPUT/ladder.json: machine, versions, command, and every run's summary.
+A ladder is the set of these runs; a rung is one method with its options. All methods of a seed share one teacher, and
+with --cache its logits, which saves the teacher's pass in every method that needs logits alone. (The cache holds fp16,
+a rounding that the live teacher on a CPU does not have.) Complete runs are kept and the others are saved, so that the
+same command continues a ladder that was interrupted or has reached its --limit. It ends with the table of
+`udskd compare` and OUTPUT/ladder.json: machine, versions, command, and the summary of every run.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,7 +31,9 @@ from typing import Any
 
 import torch
 
-from bench.machine import machine, versions
+from bench.arguments import make_parser
+from bench.files import write_json
+from bench.records import environment
 from udskd.results import table
 
 RUNGS: dict[str, list[str]] = {
@@ -41,15 +45,15 @@ RUNGS: dict[str, list[str]] = {
     "udskd": ["--method", "udskd"],
     **{name: ["--method", name] for name in ("cud", "variance", "sdkd", "akd", "dkd", "er_kd", "wsl")},
 }
-FIRST = "kd"  # trains the seed's teacher; the other methods that use one wait for it
-LIVE = ("ce", "dml", "cud", "sdkd")  # have no teacher, another one, or ask it for more than logits
-GRACE = 60.0  # seconds for a run to save itself
-STOPPED = (0, 130, -signal.SIGTERM, -signal.SIGKILL)  # what a run that is asked to stop may end with
-HIDDEN = ("--data.root", "--teacher.checkpoint", "--teacher.cache")  # options with paths of this machine
+FIRST = "kd"  # trains the teacher of its seed, for which the other methods wait
+WITHOUT_CACHE = ("ce", "dml", "cud", "sdkd")  # use no teacher, a teacher of their own, or more of it than its logits
+GRACE = 60.0  # seconds in which a run that is stopped has to save its state
+STOPPED = (0, 130, -signal.SIGTERM, -signal.SIGKILL)  # exit codes of a run that was stopped
+PATH_OPTIONS = ("--data.root", "--teacher.checkpoint", "--teacher.cache")
 
 
 class OutOfTime(Exception):
-    """What is not complete waits for the same command."""
+    """The ladder was stopped before all runs were complete."""
 
 
 @dataclass
@@ -63,7 +67,7 @@ class Deadline:
         return time.monotonic() >= self.end
 
     def now(self, *_: object) -> None:
-        """As a handler of signals: the runs are then stopped as at the end of the time."""
+        """A signal handler that stops the runs as the end of the time does."""
         self.end = 0.0
 
 
@@ -79,14 +83,14 @@ class Ladder:
     deadline: Deadline = field(default_factory=Deadline)
 
     def run(self, name: str, seed: int) -> Path:
-        """One training run, unless it is complete already."""
+        """Trains, or continues, one run that is not yet complete; returns its folder."""
         folder = self.output / f"{name}-seed{seed}"
         if (folder / "summary.json").is_file():
             return folder
         command = ["train", self.recipe, *RUNGS[name], "--seed", str(seed), "--output", str(folder), *self.options]
         if name != FIRST:
             command += self._teacher(seed)
-            if self.cached and name not in LIVE:
+            if self.cached and name not in WITHOUT_CACHE:
                 command += ["--teacher.cache", str(self._cache(seed))]
         if (folder / "config.toml").is_file():
             command = ["train", "--resume", str(folder)]
@@ -94,7 +98,7 @@ class Ladder:
         return folder
 
     def cache(self, seed: int) -> None:
-        """The logits of a seed's teacher, those that are there already left alone."""
+        """Writes those logits of a seed's teacher that are still missing."""
         command = ["cache-teacher", self.recipe, "--seed", str(seed), "--output", str(self._cache(seed))]
         self._udskd([*command, *self.options, *self._teacher(seed)], self._cache(seed))
 
@@ -111,7 +115,8 @@ class Ladder:
         self.output.mkdir(parents=True, exist_ok=True)
         with open(f"{folder}.log", "a", encoding="utf-8") as log:
             environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
-            # in a session of its own: a signal to all of us would be its first, ours its second, which ends it at once
+            # A session of its own: else a signal to the terminal's process group and the ladder's own would be two,
+            # and a run ends at once at the second.
             process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
             )
@@ -122,10 +127,10 @@ class Ladder:
 
 
 def wait(process: subprocess.Popen[bytes], deadline: Deadline) -> int:
-    """The exit code of a command that ends in time by itself, or wrongly; any other is asked to save and stop.
+    """The exit code of a process. At the deadline it is terminated; if it fails then, its exit code is returned.
 
     Raises:
-        OutOfTime: it was asked, and did so.
+        OutOfTime: the process has stopped at the deadline, as requested.
     """
     while not deadline.reached:
         try:
@@ -136,7 +141,7 @@ def wait(process: subprocess.Popen[bytes], deadline: Deadline) -> int:
     try:
         code = process.wait(GRACE)
     except subprocess.TimeoutExpired:
-        process.kill()  # what it saved last is whole all the same
+        process.kill()  # its last saved state is intact
         code = process.wait()
     if code not in STOPPED:
         return code
@@ -155,25 +160,20 @@ def run_all(ladder: Ladder, rungs: Sequence[str], seeds: int, jobs: int) -> list
 
 
 def record(runs: Sequence[Path], command: str) -> dict[str, Any]:
-    """What a reader needs to judge the numbers and to repeat them; no path of this machine."""
+    """Machine, versions, command and the summaries of all runs, without paths of this machine."""
     summaries = []
     for run in runs:
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
         summary["dataset"].pop("root", None)
         summaries.append({"run": run.name, **summary})
-    return {
-        "command": command,
-        "machine": machine("cuda" if torch.cuda.is_available() else "cpu"),
-        "versions": versions(),
-        "runs": summaries,
-    }
+    return {**environment("cuda" if torch.cuda.is_available() else "cpu", command), "runs": summaries}
 
 
-def again(options: argparse.Namespace, rest: Sequence[str]) -> str:
-    """The command that measures this again, without this machine's paths."""
-    names = "|".join(map(re.escape, HIDDEN))
+def command_of(options: argparse.Namespace, rest: Sequence[str]) -> str:
+    """The command that repeats the ladder, with DIR in place of paths."""
+    names = "|".join(map(re.escape, PATH_OPTIONS))
     hidden = [re.sub(rf"^({names})=.*", r"\1=DIR", word) for word in rest]
-    hidden = ["DIR" if before in HIDDEN else word for before, word in zip(["", *hidden], hidden, strict=False)]
+    hidden = ["DIR" if before in PATH_OPTIONS else word for before, word in zip(["", *hidden], hidden, strict=False)]
     recipe = options.recipe if not Path(options.recipe).is_absolute() else Path(options.recipe).name
     parts = ["python", "-m", "bench.ladder", recipe, *hidden]
     parts += [] if options.rungs == list(RUNGS) else ["--rungs", ",".join(options.rungs)]
@@ -182,39 +182,50 @@ def again(options: argparse.Namespace, rest: Sequence[str]) -> str:
 
 
 def some_rungs(text: str) -> list[str]:
-    """Comma-separated, in the ladder's order; FIRST is always among them."""
+    """Comma-separated names, in the order of RUNGS; FIRST is always added."""
     chosen = {FIRST, *(part.strip() for part in text.split(","))}
     if unknown := sorted(chosen - set(RUNGS)):
         raise argparse.ArgumentTypeError(f"unknown rung {unknown[0]!r}; known are {', '.join(RUNGS)}")
     return [name for name in RUNGS if name in chosen]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    about = (__doc__ or "").splitlines()[0]
-    parser = argparse.ArgumentParser(prog="python -m bench.ladder", description=about, allow_abbrev=False)
-    parser.add_argument("recipe")
-    parser.add_argument("--rungs", type=some_rungs, default=list(RUNGS), help=f"all if not given; {FIRST} in any case")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, each with its share of the cores")
-    parser.add_argument("--cache", action="store_true", help="compute the teacher's logits once for each seed")
-    parser.add_argument("--limit", type=float, default=float("inf"), metavar="SECONDS", help="after which runs stop")
-    parser.add_argument("--output", type=Path, required=True)
-    options, rest = parser.parse_known_args(argv)
-    threads, deadline = max(1, (os.cpu_count() or 1) // options.jobs), Deadline(time.monotonic() + options.limit)
-    ladder = Ladder(options.recipe, options.output, rest, threads, options.cache, deadline)
+@contextmanager
+def stopping_on_signals(deadline: Deadline) -> Iterator[None]:
+    """Within it, Ctrl-C and SIGTERM end the deadline instead of the process."""
     before = {number: signal.signal(number, deadline.now) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        runs = run_all(ladder, options.rungs, options.seeds, options.jobs)
-    except OutOfTime:
-        wanted = [options.output / f"{name}-seed{s}" for name in options.rungs for s in range(options.seeds)]
-        done = sum((folder / "summary.json").is_file() for folder in wanted)
-        print(f"stopped: {done} of {len(wanted)} runs are complete; the same command goes on with the others")
-        return 1
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    kept = json.dumps(record(runs, again(options, rest)), indent=1) + "\n"
-    (options.output / "ladder.json").write_text(kept, encoding="utf-8")
+
+
+def make_ladder_parser() -> argparse.ArgumentParser:
+    parser = make_parser("ladder", __doc__)
+    add = parser.add_argument
+    add("recipe")
+    add("--rungs", type=some_rungs, default=list(RUNGS), help=f"all if not given; {FIRST} in any case")
+    add("--seeds", type=int, default=3)
+    add("--jobs", type=int, default=1, help="runs at the same time, each with its share of the cores")
+    add("--cache", action="store_true", help="compute the teacher's logits once for each seed")
+    add("--limit", type=float, default=float("inf"), metavar="SECONDS", help="after which runs stop")
+    add("--output", type=Path, required=True)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options, rest = make_ladder_parser().parse_known_args(argv)
+    threads, deadline = max(1, (os.cpu_count() or 1) // options.jobs), Deadline(time.monotonic() + options.limit)
+    ladder = Ladder(options.recipe, options.output, rest, threads, options.cache, deadline)
+    try:
+        with stopping_on_signals(deadline):
+            runs = run_all(ladder, options.rungs, options.seeds, options.jobs)
+    except OutOfTime:
+        wanted = [options.output / f"{name}-seed{s}" for name in options.rungs for s in range(options.seeds)]
+        done = sum((folder / "summary.json").is_file() for folder in wanted)
+        print(f"stopped: {done} of {len(wanted)} runs are complete; the same command continues with the others")
+        return 1
+    write_json(options.output / "ladder.json", record(runs, command_of(options, rest)))
     return table.compare(runs, options.output / "compare")
 
 

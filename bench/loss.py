@@ -1,157 +1,125 @@
-"""How long the loss takes: udskd beside what a user would take instead, on one machine, taking turns.
+"""Time of the loss: udskd beside the alternatives, on one machine, in turns.
 
     python -m bench.loss --device cpu --threads 1 --json FILE --plot DIR
 
-The problem is the paper's whole loss: labels, teacher, peers, weighting by entropy. Before a case is timed, every
-provider's loss and gradients are compared with float64's; another library's that are wrong are left out, ours or
-eager's end the run. GB/s and the share of a copy count only the bytes that no implementation can avoid, so that moving
-more does not look like more. Small cases stay in the caches and can exceed 100 %; with `--caches cold` every call has
-logits that have left them.
+The measured loss is the paper's: labels, teacher, peers, weights by entropy. Before a case is timed, every provider's
+loss and gradients are compared with float64. A wrong result of another library excludes it from the case; a wrong
+result of udskd or eager PyTorch ends the run. GB/s and the share of a copy count only the bytes that every
+implementation moves, so that more traffic does not count as more speed. Small cases stay in the caches and can exceed
+100 %; with `--caches cold` every call has logits that have left the caches.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import os
-import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench import caches, machine, providers, table, timing
-from bench.measure import Disagreement, digits, measure
-from bench.problem import CACHES, DTYPES, OPTIONS, PASSES, Case
+from bench import caches, loss_table, machine, providers, timing
+from bench.arguments import add_device, comma_separated, count, make_parser, one_of, shape
+from bench.files import write_json, write_text
+from bench.loss_case import Disagreement, measure
+from bench.machine import check_device
 from bench.providers import Provider
-from udskd.results import table as report
+from bench.records import command_line, digits, environment
+from bench.workload import CACHES, DTYPES, LOSS_OPTIONS, PASSES, Case
+from udskd.results import table
 
 SHAPES = {
-    "cpu": "256x100,1024x1000,256x21840,256x21841",  # the last two: rows that vectors divide, and rows that none does
+    "cpu": "256x100,1024x1000,256x21840,256x21841",  # 21840 is divisible by every vector length, 21841 by none
     "cuda": "256x100,1024x1000,4096x1000,4096x21840,4096x21841,512x131072",
 }
 
 
 def run(options: argparse.Namespace, chosen: Sequence[Provider]) -> list[dict[str, Any]]:
-    """Measures every case, and shows each as soon as it is done."""
+    """Measures every case; shows and saves its rows at once."""
     copy = timing.copy_bandwidth(options.device)
     print(f"copy: {copy:.1f} GB/s, {torch.get_num_threads()} thread(s)\n", flush=True)
-    shared = {
-        "machine": machine.machine(options.device),
-        "versions": machine.versions(),
-        "command": command(options),
-        "copy_gb_per_s": digits(copy),
-    }
-    out, end, cache_bytes = [], time.monotonic() + options.limit, caches.last_level(options.device)
-    every = itertools.product(options.shapes, options.dtypes, options.passes, options.caches)
-    for (height, classes), dtype, kind, cache in every:
-        case = Case(height, classes, dtype, kind, cache)
+    common = environment(options.device, command(options)) | {"copy_gb_per_s": digits(copy)}
+    out, end = list[dict[str, Any]](), time.monotonic() + options.limit
+    for case in cases(options):
         if time.monotonic() > end:
-            print(f"no time left for {case} and what follows it", flush=True)
+            print(f"no time left for {case} and the cases after it", flush=True)
             break
-        if caches.batches(case, cache_bytes) > caches.MOST:
-            print(f"skipped: {case}: too small to leave caches of {cache_bytes / 1e6:.0f} MB\n", flush=True)
-            continue
         try:
             rows = measure(case, chosen, options.device, options.loss, options.rounds, copy, options.kernels)
         except torch.OutOfMemoryError:
             print(f"no memory for {case}\n", flush=True)
             continue
-        report.show(table.sections(rows))
+        table.show(loss_table.sections(rows))
         print(flush=True)
-        out += [row | shared for row in rows]
+        out += [row | common for row in rows]
         save(options, out)
     return out
 
 
+def cases(options: argparse.Namespace) -> Iterator[Case]:
+    """All combinations, without cold cases that would need too many batches."""
+    cache_bytes = caches.last_level_bytes(options.device)
+    combinations = itertools.product(options.shapes, options.dtypes, options.passes, options.caches)
+    for (rows, classes), dtype, kind, cache in combinations:
+        case = Case(rows, classes, dtype, kind, cache)
+        if caches.batch_count(case, cache_bytes) <= caches.MAX_BATCHES:
+            yield case
+        else:
+            print(f"skipped: {case}: too small to leave caches of {cache_bytes / 1e6:.0f} MB\n", flush=True)
+
+
 def save(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    """What there is so far: nobody knows how the next case ends."""
+    """Writes the rows so far, in case that a later case ends the process."""
     if options.json:
-        write(options.json, json.dumps(rows, indent=1) + "\n")
+        write_json(options.json, rows)
     if options.markdown:
-        write(options.markdown, report.markdown([*table.summary(rows), *table.sections(rows)]) + "\n")
+        tables = [*loss_table.summary(rows), *loss_table.sections(rows)]
+        write_text(options.markdown, table.markdown(tables) + "\n")
 
 
 def command(options: argparse.Namespace) -> str:
-    """The command that measures this again, without this machine's paths."""
-    shapes = ",".join(f"{rows}x{classes}" for rows, classes in options.shapes)
-    parts = ["python", "-m", "bench.loss", "--device", options.device, "--threads", str(torch.get_num_threads())]
-    parts += ["--shapes", shapes, "--dtypes", ",".join(options.dtypes), "--passes", ",".join(options.passes)]
-    parts += ["--caches", ",".join(options.caches)]
-    parts += ["--temperature", str(options.temperature), "--providers", ",".join(options.providers)]
-    return shlex.join([*parts, "--rounds", str(options.rounds), *["--kernels"] * options.kernels])
-
-
-def write(path: Path, text: str) -> None:
-    """All of it or nothing; what was there is replaced."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    names = ("shapes", "dtypes", "passes", "caches", "temperature", "providers", "rounds", "kernels")
+    given = {name: getattr(options, name) for name in names}
+    return command_line("loss", device=options.device, threads=torch.get_num_threads(), **given)
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
 
 
-def a_shape(text: str) -> tuple[int, int]:
-    rows, _, classes = text.partition("x")
-    if not (rows.isdecimal() and classes.isdecimal() and int(rows) >= 1 and int(classes) >= 2):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no ROWSxCLASSES with 1 row and 2 classes or more, such as 256x100"
-        )
-    return int(rows), int(classes)
-
-
-def one_of(what: str, known: Sequence[str]) -> Callable[[str], str]:
-    def check(text: str) -> str:
-        if text not in known:
-            raise argparse.ArgumentTypeError(f"unknown {what} {text!r}; known are {', '.join(known)}")
-        return text
-
-    return check
-
-
-def listed(one: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    """Comma-separated, each once."""
-    return lambda text: list(dict.fromkeys(one(part.strip()) for part in text.split(",")))
-
-
-def count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 up")
-    return int(text)
+def make_loss_parser() -> argparse.ArgumentParser:
+    parser = make_parser("loss", __doc__)
+    add = parser.add_argument
+    add_device(parser)
+    add("--threads", type=count, help="PyTorch's threads; its own default if not given")
+    add("--shapes", type=comma_separated(shape), help="ROWSxCLASSES,...")
+    add("--dtypes", type=comma_separated(one_of("dtype", list(DTYPES))), default=["float32", "bfloat16"])
+    add("--passes", type=comma_separated(one_of("pass", PASSES)), default=list(PASSES))
+    states = "whether the caches hold the logits: warm, cold or both"
+    add("--caches", type=comma_separated(one_of("state", CACHES)), default=["warm"], help=states)
+    add("--temperature", type=float, default=4.0)
+    known = one_of("provider", list(providers.FACTORIES))
+    add("--providers", type=comma_separated(known), default=providers.DEFAULT)
+    add("--rounds", type=count, default=20, help="samples of each provider in each case")
+    kernels = "on a GPU, also the kernels' own times, by a profiler that may slow down later measurements"
+    add("--kernels", action="store_true", help=kernels)
+    add("--limit", type=float, default=float("inf"), metavar="SECONDS", help="after which no case begins")
+    add("--json", type=Path, metavar="FILE", help="all rows, with machine, versions and command")
+    add("--plot", type=Path, metavar="DIR", help="for speedup.png and bandwidth.png; of many shapes, curves")
+    add("--markdown", type=Path, metavar="FILE", help="a summary for each pass, then all tables")
+    return parser
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    assert __doc__
-    parser = argparse.ArgumentParser(prog="python -m bench.loss", description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--device", default="cpu", choices=("cpu", "cuda"))
-    add("--threads", type=count, help="of PyTorch's; as many as it takes by itself if not given")
-    add("--shapes", type=listed(a_shape), help="ROWSxCLASSES,...")
-    add("--dtypes", type=listed(one_of("dtype", list(DTYPES))), default=["float32", "bfloat16"])
-    add("--passes", type=listed(one_of("pass", PASSES)), default=list(PASSES))
-    add("--caches", type=listed(one_of("state", CACHES)), default=["warm"], help="of the logits: warm, cold or both")
-    add("--temperature", type=float, default=4.0)
-    add("--providers", type=listed(one_of("provider", list(providers.FACTORIES))), default=providers.DEFAULT)
-    add("--rounds", type=count, default=20, help="samples of each provider in each case")
-    kernels = "on a GPU, the kernels' own times as well, by a profiler that may slow what is timed after it"
-    add("--kernels", action="store_true", help=kernels)
-    add("--limit", type=float, default=float("inf"), metavar="SECONDS", help="after which no case is started")
-    add("--json", type=Path, metavar="FILE", help="all rows, with what is needed to place and to repeat them")
-    add("--plot", type=Path, metavar="DIR", help="for speedup.png and bandwidth.png; of many shapes, curves")
-    add("--markdown", type=Path, metavar="FILE", help="a short table for each pass, then all that is printed")
+    parser = make_loss_parser()
     options = parser.parse_args(argv)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("argument --device: PyTorch sees no CUDA device")
+    check_device(parser, options.device)
     if not 0 < options.temperature < float("inf"):
         parser.error("argument --temperature: it must be above 0")
-    options.shapes = options.shapes or listed(a_shape)(SHAPES[options.device])
-    options.loss = OPTIONS | {"temperature": options.temperature}
+    options.shapes = options.shapes or comma_separated(shape)(SHAPES[options.device])
+    options.loss = LOSS_OPTIONS | {"temperature": options.temperature}
     return options
 
 
@@ -172,9 +140,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("None of the providers can run any of the cases.", file=sys.stderr)
         return 1
     if options.plot:
-        from bench import chart  # matplotlib takes a second to import
+        from bench import loss_plots  # importing matplotlib takes a second
 
-        chart.draw(rows, options.plot)
+        loss_plots.draw(rows, options.plot)
     return 0
 
 

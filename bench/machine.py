@@ -1,8 +1,8 @@
-"""The machine under the numbers: what it is, what runs on it, and the memory allocator's manners.
+"""The machine of a measurement: processor, GPU, versions, and the settings of the memory allocator.
 
     python -m bench.machine --device cuda
 
-prints what there is to know of a GPU as JSON; nothing is set.
+prints the properties and state of the GPU as JSON; it changes no setting.
 """
 
 from __future__ import annotations
@@ -23,16 +23,23 @@ from typing import Any
 import torch
 
 import udskd
+from bench.arguments import add_device, make_parser
 
-OPTIONAL = ("triton", "liger-kernel", "quack-kernels")  # distributions, named where they are installed
-STATE = (  # of a GPU, as nvidia-smi names it; nothing that identifies one
+OPTIONAL = ("triton", "liger-kernel", "quack-kernels")  # distributions whose version is recorded if installed
+STATE = (  # fields of nvidia-smi --query-gpu; none that identifies one GPU
     *("driver_version", "pstate", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "temperature.gpu"),
     *("power.draw", "power.limit", "memory.total", "memory.used", "compute_mode", "ecc.mode.current"),
 )
 
 
+def check_device(parser: argparse.ArgumentParser, device: str) -> None:
+    """Ends the command with a message if it asks for CUDA and PyTorch has no CUDA device."""
+    if device == "cuda" and not torch.cuda.is_available():
+        parser.error("argument --device: PyTorch sees no CUDA device")
+
+
 def processor() -> str:
-    """The processor's name, where the system tells."""
+    """The processor's name, as far as the system reports it."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(encoding="utf-8").splitlines():
@@ -42,7 +49,7 @@ def processor() -> str:
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
-    """What a reader needs to place the numbers; nothing that identifies this machine."""
+    """Processor, cores, system, and the GPU or the SIMD level in use; nothing that identifies this machine."""
     out = {"processor": processor(), "cores": os.cpu_count(), "system": platform.system()}
     if device == "cuda":
         return out | {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
@@ -50,7 +57,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
 
 
 def gpu() -> dict[str, Any]:
-    """The GPU's size, and its clocks and driver as they are found."""
+    """Size of the GPU, and its current clocks and driver."""
     p = torch.cuda.get_device_properties()
     return {
         "capability": f"{p.major}.{p.minor}",
@@ -63,7 +70,7 @@ def gpu() -> dict[str, Any]:
 
 
 def nvidia_smi() -> dict[str, str]:
-    """What nvidia-smi says of the GPU in use; empty where it cannot be asked."""
+    """The fields STATE of the GPU in use; empty if nvidia-smi is missing or fails."""
     program = shutil.which("nvidia-smi")
     if not program:
         return {}
@@ -88,24 +95,24 @@ def versions() -> dict[str, str]:
 
 
 def keep_memory() -> bool:
-    """Lets glibc keep what it was given for the rest of the process; False where there is no glibc.
+    """Makes glibc keep freed memory for the rest of the process; False where there is no glibc.
 
-    By default glibc returns every large block to the kernel, and the next call pays a page fault for each 4 KiB of each
-    temporary: up to twice the time, and the more erratic part of it. A training loop with a caching allocator does not
-    pay that, so no provider does here. It favours the baseline, which has the most temporaries.
+    By default glibc returns every large block to the kernel, and the next call takes a page fault for each 4 KiB of a
+    temporary: up to twice the time, and most of its variance. A training loop with a caching allocator has no such
+    faults. The setting favours the baseline, which has the most temporaries.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
     trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # malloc.h
     mallopt(trim_threshold, 2**31 - 1)
-    # Older ones refuse thresholds above 32 MiB; they are told to use no mmap at all.
+    # Older versions of glibc refuse thresholds above 32 MiB; there, mmap is switched off.
     return bool(mallopt(mmap_threshold, 1 << 30) or mallopt(mmap_max, 0))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.machine", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser = make_parser("machine", __doc__)
+    add_device(parser)
     device = parser.parse_args(argv).device
     if device == "cuda" and not torch.cuda.is_available():
         print("no GPU: PyTorch sees no CUDA device")

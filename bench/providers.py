@@ -1,6 +1,6 @@
-"""Who computes the measured loss: udskd, and what a user would take instead.
+"""Implementations of the measured loss: udskd's backends and forms, plain PyTorch, and other libraries' kernels.
 
-Each provider of the table FACTORIES is made for a device and the loss's options, or says why it cannot be.
+FACTORIES makes each provider for a device and the loss's options; a factory raises Unavailable where it cannot run.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 import udskd
-from bench import graph
-from bench.problem import CACHES, PASSES, Case, Loss, Problem
+from bench import cuda_graph
+from bench.workload import CACHES, PASSES, Case, Loss, Workload
 from tests.loss.helpers import eager
 from udskd.loss import forms
 from udskd.loss.functional import Backend
@@ -27,39 +27,39 @@ Options = dict[str, Any]
 
 
 class Unavailable(Exception):
-    """Why a provider cannot run here."""
+    """A provider cannot run on this machine; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Provider:
     name: str
     loss: Loss
-    around: Callable[[], AbstractContextManager[None]] = nullcontext  # holds during the forward and the backward pass
+    context: Callable[[], AbstractContextManager[None]] = nullcontext  # around the forward and the backward pass
     passes: Sequence[str] = PASSES
-    overwrites: bool = False  # the students' logits are not the same after a call
-    graphs: bool = False  # its memory is a CUDA graph's own, which the allocator's statistics do not show
+    overwrites_logits: bool = False  # a call changes the students' logits
+    uses_cuda_graph: bool = False  # the graph has memory of its own, which the allocator's statistics do not show
     caches: Sequence[str] = CACHES
-    captured: graph.Replayed | None = None  # of which only the replay is timed, without the host's part
+    graphed: cuda_graph.GraphedLoss | None = None  # if given, only its replay is timed, without the host's part
 
-    def runs(self, case: Case) -> bool:
+    def supports(self, case: Case) -> bool:
         return case.kind in self.passes and case.cache in self.caches
 
-    def ready(self, problem: Problem, gradients: bool) -> Callable[[], object]:
-        """A call whose time counts. torch.autograd.grad adds nothing to the gradients of an earlier one."""
+    def prepare(self, workload: Workload, gradients: bool) -> Callable[[], object]:
+        """The call that is timed. It uses torch.autograd.grad, since backward() would also accumulate into .grad."""
 
         def call() -> object:
-            value = self.loss(*problem)
-            return torch.autograd.grad(value, problem.students) if gradients else value
+            value = self.loss(*workload)
+            return torch.autograd.grad(value, workload.students) if gradients else value
 
-        if self.captured is None:
+        if self.graphed is None:
             return call
         with torch.set_grad_enabled(gradients):
             call()
-        return self.captured.replay()
+        return self.graphed.replay()
 
 
 def available(names: Sequence[str], device: str, options: Options) -> tuple[list[Provider], dict[str, str]]:
-    """The named providers that can run, and the reasons of the others."""
+    """The named providers that can run, and why the others cannot."""
     found, skipped = [], {}
     for name in names:
         try:
@@ -69,12 +69,12 @@ def available(names: Sequence[str], device: str, options: Options) -> tuple[list
     return found, skipped
 
 
-def forget(chosen: Sequence[Provider]) -> None:
-    """Every case starts afresh: torch.compile gives up on a function that it has compiled for too many shapes, and a
-    graph keeps the memory of its inputs."""
+def reset(chosen: Sequence[Provider]) -> None:
+    """Drops compiled functions and graphs before the next case: torch.compile no longer compiles a function after too
+    many shapes, and a graph keeps the memory of its inputs."""
     for provider in chosen:
-        if provider.captured is not None:
-            provider.captured.forget()
+        if provider.graphed is not None:
+            provider.graphed.release()
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
     if torch.cuda.is_initialized():
@@ -92,15 +92,15 @@ def _udskd(name: str, device: str, options: Options, form: forms.Form = "auto", 
         raise Unavailable(reason)
     if form == "auto":
         return Provider(name, loss)
-    # Without gradients there is nothing to choose a form for.
+    # The forms differ only in how they compute gradients.
     return Provider(name, loss, partial(forms.only, form), passes=("forward+backward",))
 
 
 def _udskd_graph(name: str, device: str, options: Options) -> Provider:
-    """The same as a captured training step has it: without the host's part, and always on the same memory."""
+    """The loss in a captured training step: without the host's part, and always on the same memory."""
     _only_cuda(device)
-    loss = graph.Replayed(_udskd("udskd", device, options).loss)
-    return Provider(name, loss, graphs=True, caches=["warm"], captured=loss)
+    loss = cuda_graph.GraphedLoss(_udskd("udskd", device, options).loss)
+    return Provider(name, loss, uses_cuda_graph=True, caches=["warm"], graphed=loss)
 
 
 # --- plain PyTorch, as written and compiled --------------------------------------------------------------------------
@@ -114,9 +114,11 @@ def _eager(name: str, device: str, options: Options) -> Provider:
 
 
 def _compiled(options: Options, mode: str | None = None) -> Callable[..., Tensor]:
-    """The eager function, compiled as well as a user can: whole, for exactly these shapes. What is only for logs is
-    detached, as udskd's is, so that no gradient of it is prepared. "reduce-overhead" copies the logits into its graph's
-    memory at each call, as it does wherever they are not its own."""
+    """The eager function, compiled with the fastest settings: as one graph, for static shapes.
+
+    The outputs that are only logged are detached, as udskd's are, so that torch.compile prepares no gradients for them.
+    "reduce-overhead" copies the logits into its graph's memory at each call, since it does not own their memory.
+    """
 
     def step(teacher: Tensor, a: Tensor, b: Tensor, target: Tensor | None) -> tuple[Tensor, ...]:
         loss, *logged = eager.dual_student_loss(teacher, a, b, target, **options)
@@ -129,20 +131,22 @@ def _compiled(options: Options, mode: str | None = None) -> Callable[..., Tensor
 def _compile(name: str, device: str, options: Options, mode: str | None = None) -> Provider:
     if mode is not None:
         _only_cuda(device)
-    return Provider(name, _compiled(options, mode), graphs=mode == "reduce-overhead")
+    return Provider(name, _compiled(options, mode), uses_cuda_graph=mode == "reduce-overhead")
 
 
-# --- other libraries' kernels: run on CUDA only ----------------------------------------------------------------------
+# --- other libraries' kernels, on CUDA only --------------------------------------------------------------------------
 
 
 def _liger(name: str, device: str, options: Options) -> Provider:
-    """Liger-Kernel's nearest composition: its cross-entropy and its KL divergence of log-probabilities. It has no
-    log-softmax and no entropy; those are PyTorch's."""
+    """The loss composed of Liger-Kernel's cross-entropy and KL divergence; log-softmax and entropy, which it does not
+    have, are PyTorch's."""
     _only_cuda(device)
     kernels = _imported("liger_kernel.transformers")
     temperature = options["temperature"]
     cross_entropy = kernels.LigerCrossEntropyLoss(reduction="mean")
-    per_class = kernels.LigerKLDIVLoss(reduction="none", log_target=True)  # the teacher's term has a weight in each row
+    per_class = kernels.LigerKLDIVLoss(
+        reduction="none", log_target=True
+    )  # the teacher's term has a weight for each row
     per_batch = kernels.LigerKLDIVLoss(reduction="batchmean", log_target=True)
 
     def loss(teacher: Tensor, a: Tensor, b: Tensor, target: Tensor) -> Tensor:
@@ -152,14 +156,14 @@ def _liger(name: str, device: str, options: Options) -> Provider:
         kd = (weight * (per_class(log_a, log_t).sum(-1) + per_class(log_b, log_t).sum(-1))).mean()
         peers = per_batch(log_a, log_b.detach()) + per_batch(log_b, log_a.detach())
         divergences = temperature**2 * (options["kd_weight"] * kd + options["peer_weight"] * peers)
-        # Last, because it overwrites the logits with their gradient.
+        # The cross-entropy comes last because it overwrites the logits with their gradient.
         return options["ce_weight"] * (cross_entropy(a, target) + cross_entropy(b, target)) + divergences
 
-    return Provider(name, loss, overwrites=True)
+    return Provider(name, loss, overwrites_logits=True)
 
 
 def _quack(name: str, device: str, options: Options) -> Provider:
-    """QuACK's cross-entropy, and the divergences, for which it has no kernel, compiled."""
+    """QuACK's cross-entropy, and torch.compile for the divergences, for which QuACK has no kernel."""
     _only_cuda(device)
     cross_entropy = _imported("quack.cross_entropy").cross_entropy
     divergences = _compiled(options)
@@ -179,7 +183,7 @@ def _only_cuda(device: str) -> None:
 def _imported(module: str) -> Any:
     try:
         return import_module(module)
-    except Exception as error:  # whatever a library without its hardware or dependencies raises
+    except Exception as error:  # libraries raise various types without their hardware or dependencies
         raise Unavailable(f"cannot be imported ({error})") from None
 
 

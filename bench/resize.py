@@ -1,14 +1,13 @@
-"""A training image's crop and resize: ours at each SIMD level beside Pillow and torchvision, on one core.
+"""Crop and resize on one core: udskd at each SIMD level beside Pillow and torchvision.
 
     python -m bench.resize [--rounds N] [--json FILE]
 
-Levels cannot be changed within a process, so that each has one of its own; all take turns within one run.
+A process cannot change its SIMD level, so each level has a process of its own; all take turns within one run.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -23,17 +22,18 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 import udskd
-from bench import machine, table
-from bench.loss import count, write
-from bench.measure import digits
-from bench.timing import Work, interleaved
+from bench import machine
+from bench.arguments import count, make_parser
+from bench.files import write_json
+from bench.formatting import speedup, spread, time
+from bench.timing import TimedLoop, interleaved, repeat
 from udskd.data.resize import View, crop_resize
-from udskd.results import table as report
+from udskd.results import table
 
 HEADER = ["", "median", "p10-p90", "vs Pillow"]
 
 
-class Case(NamedTuple):
+class ResizeCase(NamedTuple):
     height: int
     width: int
     view: View
@@ -45,52 +45,44 @@ class Case(NamedTuple):
 
 
 CASES = (
-    Case(250, 300, View(40, 20, 240, 220, 224, 224, 0, 0)),
-    Case(300, 250, View(10, 20, 210, 285, 224, 224, 0, 0)),  # the columns first
-    Case(400, 500, View(0, 0, 500, 400, 224, 224, 0, 0)),
-    Case(64, 64, View(0, 0, 64, 64, 48, 48, 0, 0)),
+    ResizeCase(250, 300, View(40, 20, 240, 220, 224, 224, 0, 0)),
+    ResizeCase(300, 250, View(10, 20, 210, 285, 224, 224, 0, 0)),  # resizes the columns first
+    ResizeCase(400, 500, View(0, 0, 500, 400, 224, 224, 0, 0)),
+    ResizeCase(64, 64, View(0, 0, 64, 64, 48, 48, 0, 0)),
 )
 
 
-def pixels_of(case: Case) -> np.ndarray:
+def pixels_of(case: ResizeCase) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (case.height, case.width, 3), dtype=np.uint8)
 
 
-def ours(case: Case) -> Callable[[], object]:
+def udskd_resize(case: ResizeCase) -> Callable[[], object]:
     pixels, out = pixels_of(case), np.empty((case.view.height, case.view.width, 3), np.uint8)
     return lambda: crop_resize(pixels, case.view, out)
 
 
-def pillow(case: Case) -> Callable[[], object]:
+def pillow(case: ResizeCase) -> Callable[[], object]:
     image, v = Image.fromarray(pixels_of(case)), case.view
     return lambda: np.asarray(image.crop(v[:4]).resize((v.width, v.height), Image.Resampling.BILINEAR))
 
 
-def pillow_in_one(case: Case) -> Callable[[], object]:
+def pillow_box(case: ResizeCase) -> Callable[[], object]:
     image, v = Image.fromarray(pixels_of(case)), case.view
     return lambda: np.asarray(image.resize((v.width, v.height), Image.Resampling.BILINEAR, box=v[:4]))
 
 
-def torchvision(case: Case) -> Callable[[], object]:
-    """On channels_last, for which PyTorch has a fast path."""
+def torchvision(case: ResizeCase) -> Callable[[], object]:
+    """On a channels_last image, for which PyTorch has a fast path."""
     image, v = torch.from_numpy(pixels_of(case)).permute(2, 0, 1), case.view
-    where, size = (v.top, v.left, v.bottom - v.top, v.right - v.left), [v.height, v.width]
-    return lambda: F.resized_crop(image, *where, size, v2.InterpolationMode.BILINEAR, antialias=True)
+    box, size = (v.top, v.left, v.bottom - v.top, v.right - v.left), [v.height, v.width]
+    return lambda: F.resized_crop(image, *box, size, v2.InterpolationMode.BILINEAR, antialias=True)
 
 
-OTHERS = {"Pillow crop, resize": pillow, "Pillow resize(box=)": pillow_in_one, "torchvision": torchvision}
+OTHERS = {"Pillow crop, resize": pillow, "Pillow resize(box=)": pillow_box, "torchvision": torchvision}
 
 
-def repeated(call: Callable[[], object]) -> Work:
-    def work(times: int) -> None:
-        for _ in range(times):
-            call()
-
-    return work
-
-
-class Level:
-    """A process at a SIMD level, which does what it is told in a line: which case, how often."""
+class LevelProcess:
+    """A process at one SIMD level. It reads lines with the number of a case and of iterations, and confirms each."""
 
     def __init__(self, name: str) -> None:
         command = [sys.executable, "-m", "bench.resize", "--serve"]
@@ -99,47 +91,46 @@ class Level:
             command, env=environment, text=True, bufsize=1, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
 
-    def work(self, case: int) -> Work:
-        def tell(times: int) -> None:
+    def loop(self, case: int) -> TimedLoop:
+        def request(times: int) -> None:
             assert self.process.stdin is not None
             assert self.process.stdout is not None
             self.process.stdin.write(f"{case} {times}\n")
             if not self.process.stdout.readline():
                 raise RuntimeError("a process that measures a SIMD level has ended")
 
-        return tell
+        return request
 
     def end(self) -> None:
         self.process.communicate()
 
 
 def serve() -> None:
-    """What a Level's process does."""
-    works = [repeated(ours(case)) for case in CASES]
+    """The main loop of a LevelProcess."""
+    loops = [repeat(udskd_resize(case)) for case in CASES]
     for line in sys.stdin:
         case, times = map(int, line.split())
-        works[case](times)
+        loops[case](times)
         print("done", flush=True)
 
 
-def runnable() -> list[str]:
+def simd_levels() -> list[str]:
     """The SIMD levels up to the one in use."""
     info = udskd.build_info()
     return info["simd_levels"][: info["simd_levels"].index(info["simd"]) + 1] if info["simd"] else []
 
 
 def measure(rounds: int) -> list[dict[str, Any]]:
-    """A row for each case and what does it."""
-    levels = {name: Level(name) for name in runnable()}
-    shared = {"machine": machine.machine("cpu"), "versions": machine.versions() | {"pillow": Image.__version__}}
+    """A row for each case and implementation."""
+    levels = {name: LevelProcess(name) for name in simd_levels()}
+    common = {"machine": machine.machine("cpu"), "versions": machine.versions() | {"pillow": Image.__version__}}
     rows = []
     try:
         for k, case in enumerate(CASES):
-            works = {name: repeated(make(case)) for name, make in OTHERS.items()}
-            works |= {f"udskd, {name}": level.work(k) for name, level in levels.items()}
-            for name, t in interleaved(works, rounds, "cpu").items():
-                times = {"median_us": digits(t.median), "p10_us": digits(t.p10), "p90_us": digits(t.p90)}
-                rows.append({"case": str(case), "provider": name} | times | shared)
+            loops = {name: repeat(make(case)) for name, make in OTHERS.items()}
+            loops |= {f"udskd, {name}": level.loop(k) for name, level in levels.items()}
+            for name, t in interleaved(loops, rounds, "cpu").items():
+                rows.append({"case": str(case), "provider": name} | t.as_row() | common)
     finally:
         for level in levels.values():
             level.end()
@@ -147,21 +138,20 @@ def measure(rounds: int) -> list[dict[str, Any]]:
 
 
 def line(row: dict[str, Any], baseline: dict[str, Any]) -> list[str]:
-    median, p10, p90 = (table.time(row[f"{name}_us"]) for name in ("median", "p10", "p90"))
-    return [row["provider"], median, f"{p10} - {p90}", table.faster(row, baseline)]
+    return [row["provider"], time(row["median_us"]), spread(row), speedup(row, baseline)]
 
 
-def sections(rows: Sequence[dict[str, Any]]) -> list[report.Section]:
+def sections(rows: Sequence[dict[str, Any]]) -> list[table.Section]:
     out = []
     for case in dict.fromkeys(row["case"] for row in rows):
         found = {row["provider"]: row for row in rows if row["case"] == case}
         lines = [line(row, found["Pillow crop, resize"]) for row in found.values()]
-        out.append(report.Section(case, HEADER, lines))
+        out.append(table.Section(case, HEADER, lines))
     return out
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.resize", description=(__doc__ or "").splitlines()[0])
+    parser = make_parser("resize", __doc__)
     parser.add_argument("--rounds", type=count, default=50, help="samples of each")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
@@ -171,9 +161,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         serve()
         return 0
     rows = measure(options.rounds)
-    report.show(sections(rows))
+    table.show(sections(rows))
     if options.json:
-        write(options.json, json.dumps(rows, indent=1) + "\n")
+        write_json(options.json, rows)
     return 0
 
 

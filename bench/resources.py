@@ -1,10 +1,10 @@
-"""What the compiler says of every kernel: registers, stack, spills and static shared memory, for each architecture.
+"""Registers, stack, spills and static shared memory of every kernel on each architecture, as the compiler reports them.
 
     python -m bench.resources --write               compiles everything and writes bench/results/resources.{json,md}
-    python -m bench.resources --check --archs 90    compiles again and compares with what was written
+    python -m bench.resources --check --archs 90    compiles again and compares with the written table
 
-A check fails on a new spill, more registers or more stack, and on a kernel that only one of the two knows. What is
-better than written passes; write it down.
+The check fails on more registers, stack or spills than the table has, and on a kernel that is missing on one side.
+Smaller numbers pass; write the table again to record them.
 """
 
 from __future__ import annotations
@@ -20,10 +20,14 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from bench import toolkit
+from bench import cuda_toolkit
+from bench.arguments import comma_separated, make_parser
+from bench.commands import ROOT
+from bench.files import write_text
+from bench.formatting import markdown_table
 
-TABLE = toolkit.ROOT / "bench/results/resources.json"
-# More of any of these is worse, and how a line says it.
+TABLE = ROOT / "bench/results/resources.json"
+# What must not grow, with the words for messages.
 WATCHED = {
     "registers": "registers",
     "stack": "bytes of stack",
@@ -34,7 +38,7 @@ WATCHED = {
 
 @dataclass(frozen=True, order=True)
 class Kernel:
-    """One kernel on one architecture. A function that was not inlined counts as a kernel without registers."""
+    """One kernel on one architecture. A function that was not inlined is listed as a kernel without registers."""
 
     kernel: str
     arch: int
@@ -55,7 +59,7 @@ class Kernel:
 def parse(text: str, arch: int) -> list[Kernel]:
     """The kernels in the output of `ptxas -v`, by their mangled names."""
     found: dict[str, dict[str, int]] = {}
-    used: dict[str, int] = {}  # of the last kernel or function that was named
+    used: dict[str, int] = {}  # of the kernel or function that was named last
     for line in text.splitlines():
         if name := re.search(r"Compiling entry function '(\S+)'|Function properties for (\S+)", line):
             used = found.setdefault(name[1] or name[2], {})
@@ -72,12 +76,12 @@ def parse(text: str, arch: int) -> list[Kernel]:
 
 
 def merged(kernels: Iterable[Kernel]) -> list[Kernel]:
-    """Sorted, each once: two sources may hold a kernel of the same name; the larger numbers stand for both."""
+    """Sorted and without duplicates: of kernels of the same name in several sources, the maximum of each number."""
     out: dict[tuple[str, int], Kernel] = {}
     for kernel in kernels:
         other = out.get(kernel.key, kernel)
-        most = {f.name: max(getattr(kernel, f.name), getattr(other, f.name)) for f in fields(Kernel)[2:]}
-        out[kernel.key] = replace(kernel, **most)
+        largest = {f.name: max(getattr(kernel, f.name), getattr(other, f.name)) for f in fields(Kernel)[2:]}
+        out[kernel.key] = replace(kernel, **largest)
     return sorted(out.values())
 
 
@@ -85,28 +89,29 @@ def measure(home: str, archs: Sequence[int], jobs: int) -> list[Kernel]:
     """Compiles every source for every architecture."""
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
 
-        def one(job: tuple[int, str, int]) -> list[Kernel]:
-            number, source, arch = job
-            return parse(toolkit.compile_device(home, source, arch, Path(folder, f"{number}.cubin")), arch)
+        def compile_one(number: int, source: str, arch: int) -> list[Kernel]:
+            return parse(cuda_toolkit.compile_device(home, source, arch, Path(folder, f"{number}.cubin")), arch)
 
-        pairs = [(source, arch) for source in toolkit.sources() for arch in archs]
-        kernels = [kernel for part in pool.map(one, [(k, *pair) for k, pair in enumerate(pairs)]) for kernel in part]
-    names = toolkit.readable(sorted({kernel.kernel for kernel in kernels}))
+        pairs = [(source, arch) for source in cuda_toolkit.sources() for arch in archs]
+        kernels = [
+            kernel for found in pool.map(compile_one, range(len(pairs)), *zip(*pairs, strict=True)) for kernel in found
+        ]
+    names = cuda_toolkit.readable(sorted({kernel.kernel for kernel in kernels}))
     return merged(replace(kernel, kernel=names[kernel.kernel]) for kernel in kernels)
 
 
 def compare(before: Sequence[Kernel], now: Sequence[Kernel]) -> list[str]:
-    """A line for each kernel that is worse than it was, that is gone, or that is new."""
+    """A line for each kernel that has grown, is missing or is new."""
     old, new = {kernel.key: kernel for kernel in before}, {kernel.key: kernel for kernel in now}
     lines = []
     for key in sorted(old | new):
         if key not in new:
-            lines.append(f"{old[key]}: missing, but in the table")
+            lines.append(f"{old[key]}: in the table, but not compiled")
         elif key not in old:
-            lines.append(f"{new[key]}: unknown, not in the table")
+            lines.append(f"{new[key]}: compiled, but not in the table")
         else:
             pairs = {words: (getattr(old[key], name), getattr(new[key], name)) for name, words in WATCHED.items()}
-            grown = [f"{words} {was} -> {become}" for words, (was, become) in pairs.items() if become > was]
+            grown = [f"{words} {before} -> {after}" for words, (before, after) in pairs.items() if after > before]
             lines += [f"{new[key]}: {', '.join(grown)}"] if grown else []
     return lines
 
@@ -115,13 +120,13 @@ def compare(before: Sequence[Kernel], now: Sequence[Kernel]) -> list[str]:
 
 
 def dumps(nvcc: str, kernels: Sequence[Kernel]) -> str:
-    """JSON with a line for each kernel and architecture, so that a change shows what it changed."""
+    """JSON with one line for each kernel and architecture, which keeps differences between versions readable."""
     lines = ",\n".join(json.dumps(asdict(kernel)) for kernel in kernels)
     return f'{{"nvcc": {json.dumps(nvcc)}, "kernels": [\n{lines}\n]}}\n'
 
 
 def read(path: Path) -> tuple[str, list[Kernel]]:
-    """The release of nvcc that the table was made with, and the table."""
+    """The release of nvcc by which the table was made, and the table."""
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content["nvcc"], [Kernel(**row) for row in content["kernels"]]
 
@@ -129,14 +134,13 @@ def read(path: Path) -> tuple[str, list[Kernel]]:
 def markdown(nvcc: str, kernels: Sequence[Kernel]) -> str:
     archs = sorted({kernel.arch for kernel in kernels})
     found = {kernel.key: kernel for kernel in kernels}
-    lines = [f"Registers a thread, by nvcc {nvcc}; static shared memory of a block at its largest.", ""]
-    lines += ["| kernel | " + " | ".join(f"sm_{arch}" for arch in archs) + " | shared |"]
-    lines += ["|---|" + "--:|" * (len(archs) + 1)]
+    rows = []
     for name in sorted({kernel.kernel for kernel in kernels}):
         shared = max(kernel.shared for kernel in kernels if kernel.kernel == name)
-        cells = [cell(found.get((name, arch))) for arch in archs]
-        lines.append(f"| `{name}` | " + " | ".join(cells) + f" | {shared:,} B |")
-    return "\n".join(lines) + "\n"
+        rows.append([f"`{name}`", *(cell(found.get((name, arch))) for arch in archs), f"{shared:,} B"])
+    title = f"Registers of a thread, by nvcc {nvcc}; largest static shared memory of a block."
+    header = ["kernel", *(f"sm_{arch}" for arch in archs), "shared"]
+    return f"{title}\n\n{markdown_table(header, rows)}"
 
 
 def cell(kernel: Kernel | None) -> str:
@@ -149,45 +153,44 @@ def cell(kernel: Kernel | None) -> str:
 
 
 def check(path: Path, nvcc: str, kernels: Sequence[Kernel], archs: Sequence[int]) -> int:
-    """Compares with the table and says what is wrong; the exit code."""
+    """Prints the differences from the table; returns the exit code."""
     made_with, table = read(path)
     if made_with != nvcc:
-        print(f"The table was made with nvcc {made_with}; this is {nvcc}, which may use other registers.")
+        print(f"The table was made by nvcc {made_with}; this is {nvcc}, whose register allocation may differ.")
         return 1
     lines = compare([kernel for kernel in table if kernel.arch in archs], kernels)
     print(*lines, sep="\n", end="\n" if lines else "")
     return 1 if lines else 0
 
 
-def an_arch(text: str) -> int:
-    if not text.isdecimal() or int(text) not in toolkit.ARCHS:
-        raise argparse.ArgumentTypeError(f"unknown architecture {text!r}; known are {toolkit.ARCHS}")
+def architecture(text: str) -> int:
+    if not text.isdecimal() or int(text) not in cuda_toolkit.ARCHS:
+        raise argparse.ArgumentTypeError(f"unknown architecture {text!r}; known are {cuda_toolkit.ARCHS}")
     return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.resources", description=(__doc__ or "").splitlines()[0])
+    parser = make_parser("resources", __doc__)
     task = parser.add_mutually_exclusive_group(required=True)
-    task.add_argument("--write", action="store_true", help="writes the table, and the same as Markdown beside it")
-    task.add_argument("--check", action="store_true", help="compares with the table")
-    parser.add_argument("--archs", type=lambda text: [an_arch(part) for part in text.split(",")], default=toolkit.ARCHS)
+    task.add_argument("--write", action="store_true", help="write the table, also as Markdown")
+    task.add_argument("--check", action="store_true", help="compare with the table")
+    parser.add_argument("--archs", type=comma_separated(architecture), default=cuda_toolkit.ARCHS)
     parser.add_argument("--table", type=Path, default=TABLE, metavar="FILE")
-    parser.add_argument("--jobs", type=int, default=2, help="compilers at a time")
+    parser.add_argument("--jobs", type=int, default=2, help="parallel compilations")
     options = parser.parse_args(argv)
-    home = toolkit.home()
+    home = cuda_toolkit.home()
     if home is None:
         parser.error("no nvcc: set CUDA_HOME")
-    nvcc = toolkit.release(home)
+    nvcc = cuda_toolkit.release(home)
     try:
         kernels = measure(home, options.archs, options.jobs)
-    except toolkit.ToolError as error:
+    except cuda_toolkit.ToolError as error:
         print(error, file=sys.stderr)
         return 1
     if options.check:
         return check(options.table, nvcc, kernels, options.archs)
-    options.table.parent.mkdir(parents=True, exist_ok=True)
-    options.table.write_text(dumps(nvcc, kernels), encoding="utf-8")
-    options.table.with_suffix(".md").write_text(markdown(nvcc, kernels), encoding="utf-8")
+    write_text(options.table, dumps(nvcc, kernels))
+    write_text(options.table.with_suffix(".md"), markdown(nvcc, kernels))
     return 0
 
 

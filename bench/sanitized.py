@@ -1,15 +1,14 @@
-"""Calls of the loss for compute-sanitizer to watch: every way in which the kernels share a row out among threads, on
-problems small enough for a tool that is a hundred times slower.
+"""Calls of the loss under compute-sanitizer: every plan, that is every way to distribute a row over threads, on inputs
+small enough for a tool that is a hundred times slower.
 
     compute-sanitizer --tool racecheck python -m bench.sanitized
 
-UDSKD_CUDA_PLAN names the way; without it, the size of the problem decides. Every answer is compared with the
-reference's, loosely: exactness is for the tests.
+UDSKD_CUDA_PLAN selects the plan, which otherwise depends on the size of the inputs. Every result is compared with that
+of the reference backend, with wide tolerances; the tests check the accuracy.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import os
 import sys
@@ -20,11 +19,12 @@ import torch
 from torch import Tensor
 
 import udskd
+from bench.arguments import make_parser
 from tests.loss.helpers.problems import Problem, make
 from udskd.loss import forms
 
 PLAN = "UDSKD_CUDA_PLAN"
-# Classes to try each way with: with and without a rest after the last whole vector, fewer and more than threads.
+# Numbers of classes for each plan: divisible by the vector length or not, fewer or more than threads.
 CLASSES = {
     "lanes8": (7, 121),
     "warp": (33, 125),
@@ -37,7 +37,7 @@ CLASSES = {
 }
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ROWS, IGNORED = 9, 2
-COUNTED = 17_000  # rows whose labels a kernel of its own counts
+COUNTED = 17_000  # rows, so many that a separate kernel counts their labels
 OPTIONS: list[dict[str, Any]] = [
     {"reduction": "mean"},
     {"reduction": "sum", "detach_peer": False, "label_smoothing": 0.1},
@@ -49,8 +49,8 @@ PARTS: list[dict[str, Any]] = [{}, {}, {"two": False}, {}, {"teacher": False}, {
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
 
-class Wrong(Exception):
-    """An answer that is not near the reference's."""
+class WrongResult(Exception):
+    """A result differs from that of the reference backend by more than the tolerance."""
 
 
 class Call(NamedTuple):
@@ -68,55 +68,55 @@ class Call(NamedTuple):
 
 
 def calls() -> Iterator[Call]:
-    """Every plan in every dtype, the rest in turn: in periods without a common factor, so that all pairs come up."""
+    """Every plan in every dtype. The other properties alternate with coprime periods, so that all pairs occur."""
     number = itertools.count()
     for plan, sizes in CLASSES.items():
         for classes, dtype in itertools.product(sizes, DTYPES):
-            turn = next(number)
-            form: forms.Form = "recompute" if turn % 11 < 3 else "auto"
-            yield Call(turn, plan, classes, dtype, form, PARTS[turn % len(PARTS)], OPTIONS[turn % len(OPTIONS)])
+            k = next(number)
+            form: forms.Form = "recompute" if k % 11 < 3 else "auto"
+            yield Call(k, plan, classes, dtype, form, PARTS[k % len(PARTS)], OPTIONS[k % len(OPTIONS)])
     yield Call(next(number), "warp", 7, torch.float32, "auto", {}, {"reduction": "mean"}, COUNTED)
 
 
-def answer(problem: Problem, backend: Any, **options: Any) -> list[Tensor]:
-    """Loss and gradients, under an upstream gradient that is not 1."""
+def results(problem: Problem, backend: Any, **options: Any) -> list[Tensor]:
+    """Loss, weights and gradients for a grad_output that is not 1."""
     out = udskd.dual_student_loss(*problem.inputs, backend=backend, **options)
     gradients = torch.autograd.grad(out.loss, problem.logits, torch.full_like(out.loss, 1.5))
     return [x.detach().float().cpu() for x in (out.loss, out.weight, *gradients)]
 
 
 def shifted(problem: Problem) -> Problem:
-    """The same logits as rows of a wider matrix, which begin where no vector does."""
+    """The same logits as rows of a wider matrix, whose addresses are not aligned to vectors."""
 
-    def place(x: Tensor | None) -> Tensor | None:
+    def shift(x: Tensor | None) -> Tensor | None:
         if x is None:
             return None
         wide = x.new_zeros(x.shape[0], x.shape[1] + 3)
         wide[:, 1:-2] = x.detach()
         return wide[:, 1:-2].requires_grad_()
 
-    a = place(problem.student_a)
+    a = shift(problem.student_a)
     assert a is not None
-    return Problem(place(problem.teacher), a, place(problem.student_b), problem.target)
+    return Problem(shift(problem.teacher), a, shift(problem.student_b), problem.target)
 
 
 def check(call: Call, device: str) -> None:
     made = make(call.rows, call.classes, dtype=torch.float32, seed=call.number, ignored=IGNORED, **call.parts)
     made = made.like(call.dtype)
-    expected = answer(made, "reference", **call.options)
+    expected = results(made, "reference", **call.options)
     problem = made.like(device=device)
     with forms.only(call.form):
-        seen = answer(shifted(problem) if call.number % 2 else problem, "auto", **call.options)
-    for x, y in zip(seen, expected, strict=True):
+        found = results(shifted(problem) if call.number % 2 else problem, "auto", **call.options)
+    for x, y in zip(found, expected, strict=True):
         off, largest = (x - y).abs().max().item(), y.abs().max().item()
         if not off <= TOLERANCE[call.dtype] * largest:
-            raise Wrong(f"off by {off:.1e} where the largest element is {largest:.1e}")
+            raise WrongResult(f"off by {off:.1e} where the largest element is {largest:.1e}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.sanitized", description=(__doc__ or "").splitlines()[0])
+    parser = make_parser("sanitized", __doc__)
     parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
-    parser.add_argument("--plans", default=",".join(CLASSES), help="some of them alone")
+    parser.add_argument("--plans", default=",".join(CLASSES), help="comma-separated; all if not given")
     options = parser.parse_args(argv)
     done: dict[str, int] = {}
     for call in calls():

@@ -1,16 +1,15 @@
-"""Machine instructions of every kernel, counted: what a class position costs, and whether loads are as wide as meant.
+"""Machine instructions of every kernel: how many a class costs, and whether loads and stores have full width.
 
     python -m bench.sass [--arch 90] [--write]      to bench/results/sass.md, or only to the screen
 
-Instructions are counted where they stand, not as often as they run, and without those of functions that are called. For
-a kernel whose loop over the classes is unrolled whole, POSITIONS says how many classes a thread holds, and the counts
-are divided by it; that contains what a row costs however long it is. Of other kernels the innermost loops say more:
-listed are the lengths of those that take exponentials or move whole vectors.
+The counts are static (each instruction once, however often it runs) and exclude functions that are called. In kernels
+whose loop over the classes is fully unrolled, a thread holds a fixed number of classes (POSITIONS), by which the counts
+are divided; the quotient includes the constant cost of a row. For other kernels the table lists the lengths of the
+innermost loops that compute exponentials or move full vectors.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 import tempfile
@@ -20,11 +19,15 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from bench import toolkit
+from bench import cuda_toolkit
+from bench.arguments import make_parser
+from bench.commands import ROOT
+from bench.files import write_text
+from bench.formatting import markdown_table
 
-FILE = toolkit.ROOT / "bench/results/sass.md"
-# Classes that a thread holds in registers, by the pattern of the kernel's short name: packets of 16 bytes of float, and
-# of as many bytes as eight classes of the others take.
+FILE = ROOT / "bench/results/sass.md"
+# Classes that a thread holds in registers, by a pattern of the kernel's short name: one packet has 4 classes of float
+# or 8 of the other dtypes.
 POSITIONS = {
     f"rows<{dtype}, *, InRegisters<{packets}>, *>": packets * classes
     for dtype, classes in (("float", 4), ("bfloat16", 8), ("half", 8))
@@ -45,7 +48,7 @@ HEADER = ["kernel", "instructions", *COUNTED, "loops over classes", "called func
 
 @dataclass
 class Kernel:
-    """The instructions of one kernel in their order, without the padding at its end."""
+    """The instructions of one kernel in order, without the padding at its end."""
 
     name: str
     addresses: list[int] = field(default_factory=list)
@@ -54,21 +57,23 @@ class Kernel:
 
     @property
     def size(self) -> int:
-        """Its own instructions: functions that were not inlined follow them."""
+        """The number of its own instructions; those of functions that were not inlined follow them."""
         called = [target for opcode, target in zip(self.opcodes, self.targets, strict=True) if opcode[:4] == "CALL"]
         begin = min((target for target in called if target is not None), default=None)
         return len(self.opcodes) if begin is None else sum(1 for address in self.addresses if address < begin)
 
     def count(self, title: str, begin: int = 0, end: int | None = None) -> int:
-        """Instructions of a column, of all its own or from one index up to before another."""
+        """The number of instructions in a column, among all its own or those with indices from begin to end - 1."""
         end = self.size if end is None else end
         return sum(1 for opcode in self.opcodes[begin:end] if re.fullmatch(COUNTED[title], opcode))
 
     def loops(self) -> list[tuple[int, int]]:
-        """Innermost loops, as the indices of their first instruction and of the one after their last: what a branch
-        backwards jumps over, unless that contains another such branch."""
-        places = {address: index for index, address in enumerate(self.addresses)}
-        jumps = [(places.get(target, -1), k + 1) for k, target in enumerate(self.targets[: self.size]) if target]
+        """The innermost loops, as the indices of their first instruction and of the one after their last.
+
+        A loop is the range of a backward branch; it is innermost if it contains no other such range.
+        """
+        indices = {address: index for index, address in enumerate(self.addresses)}
+        jumps = [(indices.get(target, -1), k + 1) for k, target in enumerate(self.targets[: self.size]) if target]
         found = sorted({(begin, end) for begin, end in jumps if 0 <= begin < end})
         return [
             (begin, end)
@@ -89,7 +94,7 @@ def parse(text: str) -> list[Kernel]:
                 re.search(r"\b0x([0-9a-f]+)\s*$", operands) if opcode[:3] == "BRA" or opcode[:4] == "CALL" else None
             )
             jump = int(target[1], 16) if target else None
-            if opcode == "NOP" or jump == address:  # both only fill up what follows the last instruction
+            if opcode == "NOP" or jump == address:  # both are padding after the last instruction
                 continue
             kernels[-1].addresses.append(address)
             kernels[-1].opcodes.append(opcode)
@@ -98,12 +103,12 @@ def parse(text: str) -> list[Kernel]:
 
 
 def positions(name: str, table: dict[str, int]) -> int | None:
-    """Classes that a thread of the kernel holds, where the table knows."""
+    """The number of classes that a thread of the kernel holds, if the table has it."""
     return next((count for pattern, count in table.items() if fnmatchcase(name, pattern)), None)
 
 
 def line(kernel: Kernel, table: dict[str, int]) -> list[str]:
-    """A kernel's row; zeros are left out, to be seen less than what is there."""
+    """The cells of one kernel; zeros are left empty."""
     held = positions(kernel.name, table)
     each = f"{kernel.size / held:.1f}, {kernel.count('EX2') / held:.2g} EX2" if held else ""
     counts = [str(kernel.count(title) or "") for title in COUNTED]
@@ -112,7 +117,7 @@ def line(kernel: Kernel, table: dict[str, int]) -> list[str]:
 
 
 def over_classes(kernel: Kernel) -> list[str]:
-    """The innermost loops that do a class's work, not a reduction's: how long they are, and with how many EX2."""
+    """Length and number of EX2 of the innermost loops over classes; loops of reductions have none of the opcodes."""
     out = []
     for begin, end in kernel.loops():
         exponentials = kernel.count("EX2", begin, end)
@@ -122,50 +127,50 @@ def over_classes(kernel: Kernel) -> list[str]:
 
 
 def markdown(kernels: Sequence[Kernel], arch: int, nvcc: str, table: dict[str, int]) -> str:
-    rows = [HEADER, ["---", *("--:" for _ in HEADER[1:])], *(line(kernel, table) for kernel in kernels)]
-    head = f"Instructions for sm_{arch}, by nvcc {nvcc}, counted where they stand (`python -m bench.sass`).\n\n"
-    return head + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    title = f"Static counts of instructions for sm_{arch}, by nvcc {nvcc} (`python -m bench.sass`)."
+    return f"{title}\n\n{markdown_table(HEADER, [line(kernel, table) for kernel in kernels])}"
 
 
 def measure(home: str, arch: int, jobs: int) -> list[Kernel]:
     """Compiles every source and disassembles it; sorted by name."""
-    cuobjdump = toolkit.program("cuobjdump", home)
+    cuobjdump = cuda_toolkit.program("cuobjdump", home)
     if cuobjdump is None:
-        raise toolkit.ToolError("no cuobjdump: not on PATH, in the toolkit, among pip's packages or Triton's")
+        raise cuda_toolkit.ToolError("no cuobjdump: not on PATH, in the toolkit, among pip's packages or Triton's")
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
 
-        def one(job: tuple[int, str]) -> list[Kernel]:
-            cubin = Path(folder, f"{job[0]}.cubin")
-            toolkit.compile_device(home, job[1], arch, cubin)
-            return parse(toolkit.output([cuobjdump, "-sass", str(cubin)]))
+        def compile_one(number: int, source: str) -> list[Kernel]:
+            cubin = Path(folder, f"{number}.cubin")
+            cuda_toolkit.compile_device(home, source, arch, cubin)
+            return parse(cuda_toolkit.output([cuobjdump, "-sass", str(cubin)]))
 
-        kernels = [kernel for part in pool.map(one, enumerate(toolkit.sources())) for kernel in part]
-    names = toolkit.readable([kernel.name for kernel in kernels])
+        sources = cuda_toolkit.sources()
+        found = pool.map(compile_one, range(len(sources)), sources)
+        kernels = [kernel for part in found for kernel in part]
+    names = cuda_toolkit.readable([kernel.name for kernel in kernels])
     for kernel in kernels:
         kernel.name = names[kernel.name]
     return sorted(kernels, key=lambda kernel: kernel.name)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.sass", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--arch", type=int, choices=toolkit.ARCHS, default=90)
-    parser.add_argument("--write", action="store_true", help="writes the table to a file, too")
+    parser = make_parser("sass", __doc__)
+    parser.add_argument("--arch", type=int, choices=cuda_toolkit.ARCHS, default=90)
+    parser.add_argument("--write", action="store_true", help="also write the table to a file")
     parser.add_argument("--output", type=Path, default=FILE, metavar="FILE")
-    parser.add_argument("--jobs", type=int, default=2, help="compilers at a time")
+    parser.add_argument("--jobs", type=int, default=2, help="parallel compilations")
     options = parser.parse_args(argv)
-    home = toolkit.home()
+    home = cuda_toolkit.home()
     if home is None:
         parser.error("no nvcc: set CUDA_HOME")
     try:
         kernels = measure(home, options.arch, options.jobs)
-    except toolkit.ToolError as error:
+    except cuda_toolkit.ToolError as error:
         print(error, file=sys.stderr)
         return 1
-    text = markdown(kernels, options.arch, toolkit.release(home), POSITIONS)
+    text = markdown(kernels, options.arch, cuda_toolkit.release(home), POSITIONS)
     print(text, end="")
     if options.write:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(text, encoding="utf-8")
+        write_text(options.output, text)
     return 0
 
 

@@ -1,63 +1,74 @@
-"""How fast networks are trained: udskd's step and epoch, part by part, beside a plain PyTorch loop.
+"""Training speed: udskd's step and epoch, as a whole and in parts, beside a loop in plain PyTorch.
 
     python -m bench.step --device cuda --json FILE --markdown FILE
 
-Ours is the code of `udskd train` itself: its step, its epoch loop, its loader. The plain loop (bench/plain.py) has the
-same networks, images, batch size and precision (bf16 autocast on CUDA, fp32 on the CPU), once as it is and once in
-channels_last, as ours is. Parts are timed on batches that lie on the device, in turns; a part's weights are shared with
-the step that it is a part of. End to end is a whole epoch from JPEG files (or resident images, where it says so) to
-updated weights.
+udskd's part is the code of `udskd train` itself: its step, its epoch loop, its loader. The plain loop
+(bench/plain_pytorch.py) has the same networks, images, batch size and precision (bf16 autocast on CUDA, fp32 on the
+CPU), once with contiguous tensors and once with channels_last, as udskd has. The parts are timed in turns on batches
+that are on the device, and share their weights with their step. An epoch reaches from JPEG files (or resident images,
+where the table says so) to updated weights.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench import cpu_timing, images, loader, machine, plain, table, timing
-from bench.cases import LAYOUTS, Subjects, config_of, get_ready
-from bench.loss import count, write
-from bench.measure import digits
+from bench import images, loader, throughput, timing
+from bench.arguments import add_device, count, make_parser
+from bench.files import write_json, write_text
+from bench.formatting import megabytes, speedup, spread
+from bench.formatting import time as time_text
+from bench.machine import check_device
+from bench.records import command_line, digits, environment
+from bench.step_cases import LAYOUTS, TrainingLoop, config_of, prepare
+from bench.throughput import Interval, Measurement, measurement_of
 from bench.timing import Times
 from udskd.config import schema
 from udskd.data import open_sets
 from udskd.doctor.step_benchmark import StepBenchmark
 from udskd.doctor.verdict import rate
 from udskd.errors import UdskdError
-from udskd.results import table as report
+from udskd.results import table
 
 CORES = os.cpu_count() or 1
-# For each device: what is measured by default, and what a machine of it does in a few minutes.
+# Defaults for each device: what one of its kind measures in a few minutes.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "cpu": {"image_size": 64, "batch": 32, "images": 192, "stem": "imagenet", "threads": 1, "workers": 1},
     "cuda": {"image_size": 224, "batch": 256, "images": 4096, "stem": "auto", "threads": None, "workers": CORES},
 }
-PARTS_HEADER = ["part", "whose", "images/s", "a batch", "p10 - p90", "vs plain", "vs channels_last", "peak MB"]
+EXPECTED = 500.0  # images/s of a core, which determines the number of batches in a measurement of a loader; a guess
+PARTS_HEADER = ["part", "loop", "images/s", "a batch", "p10 - p90", "vs plain", "vs channels_last", "peak MB"]
 EPOCHS_HEADER = ["what", "images", "images/s", "least - most", "of the step alone", "cores busy"]
-FOR_PARTS = 0.6  # of the time limit: what is not ready by then is left out
+PREPARATION = 0.6  # share of the time limit after which no further variant is prepared
+
+EpochKey = tuple[str, str, bool]
+"""What runs, the source of its images, and whether it trains."""
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
-def part_rows(times: Mapping[tuple[str, str], Times], subjects: Subjects, batch: int) -> list[dict[str, Any]]:
-    """A row for each part of each subject, part by part."""
+def part_rows(
+    times: Mapping[tuple[str, str], Times], loops: Sequence[TrainingLoop], batch: int
+) -> list[dict[str, Any]]:
+    """A row for each part of each loop, grouped by part."""
+    peaks = {loop.name: loop.peak_bytes for loop in loops}
     return [
         {
             "part": part,
             "whose": name,
             "images_per_s": digits(batch / t.median * 1e6),
-            **{f"{key}_us": digits(getattr(t, key)) for key in ("median", "p10", "p90", "wall")},
-            "peak_bytes": subjects.peaks[name] if part == "step" else None,
+            **t.as_row(wall=True),
+            "peak_bytes": peaks[name] if part == "step" else None,
         }
         for wanted in dict.fromkeys(part for part, _ in times)
         for (part, name), t in times.items()
@@ -68,62 +79,52 @@ def part_rows(times: Mapping[tuple[str, str], Times], subjects: Subjects, batch:
 # --- epochs -----------------------------------------------------------------------------------------------------------
 
 
-def epochs(stack: ExitStack, root: Path, subjects: Subjects, options: argparse.Namespace) -> dict[Any, cpu_timing.Work]:
-    """What takes turns: the loaders alone, copying alone, and whole epochs of everybody."""
+def epochs(
+    stack: ExitStack, root: Path, loops: Sequence[TrainingLoop], options: argparse.Namespace
+) -> dict[EpochKey, Measurement]:
+    """The loaders alone, the copies to the device alone, and whole epochs of every loop."""
     config, (train, _) = config_of(options, root), open_sets(config_of(options, root).data)
-    out: dict[Any, cpu_timing.Work] = {}
+    out: dict[EpochKey, Measurement] = {}
     for mode in ("threads", "resident"):
         data = schema.with_values(config, {"data.loader": mode}).data
-        out["loader alone, udskd", mode, ""] = loader.ours(stack, data, options, options.expected, normalised=False)
-    out["loader alone, plain", "files", ""] = loader.theirs(config.data, options)
+        alone = loader.udskd_loader(stack, data, options, EXPECTED, normalised=False)
+        out["loader alone, udskd", mode, False] = alone
+    out["loader alone, plain", "files", False] = loader.plain_loader(config.data, options)
     if options.device == "cuda":
-        out["host to device alone", "uint8", ""] = loader.copying(options, torch.uint8)
-    for name, trial in subjects.trials.items():
-        out[name, trial.config.data.loader, "step"] = epoch(trial.train_epoch)
+        out["host to device alone", "uint8", False] = loader.copies_to_device(options, torch.uint8)
+    for loop in (loop for loop in loops if loop.name not in LAYOUTS):
+        out[loop.name, loop.source, True] = measurement_of(loop.train_epoch)
     other = "threads" if options.device == "cuda" else "resident"
-    trial = StepBenchmark(schema.with_values(config, {"data.loader": other}), train)
-    stack.callback(trial.close)
-    out["udskd", other, "step"] = epoch(trial.train_epoch)
-    batches = plain.loader(config.data, range(len(train)), options.batch, options.workers, options.device)
-    for name, plainly in subjects.plains.items():
-        out[name, "files", "step"] = epoch(lambda plainly=plainly: plainly.epoch(batches)[0])  # type: ignore[misc]
+    benchmark = StepBenchmark(schema.with_values(config, {"data.loader": other}), train)
+    stack.callback(benchmark.close)
+    out["udskd", other, True] = measurement_of(benchmark.train_epoch)
+    for loop in (loop for loop in loops if loop.name in LAYOUTS):
+        out[loop.name, loop.source, True] = measurement_of(loop.train_epoch)
     return out
 
 
-def epoch(train: Callable[[], int]) -> cpu_timing.Work:
-    """A whole epoch as a lap."""
-
-    def work() -> cpu_timing.Lap:
-        begin = cpu_timing.clock()
-        number = train()
-        end = cpu_timing.clock()
-        return cpu_timing.Lap(number, end.wall - begin.wall, end.cpu - begin.cpu)
-
-    return work
-
-
 def epoch_rows(
-    found: Mapping[Any, Sequence[cpu_timing.Lap]], parts: Iterable[Mapping[str, Any]]
+    found: Mapping[EpochKey, Sequence[Interval]], parts: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
+    """Rates, and for training their share of the rate of the step alone."""
     steps = {row["whose"]: row["images_per_s"] for row in parts if row["part"] == "step"}
     out = []
-    for (what, source, kind), each in found.items():
-        row = {"what": what, "images": source} | cpu_timing.summary(each)
-        out.append(row | {"of_step": digits(row["images_per_s"] / steps[what]) if kind == "step" else None})
+    for (name, source, trains), intervals in found.items():
+        row = {"what": name, "images": source} | throughput.summary(intervals)
+        out.append(row | {"of_step": digits(row["images_per_s"] / steps[name]) if trains else None})
     return out
 
 
 # --- the tables -------------------------------------------------------------------------------------------------------
 
 
-def sections(parts: Sequence[dict[str, Any]], ends: Sequence[dict[str, Any]]) -> list[report.Section]:
+def sections(parts: Sequence[dict[str, Any]], ends: Sequence[dict[str, Any]]) -> list[table.Section]:
     found = {(row["part"], row["whose"]): row for row in parts}
     lines = [
         [
-            *(row["part"], row["whose"], rate(row["images_per_s"]), table.time(row["median_us"])),
-            f"{table.time(row['p10_us'])} - {table.time(row['p90_us'])}",
-            *(table.faster(row, found.get((row["part"], name))) for name in LAYOUTS),
-            table.megabytes(row["peak_bytes"]),
+            *(row["part"], row["whose"], rate(row["images_per_s"]), time_text(row["median_us"]), spread(row)),
+            *(speedup(row, found.get((row["part"], name))) for name in LAYOUTS),
+            megabytes(row["peak_bytes"]),
         ]
         for row in parts
     ]
@@ -135,59 +136,56 @@ def sections(parts: Sequence[dict[str, Any]], ends: Sequence[dict[str, Any]]) ->
         ]
         for row in ends
     ]
-    first = report.Section("parts, on batches that lie on the device", PARTS_HEADER, lines)
-    return [first, report.Section("loaders alone, and whole epochs", EPOCHS_HEADER, epochs)]
+    first = table.Section("parts, on batches that are on the device", PARTS_HEADER, lines)
+    return [first, table.Section("loaders alone, and whole epochs", EPOCHS_HEADER, epochs)]
 
 
 def common(options: argparse.Namespace) -> dict[str, Any]:
-    """What a reader needs to place the numbers and to repeat them."""
+    """Networks, sizes, precision, machine, versions and command."""
     names = ("device", "image_size", "batch", "teacher", "student_a", "student_b", "stem", "images", "workers")
-    root = [] if options.root is None else ["--data.root", "DIR"]
-    parts = [f"--{name.replace('_', '-')} {getattr(options, name)}" for name in (*names, "rounds", "epochs")]
-    parts += [f"--threads {torch.get_num_threads()}", "--compile" if options.compile else "--no-compile"]
-    parts += ["--cuda-graph" if options.graph else "--no-cuda-graph"]
-    return {
-        **{name: getattr(options, name) for name in names},
-        "precision": "bf16 autocast" if options.device == "cuda" else "fp32",
-        "threads": torch.get_num_threads(),
-        "machine": machine.machine(options.device),
-        "versions": machine.versions(),
-        "command": " ".join(["python -m bench.step", *root, *parts]),
-    }
+    shown, threads = {name: getattr(options, name) for name in names}, torch.get_num_threads()
+    root = {} if options.root is None else {"data.root": "DIR"}
+    switches = {f"{'' if value else 'no-'}{name}": True for name, value in switches_of(options).items()}
+    more = {"rounds": options.rounds, "epochs": options.epochs, "threads": threads}
+    precision = "bf16 autocast" if options.device == "cuda" else "fp32"
+    command = command_line("step", **root, **shown, **more, **switches)
+    return shown | {"precision": precision, "threads": threads} | environment(options.device, command)
+
+
+def switches_of(options: argparse.Namespace) -> dict[str, bool]:
+    return {"compile": options.compile, "cuda-graph": options.graph}
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Everything; the parts are written before the epochs begin."""
+    """Measures and shows everything; the parts are saved before the epochs begin."""
     begin = time.monotonic()
     with images.tree(options.root, options.images, CORES) as root, ExitStack() as stack:
-        subjects = get_ready(stack, root, options, begin + FOR_PARTS * options.limit)
-        times = timing.interleaved(subjects.works, options.rounds, options.device)
-        parts = part_rows(times, subjects, options.batch)
+        loops = prepare(stack, root, options, begin + PREPARATION * options.limit)
+        timed = {(part, loop.name): each for loop in loops for part, each in loop.parts.items()}
+        parts = part_rows(timing.interleaved(timed, options.rounds, options.device), loops, options.batch)
         save(options, parts, [])
-        report.show(sections(parts, [])[:1])
-        works = epochs(stack, root, subjects, options)
-        found = cpu_timing.turns(works, options.epochs, begin + options.limit)
-        ends = epoch_rows({name: each for name, each in found.items() if each}, parts)
+        table.show(sections(parts, [])[:1])
+        found = throughput.interleaved(epochs(stack, root, loops, options), options.epochs, begin + options.limit)
+    ends = epoch_rows({name: intervals for name, intervals in found.items() if intervals}, parts)
     save(options, parts, ends)
     print()
-    report.show(sections(parts, ends)[1:])
+    table.show(sections(parts, ends)[1:])
 
 
 def save(options: argparse.Namespace, parts: list[dict[str, Any]], ends: list[dict[str, Any]]) -> None:
-    """Writes what there is, where it is wanted."""
     if options.json:
-        write(options.json, json.dumps({**common(options), "parts": parts, "epochs": ends}, indent=1) + "\n")
+        write_json(options.json, {**common(options), "parts": parts, "epochs": ends})
     if options.markdown:
-        write(options.markdown, report.markdown(sections(parts, ends)) + "\n")
+        write_text(options.markdown, table.markdown(sections(parts, ends)) + "\n")
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench.step", description=(__doc__ or "").splitlines()[0])
+def make_step_parser() -> argparse.ArgumentParser:
+    parser = make_parser("step", __doc__)
     add = parser.add_argument
-    add("--device", default="cpu", choices=("cpu", "cuda"))
+    add_device(parser)
     add("--data.root", dest="root", metavar="DIR", help="train/CLASS/* and val/CLASS/*; generated if not given")
     add("--image-size", type=count, help="64 on the CPU, 224 on CUDA")
     add("--batch", type=count, help="images of a step; 32 on the CPU, 256 on CUDA")
@@ -196,20 +194,24 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--student-a", default="resnet18")
     add("--student-b", default="mobilenet_v2")
     add("--stem", choices=("auto", "imagenet", "half", "small"), help="imagenet on the CPU, auto on CUDA")
-    add("--threads", type=count, help="of PyTorch's; 1 on the CPU, as many as it takes by itself on CUDA")
-    add("--workers", type=count, help="of the loaders; 1 on the CPU, one a core on CUDA")
-    add("--compile", action=argparse.BooleanOptionalAction, help="also compiled; on CUDA by default")
-    add("--cuda-graph", dest="graph", action=argparse.BooleanOptionalAction, help="also as a CUDA graph, likewise")
+    add("--threads", type=count, help="PyTorch's threads; 1 on the CPU, its own default on CUDA")
+    add("--workers", type=count, help="of the loaders; 1 on the CPU, one for each core on CUDA")
+    add("--compile", action=argparse.BooleanOptionalAction, help="also compiled networks; default on CUDA")
+    add("--cuda-graph", dest="graph", action=argparse.BooleanOptionalAction, help="also a CUDA graph; default on CUDA")
     add("--rounds", type=count, default=7, help="samples of each part")
-    add("--epochs", type=count, default=3, help="of each end to end, after one to warm up")
-    add("--seconds", type=float, default=1.0, help="of a loader alone, about")
-    add("--limit", type=float, default=float("inf"), metavar="SECONDS", help="after which nothing more is begun")
+    add("--epochs", type=count, default=3, help="of each loop, after one to warm up")
+    add("--seconds", type=float, default=1.0, help="approximate length of a measurement of a loader alone")
+    add("--limit", type=float, default=float("inf"), metavar="SECONDS", help="after which nothing more begins")
     add("--json", type=Path, metavar="FILE")
     add("--markdown", type=Path, metavar="FILE")
+    return parser
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = make_step_parser()
     options = parser.parse_args(argv)
     cuda = options.device == "cuda"
-    if cuda and not torch.cuda.is_available():
-        parser.error("argument --device: PyTorch sees no CUDA device")
+    check_device(parser, options.device)
     if options.graph and not cuda:
         parser.error("argument --cuda-graph: it needs --device cuda")
     for name, value in (DEFAULTS[options.device] | {"compile": cuda, "graph": cuda}).items():
@@ -222,7 +224,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
-    options.expected = 500.0  # images per second of a core, for the length of the loaders' windows
     if options.threads:
         torch.set_num_threads(options.threads)
     try:

@@ -1,4 +1,4 @@
-"""The benchmarks, on problems too small to time: what they write, what they refuse, whom they catch."""
+"""The benchmark of the loss on small workloads: its files, its errors, and the comparison with float64."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench import caches, call, kernel_time, loss, machine, measure, memory, providers, style, table, timing
-from bench import problem as problem_module
-from bench.problem import OPTIONS, Case, Oracle, make, observe
+from bench import caches, call, kernel_time, loss, loss_case, loss_style, loss_table, machine, memory, providers, timing
+from bench import workload as workload_module
 from bench.providers import FACTORIES, Provider
+from bench.workload import LOSS_OPTIONS, Case, Oracle, evaluate, make_workload
 from tests.loss.helpers import eager
 
 KEYS = {
@@ -27,14 +27,14 @@ KEYS = {
     "kernels_us",
     *("machine", "versions", "command", "copy_gb_per_s"),
 }
-LOSS: dict[str, Any] = OPTIONS | {"temperature": 4.0}
+LOSS: dict[str, Any] = LOSS_OPTIONS | {"temperature": 4.0}
 TINY = "--threads 1 --shapes 4x10 --rounds 1 --dtypes float32"
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short samples, a copy that is not measured, and this process's memory as it is."""
-    monkeypatch.setattr(timing, "LEAST_US", 1.0)
+    monkeypatch.setattr(timing, "MIN_SAMPLE_US", 1.0)
     monkeypatch.setattr(timing, "copy_bandwidth", lambda device: 10.0)
     monkeypatch.setattr(machine, "keep_memory", lambda: True)
 
@@ -97,7 +97,7 @@ def test_plots_and_markdown(tmp_path: Path) -> None:
 
 
 def test_many_shapes_are_drawn_as_curves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(caches, "last_level", lambda device: 1000)
+    monkeypatch.setattr(caches, "last_level_bytes", lambda device: 1000)
     shapes = ",".join(f"{rows}x{classes}" for rows in (2, 3, 4) for classes in (10, 20, 30))
     assert run(f"{TINY} --shapes {shapes} --caches warm,cold --providers eager,udskd --plot {tmp_path}") == 0
     names = ["forward", "forward+backward"]
@@ -107,17 +107,17 @@ def test_many_shapes_are_drawn_as_curves(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_every_provider_has_its_colour() -> None:
-    assert set(style.COLOURS) == set(FACTORIES)
+    assert set(loss_style.COLOURS) == set(FACTORIES)
 
 
-# --- who is caught ---------------------------------------------------------------------------------------------------
+# --- wrong or failing providers --------------------------------------------------------------------------------------
 
 
 def right(*inputs: Tensor) -> Tensor:
     return eager.dual_student_loss(*inputs, **LOSS).loss
 
 
-def put(monkeypatch: pytest.MonkeyPatch, wrong: Any) -> None:
+def replace_reference(monkeypatch: pytest.MonkeyPatch, wrong: Any) -> None:
     monkeypatch.setitem(FACTORIES, "reference", lambda name, device, options: Provider(name, wrong))
 
 
@@ -126,7 +126,7 @@ def too_large(*inputs: Tensor) -> Tensor:
 
 
 def too_steep(*inputs: Tensor) -> Tensor:
-    """The right loss, with gradients that are not its own."""
+    """The right loss with wrong gradients."""
     return right(*inputs).detach() + too_large(*inputs) - too_large(*inputs).detach()
 
 
@@ -138,12 +138,12 @@ def not_a_number(*inputs: Tensor) -> Tensor:
 def test_a_wrong_provider_ends_the_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, wrong: Any
 ) -> None:
-    put(monkeypatch, wrong)
+    replace_reference(monkeypatch, wrong)
     file = tmp_path / "rows.json"
     assert run(f"{TINY} --providers eager,udskd,reference --json {file}") == 1
-    said = capsys.readouterr().err
-    assert said.startswith("reference disagrees with float64 on 4 x 10, float32, ")
-    assert said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert output.startswith("reference disagrees with float64 on 4 x 10, float32, ")
+    assert output.count("\n") == 1
     # what was measured before is there: the loss alone, where only the gradients are wrong
     rows = json.loads(file.read_text()) if file.exists() else []
     assert {row["pass"] for row in rows} == ({"forward"} if wrong is too_steep else set())
@@ -173,10 +173,10 @@ def test_a_run_stops_at_its_limit_and_writes_what_it_has(
     file = tmp_path / "rows.json"
     assert run(f"{TINY} --shapes 4x10,5x10,6x10 --providers udskd --passes forward --limit 2 --json {file}") == 0
     assert [row["rows"] for row in json.loads(file.read_text())] == [4, 5]
-    assert "\nno time left for 6 x 10, float32, forward and what follows it\n" in capsys.readouterr().out
+    assert "\nno time left for 6 x 10, float32, forward and the cases after it\n" in capsys.readouterr().out
 
 
-def test_another_librarys_wrong_answer_is_named_and_left_out(
+def test_another_librarys_wrong_result_is_reported_and_left_out(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setitem(FACTORIES, "liger", lambda name, device, options: Provider(name, too_large))
@@ -186,23 +186,23 @@ def test_another_librarys_wrong_answer_is_named_and_left_out(
     assert "skipped: liger, which fails on 4 x 10, float32, forward: liger disagrees" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("who", ["eager", "udskd"])
-def test_who_finds_no_memory_is_left_out(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, who: str
+@pytest.mark.parametrize("name", ["eager", "udskd"])
+def test_a_provider_without_memory_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str
 ) -> None:
     def refuse(*inputs: Tensor) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory\nand how to get some")
 
-    monkeypatch.setitem(FACTORIES, who, lambda name, device, options: Provider(name, refuse))
-    put(monkeypatch, right)
+    monkeypatch.setitem(FACTORIES, name, lambda name, device, options: Provider(name, refuse))
+    replace_reference(monkeypatch, right)
     file = tmp_path / "rows.json"
-    monkeypatch.setattr(measure, "bound", lambda *_: 1.0)
-    assert run(f"{TINY} --passes forward --providers {who},reference --json {file}") == 0
+    monkeypatch.setattr(loss_case, "error_bound", lambda *_: 1.0)
+    assert run(f"{TINY} --passes forward --providers {name},reference --json {file}") == 0
     assert [row["provider"] for row in json.loads(file.read_text())] == ["reference"]
-    assert f"skipped: {who}, which fails on 4 x 10, float32, forward: CUDA out of memory\n" in capsys.readouterr().out
+    assert f"skipped: {name}, which fails on 4 x 10, float32, forward: CUDA out of memory\n" in capsys.readouterr().out
 
 
-def test_who_fails_only_when_it_is_timed_is_left_out(
+def test_a_provider_that_fails_only_when_timed_is_left_out(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     calls: list[int] = []
@@ -223,12 +223,12 @@ def test_who_fails_only_when_it_is_timed_is_left_out(
 def test_a_case_that_finds_no_memory_leaves_the_others(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    def little(case: Case, device: str, seed: int = 0) -> Any:
+    def without_memory(case: Case, device: str, seed: int = 0) -> Any:
         if case.rows == 5:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return make(case, device, seed)
+        return make_workload(case, device, seed)
 
-    monkeypatch.setattr(measure, "make", little)
+    monkeypatch.setattr(loss_case, "make_workload", without_memory)
     file = tmp_path / "rows.json"
     assert run(f"{TINY} --shapes 4x10,5x10,6x10 --passes forward --providers udskd --json {file}") == 0
     assert [row["rows"] for row in json.loads(file.read_text())] == [4, 6]
@@ -239,9 +239,9 @@ def test_the_rows_of_a_case_are_written_before_the_next_begins(monkeypatch: pyte
     def interrupted(case: Case, device: str, seed: int = 0) -> Any:
         if case.rows == 5:
             raise KeyboardInterrupt
-        return make(case, device, seed)
+        return make_workload(case, device, seed)
 
-    monkeypatch.setattr(measure, "make", interrupted)
+    monkeypatch.setattr(loss_case, "make_workload", interrupted)
     file, text = tmp_path / "rows.json", tmp_path / "rows.md"
     with pytest.raises(KeyboardInterrupt):
         run(f"{TINY} --shapes 4x10,5x10 --passes forward --providers udskd --json {file} --markdown {text}")
@@ -253,28 +253,28 @@ def test_the_rows_of_a_case_are_written_before_the_next_begins(monkeypatch: pyte
 
 
 def test_cold_logits_are_more_than_the_caches_hold(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(caches, "last_level", lambda device: 1000)
-    seen: list[int] = []
+    monkeypatch.setattr(caches, "last_level_bytes", lambda device: 1000)
+    found: list[int] = []
 
     def note(*inputs: Tensor) -> Tensor:
-        seen.append(inputs[1].data_ptr())
+        found.append(inputs[1].data_ptr())
         return right(*inputs)
 
-    put(monkeypatch, note)
+    replace_reference(monkeypatch, note)
     file = tmp_path / "rows.json"
     assert run(f"{TINY} --rounds 10 --caches warm,cold --passes forward --providers eager,reference --json {file}") == 0
     rows = json.loads(file.read_text())
     assert [row["cache"] for row in rows] == ["warm", "warm", "cold", "cold"]
     assert "--caches warm,cold" in rows[0]["command"]
-    assert len(set(seen[:8])) == 1
-    last = seen[-14:]
+    assert len(set(found[:8])) == 1
+    last = found[-14:]
     assert (len(set(last)), last[:7]) == (7, last[7:])  # 480 bytes a batch: seven are more than three times the cache
 
 
-def test_a_case_that_no_cache_would_notice_is_not_called_cold(
+def test_a_cold_case_that_needs_too_many_batches_is_skipped(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(caches, "last_level", lambda device: 1_000_000)
+    monkeypatch.setattr(caches, "last_level_bytes", lambda device: 1_000_000)
     file = tmp_path / "rows.json"
     assert run(f"{TINY} --caches cold,warm --passes forward --providers udskd --json {file}") == 0
     assert [row["cache"] for row in json.loads(file.read_text())] == ["warm"]
@@ -283,25 +283,25 @@ def test_a_case_that_no_cache_would_notice_is_not_called_cold(
 
 def test_results_of_a_round_of_cold_batches_are_kept_apart() -> None:
     case = Case(4, 10, "float32", "forward+backward", "cold")
-    problems = [make(case, "cpu", seed) for seed in range(3)]
-    work = measure.repeated(Provider("eager", right), problems, True)
+    workloads = [make_workload(case, "cpu", seed) for seed in range(3)]
+    work = loss_case.loop_over(Provider("eager", right), workloads, True)
     work(7)
     (kept,) = [cell.cell_contents for cell in work.__closure__ or () if isinstance(cell.cell_contents, deque)]
     assert len({gradient.data_ptr() for gradients in kept for gradient in gradients}) == 4
 
 
-def test_the_largest_cache_is_what_the_system_says(tmp_path: Path) -> None:
+def test_the_largest_cache_is_read_from_the_system(tmp_path: Path) -> None:
     for index, size in enumerate(("32K", "1024K", "33M")):
         (tmp_path / f"index{index}").mkdir()
         (tmp_path / f"index{index}" / "size").write_text(f"{size}\n")
-    assert caches.last_level("cpu", tmp_path) == 33 << 20
-    assert caches.last_level("cpu", tmp_path / "none") == caches.UNKNOWN
+    assert caches.last_level_bytes("cpu", tmp_path) == 33 << 20
+    assert caches.last_level_bytes("cpu", tmp_path / "none") == caches.DEFAULT_BYTES
 
 
 def test_a_case_larger_than_the_caches_needs_no_second_batch() -> None:
-    assert caches.batches(Case(1000, 1000, "float32", "forward", "cold"), 4_000_000) == 1
-    assert caches.batches(Case(1000, 1000, "float32", "forward", "cold"), 4_000_001) == 2
-    assert caches.batches(Case(10, 10, "float32", "forward", "warm"), 4_000_000) == 1
+    assert caches.batch_count(Case(1000, 1000, "float32", "forward", "cold"), 4_000_000) == 1
+    assert caches.batch_count(Case(1000, 1000, "float32", "forward", "cold"), 4_000_001) == 2
+    assert caches.batch_count(Case(10, 10, "float32", "forward", "warm"), 4_000_000) == 1
 
 
 def test_kernels_are_timed_on_a_gpu_alone() -> None:
@@ -337,44 +337,44 @@ def test_the_bound_is_wider_where_plain_pytorch_is_less_exact() -> None:
     bounds = []
     for dtype in ("float64", "float32", "bfloat16"):
         case = Case(16, 100, dtype, "forward+backward")
-        problem = make(case, "cpu")
-        bounds.append(measure.bound(case, problem, LOSS, Oracle(problem, LOSS, True)))
+        workload = make_workload(case, "cpu")
+        bounds.append(loss_case.error_bound(case, workload, LOSS, Oracle(workload, LOSS, True)))
     assert 0 < bounds[0] < 1e-11 < bounds[1] < 1e-5 < 1e-3 < bounds[2] < 0.2
 
 
-def test_a_bound_that_is_no_number_allows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bound_that_is_not_finite_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(FACTORIES, "eager", lambda name, device, options: Provider(name, not_a_number))
     case = Case(4, 10, "float32", "forward")
-    problem = make(case, "cpu")
-    with pytest.raises(measure.Disagreement, match="no finite answer to 4 x 10"):
-        measure.bound(case, problem, LOSS, Oracle(problem, LOSS, False))
+    workload = make_workload(case, "cpu")
+    with pytest.raises(loss_case.Disagreement, match="no finite result for 4 x 10"):
+        loss_case.error_bound(case, workload, LOSS, Oracle(workload, LOSS, False))
 
 
 def test_an_error_is_relative_to_the_largest_element(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(13, 10, "float64", "forward+backward")
-    problem = make(case, "cpu")
-    for at_once in (problem_module.AT_ONCE, 40):  # the whole batch, and four rows at a time
-        monkeypatch.setattr(problem_module, "AT_ONCE", at_once)
-        oracle, seen = Oracle(problem, LOSS, True), observe(right, problem, True)
-        assert oracle.error(seen) < 1e-14
-        assert oracle.error([seen[0] * 1.5, *seen[1:]]) == pytest.approx(0.5)
-        off = seen[2].clone()
-        off[12, 3] += 0.25 * seen[2].abs().max()
-        assert oracle.error([seen[0], seen[1], off]) == pytest.approx(0.25)
+    workload = make_workload(case, "cpu")
+    for at_once in (workload_module.CHUNK_LOGITS, 40):  # the whole batch, and four rows at a time
+        monkeypatch.setattr(workload_module, "CHUNK_LOGITS", at_once)
+        oracle, found = Oracle(workload, LOSS, True), evaluate(right, workload, True)
+        assert oracle.error(found) < 1e-14
+        assert oracle.error([found[0] * 1.5, *found[1:]]) == pytest.approx(0.5)
+        off = found[2].clone()
+        off[12, 3] += 0.25 * found[2].abs().max()
+        assert oracle.error([found[0], found[1], off]) == pytest.approx(0.25)
         off[2, 3] = torch.nan
-        assert oracle.error([seen[0], seen[1], off]) == float("inf")
+        assert oracle.error([found[0], found[1], off]) == float("inf")
 
 
-def test_a_problem_is_another_for_another_seed_and_the_same_for_the_same() -> None:
+def test_a_workload_depends_on_its_seed_alone() -> None:
     case = Case(4, 10, "bfloat16", "forward")
-    one, same, other = (make(case, "cpu", seed) for seed in (0, 0, 1))
+    one, same, other = (make_workload(case, "cpu", seed) for seed in (0, 0, 1))
     assert all(torch.equal(x, y) for x, y in zip(one, same, strict=True))
     assert not any(torch.equal(x, y) for x, y in zip(one, other, strict=True))
     assert not one.student_a.requires_grad
 
 
 class Overwriting(nn.CrossEntropyLoss):
-    """Leaves something else in its logits, as Liger's does."""
+    """Overwrites its logits, as Liger's does."""
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         value = super().forward(logits.clone(), target)
@@ -384,7 +384,7 @@ class Overwriting(nn.CrossEntropyLoss):
 
 @pytest.mark.parametrize("name", ["compile", "liger", "quack"])
 def test_compositions_compute_the_loss(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """With PyTorch's functions in the place of the kernels, which need a GPU, and nothing compiled."""
+    """With PyTorch's functions instead of the kernels, which need a GPU, and without torch.compile."""
     liger = SimpleNamespace(LigerCrossEntropyLoss=Overwriting, LigerKLDIVLoss=nn.KLDivLoss)
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers", liger)  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "quack.cross_entropy", SimpleNamespace(cross_entropy=F.cross_entropy))  # type: ignore[arg-type]
@@ -394,7 +394,7 @@ def test_compositions_compute_the_loss(monkeypatch: pytest.MonkeyPatch, name: st
     assert not skipped
     for kind in ("forward", "forward+backward"):
         case = Case(8, 10, "float64", kind)
-        assert measure.check(case, found, make(case, "cpu"), LOSS)[name] < 1e-12
+        assert loss_case.check(case, found, make_workload(case, "cpu"), LOSS)[name] < 1e-12
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
@@ -403,15 +403,15 @@ def test_compositions_compute_the_loss(monkeypatch: pytest.MonkeyPatch, name: st
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ("--shapes 256", "'256' is no ROWSxCLASSES"),
-        ("--shapes 256x100,0x10", "'0x10' is no ROWSxCLASSES"),
-        ("--shapes 8x1", "'8x1' is no ROWSxCLASSES"),
+        ("--shapes 256", "'256' is not ROWSxCLASSES"),
+        ("--shapes 256x100,0x10", "'0x10' is not ROWSxCLASSES"),
+        ("--shapes 8x1", "'8x1' is not ROWSxCLASSES"),
         ("--dtypes float31", "unknown dtype 'float31'; known are float32, bfloat16"),
         ("--passes backward", "unknown pass 'backward'; known are forward, forward+backward"),
         ("--providers eager,udsdk", "unknown provider 'udsdk'; known are eager, compile"),
         ("--caches lukewarm", "unknown state 'lukewarm'; known are warm, cold"),
-        ("--rounds 0", "'0' is no whole number from 1 up"),
-        ("--threads two", "'two' is no whole number from 1 up"),
+        ("--rounds 0", "'0' is not an integer of at least 1"),
+        ("--threads two", "'two' is not an integer of at least 1"),
         ("--temperature 0", "--temperature: it must be above 0"),
         ("--device tpu", "invalid choice: 'tpu'"),
     ],
@@ -436,12 +436,12 @@ def test_cuda_without_a_device_is_refused(capsys: pytest.CaptureFixture[str], ma
 # --- the tools -------------------------------------------------------------------------------------------------------
 
 
-def test_works_take_turns_in_rotating_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "LEAST_US", 0.0)
-    seen: list[str] = []
-    works = {name: lambda times, name=name: seen.extend([name] * times) for name in "abc"}
+def test_loops_take_turns_in_rotating_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "MIN_SAMPLE_US", 0.0)
+    found: list[str] = []
+    works = {name: lambda times, name=name: found.extend([name] * times) for name in "abc"}
     times = timing.interleaved(works, 3, "cpu")
-    assert "".join(seen[-9:]) == "abcbcacab"
+    assert "".join(found[-9:]) == "abcbcacab"
     assert list(times) == ["a", "b", "c"]
 
 
@@ -453,7 +453,7 @@ def test_peak_counts_what_is_held_at_once() -> None:
         z = torch.empty(500)
         del y, z
 
-    assert memory.peak(work, "cpu") == 12_000
+    assert memory.peak_bytes(work, "cpu") == 12_000
 
 
 def test_tables_hold_the_ratios_that_matter() -> None:
@@ -461,9 +461,9 @@ def test_tables_hold_the_ratios_that_matter() -> None:
     shared |= {"p10_us": 1.0, "p90_us": 1.0, "max_error": 1e-7, "peak_bytes": None}
     medians = {"eager": 1200.0, "compile": 300.0, "udskd": 100.0}
     rows = [shared | {"provider": name, "median_us": us} for name, us in medians.items()]
-    (section,) = table.sections(rows)
+    (section,) = loss_table.sections(rows)
     assert [line[3:5] for line in section.rows] == [["1.00x", "0.25x"], ["4.00x", "1.00x"], ["12.0x", "3.00x"]]
-    (summary,) = table.summary(rows)
+    (summary,) = loss_table.summary(rows)
     assert summary.rows == [["4 x 10, float32", "1200 µs", "300 µs", "100 µs", "12.0x", "3.00x", "50%", "- / - / -"]]
 
 

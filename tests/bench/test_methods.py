@@ -1,4 +1,4 @@
-"""The benchmarks of methods: what is timed, and the table of a ladder."""
+"""The benchmark of the methods' speed, the ladder and its table."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench import ladder, methods, overview
-from bench.toolkit import ROOT
+from bench import ladder, ladder_table, methods
+from bench.commands import ROOT
 from tests.results.test_table import write_run
 from tests.training.conftest import write_tree
 from udskd import methods as known
@@ -32,24 +32,24 @@ def test_the_step_of_every_method_asked_for_is_timed(tmp_path: Path, capsys: pyt
     assert "| kd " in capsys.readouterr().out
 
 
-def test_the_overview_has_both_students_and_the_speed_in_one_row(
+def test_the_table_of_a_ladder_has_both_students_and_the_speed_in_one_row(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = [write_run(tmp_path / f"{m}{s}", method=m, seed=s, top1=60.0 + 2 * s) for m in ("kd", "akd") for s in (0, 1)]
     speed = tmp_path / "speed.json"
     speed.write_text(json.dumps({"rows": [{"method": "kd", "images_per_s": 41.6}]}))
-    assert overview.main([*map(str, runs), "--speed", str(speed)]) == 0
+    assert ladder_table.main([*map(str, runs), "--speed", str(speed)]) == 0
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[4:]]
     cells = ["61.0 ± 1.4", "1.25 ± 0.00", "0.050 ± 0.000", "56.0 ± 1.4", "1.25 ± 0.00", "0.050 ± 0.000"]
     assert lines == [["`kd`", *cells, "42"], ["`akd`", *cells, ""]]
 
 
-def test_the_ladder_climbs_every_method() -> None:
+def test_the_ladder_has_every_method() -> None:
     assert {options[1] for options in ladder.RUNGS.values()} == set(known.names())
 
 
 @pytest.mark.parametrize(("cached", "name"), [(True, "kd"), (True, "cud"), (True, "akd"), (False, "akd")])
-def test_the_ladder_gives_cached_logits_to_who_asks_for_logits_alone(
+def test_the_ladder_gives_cached_logits_to_methods_that_need_logits_alone(
     cached: bool, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commands: list[list[str]] = []
@@ -59,7 +59,7 @@ def test_the_ladder_gives_cached_logits_to_who_asks_for_logits_alone(
     assert ("--teacher.checkpoint" in commands[0]) == (name != "kd")
 
 
-def test_a_ladder_of_some_methods_always_has_the_one_that_they_are_compared_with(tmp_path: Path) -> None:
+def test_a_ladder_of_some_methods_always_has_the_first_rung(tmp_path: Path) -> None:
     assert ladder.some_rungs("udskd, ce") == ["ce", "kd", "udskd"]
 
 
@@ -72,11 +72,11 @@ def test_an_unknown_rung_is_named_beside_the_known_ones(capsys: pytest.CaptureFi
 @pytest.mark.parametrize("root", [["--data.root", "/home/me/images"], ["--data.root=/home/me/images"]])
 def test_the_command_on_record_has_every_option_but_no_path(root: list[str], tmp_path: Path) -> None:
     options = argparse.Namespace(recipe="r.toml", rungs=["kd"], seeds=2, jobs=1, cache=True)
-    said = shlex.split(ladder.again(options, [*root, "--training.epochs", "9"]))
-    assert not [word for word in said if "home" in word]
+    text = shlex.split(ladder.command_of(options, [*root, "--training.epochs", "9"]))
+    assert not [word for word in text if "home" in word]
     rest = "--training.epochs 9 --rungs kd --seeds 2 --jobs 1 --cache --output DIR"
-    assert said[-11:] == rest.split()
-    assert "DIR" in said[4:6] or "--data.root=DIR" in said
+    assert text[-11:] == rest.split()
+    assert "DIR" in text[4:6] or "--data.root=DIR" in text
 
 
 def small_ladder(folder: Path, epochs: int) -> list[str]:
@@ -89,12 +89,12 @@ def small_ladder(folder: Path, epochs: int) -> list[str]:
 
 def test_a_ladder_without_time_begins_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ladder.main([*small_ladder(tmp_path, 1), "--limit", "0"]) == 1
-    assert "0 of 1 runs are complete; the same command goes on" in capsys.readouterr().out
+    assert "0 of 1 runs are complete; the same command continues" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_ladder_that_is_stopped_goes_on_in_the_middle_of_its_run(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_ladder_that_is_stopped_continues_in_the_middle_of_its_run(tmp_path: Path, number: signal.Signals) -> None:
     command, log = small_ladder(tmp_path, 60), tmp_path / "out" / "kd-seed0" / "log.jsonl"
     words = [sys.executable, "-m", "bench.ladder", *command]
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
@@ -107,29 +107,29 @@ def test_a_ladder_that_is_stopped_goes_on_in_the_middle_of_its_run(tmp_path: Pat
     assert ladder.main(command) == 0
     epochs = [event["epoch"] for event in map(json.loads, log.read_text().splitlines()) if event["event"] == "epoch"]
     assert epochs == list(range(1, 61))
-    said = Path(f"{log.parent}.log").read_text()
-    assert "stopping after this step" in said
-    assert "done: " in said
+    text = Path(f"{log.parent}.log").read_text()
+    assert "stopping after this step" in text
+    assert "done: " in text
     assert [run["run"] for run in json.loads((tmp_path / "out" / "ladder.json").read_text())["runs"]] == ["kd-seed0"]
 
 
-def test_a_command_that_runs_out_of_time_is_asked_to_stop_and_waited_for(tmp_path: Path) -> None:
-    says = (
+def test_a_command_that_runs_out_of_time_is_terminated_and_awaited(tmp_path: Path) -> None:
+    code = (
         "import signal, sys, time, pathlib; p = pathlib.Path(sys.argv[1]);"
         "signal.signal(signal.SIGTERM, lambda *_: (p.write_text('saved'), sys.exit()));"
         "p.write_text('ready'); time.sleep(60)"
     )
-    noted = tmp_path / "noted"
-    process = subprocess.Popen([sys.executable, "-c", says, str(noted)])
-    while not noted.exists() or noted.read_text() != "ready":
+    note = tmp_path / "note"
+    process = subprocess.Popen([sys.executable, "-c", code, str(note)])
+    while not note.exists() or note.read_text() != "ready":
         time.sleep(0.01)
     with pytest.raises(ladder.OutOfTime):
         ladder.wait(process, ladder.Deadline(time.monotonic() + 0.1))
-    assert noted.read_text() == "saved"
+    assert note.read_text() == "saved"
 
 
-def test_a_run_hears_no_signal_but_the_ladders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is sent to all of a terminal's or batch job's processes would be its first, and the ladder's its second."""
+def test_a_run_receives_no_signal_but_the_ladders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal to all processes of a terminal or batch job would be its first, and the ladder's its second."""
     python, run = tmp_path / "python", tmp_path / "out" / "run"
     python.write_text(f"#!{sys.executable}\nimport os\nprint(os.getsid(0))\n")
     python.chmod(0o755)
@@ -139,9 +139,9 @@ def test_a_run_hears_no_signal_but_the_ladders(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_run_that_fails_while_it_stops_has_failed() -> None:
-    says = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); "
-    says += "print(flush=True); time.sleep(60)"
-    process = subprocess.Popen([sys.executable, "-c", says], stdout=subprocess.PIPE)
+    code = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); "
+    code += "print(flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.readline()
     assert ladder.wait(process, ladder.Deadline(0.0)) == 7

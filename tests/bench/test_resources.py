@@ -1,4 +1,4 @@
-"""The compiler's word on every kernel: read, compared with the committed table, and complained about; and names."""
+"""The resources of kernels: parsing the compiler's output, the comparison with the committed table, and short names."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from torch.utils import cpp_extension
 
-from bench import resources, toolkit
+from bench import cuda_toolkit, resources
+from bench.commands import ROOT
 from bench.resources import TABLE, Kernel, compare, merged, parse
 
-SAID = """\
+PTXAS = """\
 ptxas info    : 28 bytes gmem
 ptxas info    : Compiling entry function '_Z1ai' for 'sm_90'
 ptxas info    : Function properties for _Z1ai
@@ -32,7 +33,7 @@ B = Kernel("b", 90, registers=8)
 
 def test_every_number_goes_to_its_kernel() -> None:
     called = Kernel("_Z6calledi", 90, spill_stores=4, spill_loads=8)
-    kernels = parse(SAID, 90)
+    kernels = parse(PTXAS, 90)
     assert kernels == [Kernel("_Z1ai", 90, 64, 464, 212, 1100, 32), Kernel("_Z1bi", 90, 8), called]
     assert parse("", 90) == []
 
@@ -41,8 +42,8 @@ def test_every_number_goes_to_its_kernel() -> None:
     ("demangled", "name"),
     [
         ("plain(double*)", "plain"),
-        ("udskd::cuda::scale(udskd::Job, void (*)(int))", "scale"),
-        ("void udskd::(anonymous namespace)::rows<float, udskd::cuda::Warp>(udskd::Job)", "rows<float, Warp>"),
+        ("udskd::cuda::scale(udskd::Problem, void (*)(int))", "scale"),
+        ("void udskd::(anonymous namespace)::rows<float, udskd::cuda::Warp>(udskd::Problem)", "rows<float, Warp>"),
         (
             "void udskd::rows<float, udskd::ThreadGroup<(int)8>, (udskd::Kind)1>(float*)",
             "rows<float, ThreadGroup<int(8)>, Kind(1)>",
@@ -54,10 +55,10 @@ def test_every_number_goes_to_its_kernel() -> None:
     ],
 )
 def test_names_are_short(demangled: str, name: str) -> None:
-    assert toolkit.short(demangled) == name
+    assert cuda_toolkit.short(demangled) == name
 
 
-def test_what_is_not_worse_passes() -> None:
+def test_numbers_that_have_not_grown_pass() -> None:
     assert compare([A, B], [B, A]) == []
     assert compare([A], [Kernel("a", 90, registers=60, shared=9000)]) == []
 
@@ -68,20 +69,20 @@ def test_what_is_not_worse_passes() -> None:
         (Kernel("b", 90, 9), "b, sm_90: registers 8 -> 9"),
         (Kernel("b", 90, 8, stack=16), "b, sm_90: bytes of stack 0 -> 16"),
         (Kernel("b", 90, 8, 0, 4, 8), "b, sm_90: bytes of spill stores 0 -> 4, bytes of spill loads 0 -> 8"),
-        (Kernel("c", 90, 8), "c, sm_90: unknown, not in the table"),
+        (Kernel("c", 90, 8), "c, sm_90: compiled, but not in the table"),
     ],
 )
-def test_what_is_worse_is_a_line(now: Kernel, line: str) -> None:
+def test_a_kernel_that_has_grown_is_a_line(now: Kernel, line: str) -> None:
     assert line in compare([A, B], [A, now])
-    assert all(said.startswith(("b, ", "c, ")) for said in compare([A, B], [A, now]))
+    assert all(line.startswith(("b, ", "c, ")) for line in compare([A, B], [A, now]))
 
 
 def test_a_kernel_that_is_gone_is_a_line() -> None:
-    assert compare([A, B], [A]) == ["b, sm_90: missing, but in the table"]
-    assert compare([B], [Kernel("b", 80, 8)])[1] == "b, sm_90: missing, but in the table"
+    assert compare([A, B], [A]) == ["b, sm_90: in the table, but not compiled"]
+    assert compare([B], [Kernel("b", 80, 8)])[1] == "b, sm_90: in the table, but not compiled"
 
 
-def test_of_two_kernels_of_one_name_the_worse_counts() -> None:
+def test_of_two_kernels_of_one_name_the_larger_numbers_count() -> None:
     assert merged([Kernel("b", 90, 8, stack=16), B, Kernel("b", 90, 10), A]) == [A, Kernel("b", 90, 10, stack=16)]
 
 
@@ -94,15 +95,15 @@ def test_the_table_reads_as_it_was_written(tmp_path: Path) -> None:
     assert "| `a` | 64, 464 B stack, spills 212 / 1100 B | 32 B |\n| `b` | 8 | 0 B |\n" in text
 
 
-def test_a_check_looks_at_the_architectures_it_was_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_check_compares_the_given_architectures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = tmp_path / "table.json"
     table.write_text(resources.dumps("13.0.88", [A, Kernel("b", 80, 8)]))
     assert resources.check(table, "13.0.88", [A], [90]) == 0
     assert resources.check(table, "13.0.88", [], [90]) == 1
     assert resources.check(table, "13.1.2", [A], [90]) == 1
     assert capsys.readouterr().out.splitlines() == [
-        "a, sm_90: missing, but in the table",
-        "The table was made with nvcc 13.0.88; this is 13.1.2, which may use other registers.",
+        "a, sm_90: in the table, but not compiled",
+        "The table was made by nvcc 13.0.88; this is 13.1.2, whose register allocation may differ.",
     ]
 
 
@@ -114,13 +115,13 @@ def test_a_mistake_ends_with_exit_code_2(words: list[str]) -> None:
 
 
 def test_the_flags_are_those_of_the_build() -> None:
-    setup = list(ast.walk(ast.parse((toolkit.ROOT / "setup.py").read_text())))
+    setup = list(ast.walk(ast.parse((ROOT / "setup.py").read_text())))
     values = {ast.unparse(node.targets[0]): node.value for node in setup if isinstance(node, ast.Assign)}
     given = {x.value for x in ast.walk(values["nvcc"]) if isinstance(x, ast.Constant) and isinstance(x.value, str)}
     # Of debug builds, of the host's compiler, and of what holds several architectures.
     elsewhere = {"-G", "--threads=0", "--compress-mode=size", "-Xcompiler=-fvisibility=hidden"}
     common = {*cpp_extension.COMMON_NVCC_FLAGS, ast.literal_eval(values["TARGET"])}
-    assert set(toolkit.FLAGS) == (given - elsewhere) | common
+    assert set(cuda_toolkit.FLAGS) == (given - elsewhere) | common
 
 
 # --- the committed table ---------------------------------------------------------------------------------------------
@@ -139,16 +140,16 @@ def test_kernels_that_do_the_work_do_not_spill() -> None:
 @needs_table
 def test_the_table_is_whole() -> None:
     _, kernels = resources.read(TABLE)
-    assert {kernel.arch for kernel in kernels} == set(toolkit.ARCHS)
+    assert {kernel.arch for kernel in kernels} == set(cuda_toolkit.ARCHS)
     assert kernels == merged(kernels)
 
 
 @needs_table
-def test_the_compiler_still_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    home = toolkit.home()
+def test_the_compiler_agrees_with_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    home = cuda_toolkit.home()
     if home is None:
         pytest.skip("no nvcc")
     made_with, _ = resources.read(TABLE)
-    if (here := toolkit.release(home)) != made_with:
-        pytest.skip(f"the table was made with nvcc {made_with}, this is {here}")
+    if (here := cuda_toolkit.release(home)) != made_with:
+        pytest.skip(f"the table was made by nvcc {made_with}, this is {here}")
     assert resources.main(["--check", "--archs", "90"]) == 0, capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What compute-sanitizer watches, on the CPU: every kind of call is there, and each is compared with the reference."""
+"""The calls for compute-sanitizer, on the CPU: all kinds of calls, and the comparison with the reference."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_wrong_answer_ends_the_sanitized_calls(
 ) -> None:
     monkeypatch.setattr(sanitized, "TOLERANCE", dict.fromkeys(sanitized.TOLERANCE, -1.0))
     assert sanitized.main(["--device", "cpu"]) == 1
-    said = capsys.readouterr().out
-    assert said.startswith("lanes8, 9 x 7, torch.float32, ")
-    assert "off by " in said
-    assert "checked" not in said
+    output = capsys.readouterr().out
+    assert output.startswith("lanes8, 9 x 7, torch.float32, ")
+    assert "off by " in output
+    assert "checked" not in output

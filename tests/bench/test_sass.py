@@ -1,4 +1,4 @@
-"""Machine instructions are read from a disassembler's listing and counted where they belong."""
+"""Counting machine instructions in the listing of a disassembler."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The benchmarks of loading and training, on images too few to time: the baseline does the same work, and what they
-write."""
+"""The benchmarks of loading and training on few images: equal work of the baseline, and the files."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench import cases, cpu_timing, images, loader, plain, step, timing
+from bench import images, loader, plain_pytorch, step, step_cases, throughput, timing
 from tests.training.conftest import tiny_config, write_tree
 from udskd.config import schema
 from udskd.config.schema import Config
@@ -45,51 +44,53 @@ def networks(config: Config) -> list[torch.nn.Module]:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_the_plain_loop_does_the_same_work(config: Config, layout: torch.memory_format) -> None:
     """The same loss of the same batch, and after a step the same weights."""
-    trial = StepBenchmark(config, FolderSet(Path(config.data.root) / "train"))
-    plainly = plain.Plain(*networks(config), config, "cpu", layout=layout)
-    inputs = trial.inputs(trial.batch())
-    before = trial.task.losses(inputs)["loss"].item()
-    assert plainly.loss(inputs.images, inputs.target).item() == pytest.approx(before, rel=1e-5)
+    benchmark = StepBenchmark(config, FolderSet(Path(config.data.root) / "train"))
+    plain = plain_pytorch.PlainLoop(*networks(config), config, "cpu", layout=layout)
+    inputs = benchmark.inputs(benchmark.batch())
+    before = benchmark.task.losses(inputs)["loss"].item()
+    assert plain.loss(inputs.images, inputs.target).item() == pytest.approx(before, rel=1e-5)
 
-    trial = StepBenchmark(config, FolderSet(Path(config.data.root) / "train"))
-    plainly = plain.Plain(*networks(config), config, "cpu", layout=layout)
-    trial.train_step(inputs)
-    assert plainly.step(inputs.images, inputs.target) == pytest.approx(before, rel=1e-5)
-    for network, student in zip(trial.task.networks, plainly.students, strict=True):
-        for mine, theirs in zip(network.module.parameters(), student.parameters(), strict=True):
-            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+    benchmark = StepBenchmark(config, FolderSet(Path(config.data.root) / "train"))
+    plain = plain_pytorch.PlainLoop(*networks(config), config, "cpu", layout=layout)
+    benchmark.train_step(inputs)
+    assert plain.step(inputs.images, inputs.target) == pytest.approx(before, rel=1e-5)
+    for network, student in zip(benchmark.task.networks, plain.students, strict=True):
+        for ours, theirs in zip(network.module.parameters(), student.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_the_plain_loader_loads_what_ours_does(config: Config) -> None:
-    batches = plain.loader(config.data, range(36), 12, 0, "cpu")
+    batches = plain_pytorch.loader(config.data, range(36), 12, 0, "cpu")
     pictures, labels = next(iter(batches))
     assert len(batches) == 3
     assert pictures.shape == (12, 3, 8, 8)
     assert pictures.dtype == torch.float32
     assert labels.dtype == torch.int64
-    trial = StepBenchmark(config, FolderSet(Path(config.data.root) / "train"))
-    ours = trial.inputs(trial.batch()).images
+    benchmark = StepBenchmark(config, FolderSet(Path(config.data.root) / "train"))
+    ours = benchmark.inputs(benchmark.batch()).images
     assert pictures.mean().item() == pytest.approx(ours.mean().item(), abs=0.3)
     assert pictures.std().item() == pytest.approx(ours.std().item(), rel=0.3)
 
 
-def test_a_trial_trains_as_a_run_does_and_writes_nothing(
+def test_a_step_benchmark_trains_as_a_run_does_and_writes_nothing(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    trial = StepBenchmark(config, FolderSet(Path(config.data.root) / "train"))
-    before = [p.detach().clone() for p in trial.task.networks[0].module.parameters()]
-    assert trial.train_epoch() == 36
-    assert trial.train_epoch() == 36
-    trial.close()
-    assert any(not torch.equal(p, q) for p, q in zip(before, trial.task.networks[0].module.parameters(), strict=True))
+    benchmark = StepBenchmark(config, FolderSet(Path(config.data.root) / "train"))
+    before = [p.detach().clone() for p in benchmark.task.networks[0].module.parameters()]
+    assert benchmark.train_epoch() == 36
+    assert benchmark.train_epoch() == 36
+    benchmark.close()
+    assert any(
+        not torch.equal(p, q) for p, q in zip(before, benchmark.task.networks[0].module.parameters(), strict=True)
+    )
     assert list(tmp_path.iterdir()) == []
 
 
 # --- the clock --------------------------------------------------------------------------------------------------------
 
 
-def test_only_what_arrives_while_all_are_busy_is_timed() -> None:
+def test_only_batches_that_arrive_while_all_workers_are_busy_are_timed() -> None:
     arrived: list[int] = []
     begin, end = steady((arrived.append(n) for n in range(9)), 2, 4, lambda: len(arrived))
     assert (begin, end) == (3, 7)
@@ -128,7 +129,7 @@ def test_the_step_benchmark(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On images that it generates."""
-    monkeypatch.setattr(timing, "LEAST_US", 1.0)
+    monkeypatch.setattr(timing, "MIN_SAMPLE_US", 1.0)
     file, text = tmp_path / "step.json", tmp_path / "step.md"
     tiny = ["--teacher", "tiny_plain_2", "--student-a", "tiny_plain_1", "--student-b", "tiny_separable_1"]
     size = ["--images", "12", "--image-size", "8", "--stem", "auto", "--epochs", "1", "--seconds", "0.01"]
@@ -155,22 +156,22 @@ def test_the_step_benchmark(
     assert "vs channels_last" in capsys.readouterr().out
 
 
-def test_at_its_limit_no_further_round_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_at_the_limit_no_further_round_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([1.0, 9.0])  # before the warm-up, and before the second round
-    monkeypatch.setattr(cpu_timing, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    found = cpu_timing.turns({"a": lambda: cpu_timing.Lap(1, 1.0, 1.0)}, 5, end=5.0)
+    monkeypatch.setattr(throughput, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    found = throughput.interleaved({"a": lambda: throughput.Interval(1, 1.0, 1.0)}, 5, end=5.0)
     assert len(found["a"]) == 1
 
 
-def test_beyond_its_limit_nothing_is_begun() -> None:
-    assert cpu_timing.turns({"a": lambda: cpu_timing.Lap(1, 1.0, 1.0)}, 5, end=0.0) == {"a": []}
+def test_after_the_limit_nothing_begins() -> None:
+    assert throughput.interleaved({"a": lambda: throughput.Interval(1, 1.0, 1.0)}, 5, end=0.0) == {"a": []}
 
 
-def test_an_update_by_no_gradient_changes_nothing_but_by_decay() -> None:
+def test_an_update_with_zero_gradients_changes_nothing_without_decay() -> None:
     module = torch.nn.Linear(3, 2)
     before = [p.detach().clone() for p in module.parameters()]
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-    cases.moved([module], optimizer.step)()
+    step_cases.with_zero_gradients([module], optimizer.step)()
     assert all(torch.equal(p, x) for p, x in zip(module.parameters(), before, strict=True))
     assert all(p.grad is not None for p in module.parameters())
 
@@ -178,7 +179,7 @@ def test_an_update_by_no_gradient_changes_nothing_but_by_decay() -> None:
 @pytest.mark.parametrize(
     ("main", "command", "words"),
     [
-        (loader.main, "--workers 0", "'0' is no whole number from 1 up"),
+        (loader.main, "--workers 0", "'0' is not an integer of at least 1"),
         (loader.main, "--seconds 0", "--seconds: it must be above 0"),
         (loader.main, "--modes threads none", "invalid choice: 'none'"),
         (step.main, "--images 8 --batch 16", "at least the 16 images of a batch"),
@@ -196,18 +197,16 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
 
 
 @pytest.mark.parametrize("main", [loader.main, step.main])
-def test_what_is_wrong_with_the_images_is_one_line(
-    main: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_error_in_the_images_is_one_line(main: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--data.root", str(tmp_path / "nowhere")]) == 1
-    said = capsys.readouterr().err
-    assert "does not exist" in said
-    assert said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert "does not exist" in output
+    assert output.count("\n") == 1
 
 
 def test_an_epoch_must_have_a_batch(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert step.main(["--data.root", str(tree), "--image-size", "8", "--batch", "64", "--images", "64"]) == 1
-    assert "an epoch of 36 images has none of the 64" in capsys.readouterr().err
+    assert "an epoch of 36 images is smaller than one batch of 64" in capsys.readouterr().err
 
 
 def test_generated_images_are_like_photographs(tmp_path: Path) -> None:

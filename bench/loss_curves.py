@@ -1,4 +1,4 @@
-"""A figure for each pass and dtype of many shapes: a panel for each batch size, time against classes."""
+"""Figures of many shapes, one for each pass and dtype: a panel for each batch size, time over the number of classes."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from pathlib import Path
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from bench import style
-from bench.table import Row
+from bench import loss_style
+from bench.loss_table import Row
 from udskd.results.plots import INK, STYLE
 
 COLUMNS = 3
 
 
 def draw(rows: Sequence[Row], folder: Path) -> None:
-    """Writes PASS-DTYPE.png for each, PASS-cold-DTYPE.png where the caches were."""
+    """Writes PASS-DTYPE.png for each pass and dtype, PASS-cold-DTYPE.png for cold caches."""
     folder.mkdir(parents=True, exist_ok=True)
     with plt.rc_context(STYLE):
-        for kind in dict.fromkeys(style.kind_of(row) for row in rows):
-            path = folder / f"{'-'.join(kind).replace(', ', '-')}.png"
-            figure_of([row for row in rows if style.kind_of(row) == kind], path)
+        for key in dict.fromkeys(loss_style.panel_key(row) for row in rows):
+            path = folder / f"{'-'.join(key).replace(', ', '-')}.png"
+            figure_of([row for row in rows if loss_style.panel_key(row) == key], path)
 
 
 def figure_of(rows: Sequence[Row], path: Path) -> None:
@@ -40,16 +40,16 @@ def figure_of(rows: Sequence[Row], path: Path) -> None:
         axis.set_ylabel("µs a call")
     for axis in axes[-columns:]:
         axis.set_xlabel("classes")
-    style.finish(figure, axes, rows, path, style.kind_of(rows[0]))
+    loss_style.finish(figure, axes, rows, path, loss_style.panel_key(rows[0]))
 
 
 def panel(axis: Axes, rows: Sequence[Row]) -> None:
-    """Both axes logarithmic. The dashed line is the unavoidable bytes at the speed of a plain copy, below which only
-    what the caches hold can come."""
+    """Draws the times of one batch size on logarithmic axes, and dashed the time of a plain copy of the minimal bytes.
+    Only logits that stay in the caches can be faster than that."""
     axis.set_xscale("log")
     axis.set_yscale("log")
-    for name in style.providers(rows):
-        mine = sorted((row["classes"], row["median_us"]) for row in rows if row["provider"] == name)
-        axis.plot(*zip(*mine, strict=True), color=style.COLOURS[name], marker="o", markersize=3, label=name)
+    for name in loss_style.providers(rows):
+        points = sorted((row["classes"], row["median_us"]) for row in rows if row["provider"] == name)
+        axis.plot(*zip(*points, strict=True), color=loss_style.COLOURS[name], marker="o", markersize=3, label=name)
     floor = sorted({(row["classes"], row["minimal_bytes"] / row["copy_gb_per_s"] / 1e3) for row in rows})
     axis.plot(*zip(*floor, strict=True), color=INK, linewidth=1.2, linestyle=(0, (4, 3)), label="a copy of the bytes")

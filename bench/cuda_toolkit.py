@@ -1,5 +1,5 @@
-"""The CUDA toolkit's programs, as the build uses them: where they are, a source compiled for one architecture's machine
-code alone, and names that can be read."""
+"""The programs of the CUDA toolkit that the build uses: finds them, compiles one source for one architecture, and makes
+the names of kernels readable."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from bench.commands import ROOT
+
 ARCHS = (75, 80, 86, 89, 90, 100, 120)
-FLAGS = [  # those of setup.py, then those of torch.utils.cpp_extension; tests/bench/test_resources.py compares them
+FLAGS = [  # of setup.py and of torch.utils.cpp_extension; tests/bench/test_resources.py compares them
     *("-DTORCH_TARGET_VERSION=0x020b000000000000", "--Werror=all-warnings", "-O3"),
     *("-D__CUDA_NO_HALF_OPERATORS__", "-D__CUDA_NO_HALF_CONVERSIONS__", "-D__CUDA_NO_BFLOAT16_CONVERSIONS__"),
     *("-D__CUDA_NO_HALF2_OPERATORS__", "--expt-relaxed-constexpr"),
@@ -22,7 +23,7 @@ FLAGS = [  # those of setup.py, then those of torch.utils.cpp_extension; tests/b
 
 
 class ToolError(Exception):
-    """What a program of the toolkit said, or that it is not there."""
+    """A program of the toolkit has failed or is missing."""
 
 
 def home() -> str | None:
@@ -33,7 +34,7 @@ def home() -> str | None:
 
 
 def _on_path() -> str | None:
-    """The toolkit behind `nvcc`, seen through wrapper scripts."""
+    """The toolkit of the `nvcc` on PATH, also if that is a wrapper script."""
     nvcc = shutil.which("nvcc")
     if not nvcc:
         return None
@@ -47,13 +48,13 @@ def packages() -> Path:
 
 
 def folder_of(package: str) -> str | None:
-    """An installed package's, without importing it."""
+    """The folder of an installed package, found without importing it."""
     found = find_spec(package)
     return found.submodule_search_locations[0] if found and found.submodule_search_locations else None
 
 
 def program(name: str, within: str | None = None) -> str | None:
-    """A program of the toolkit: on PATH, in the toolkit, in pip's packages, or among those that Triton brings."""
+    """A program of the toolkit: on PATH, in the toolkit, in pip's packages, or in Triton's."""
     folders = [Path(within, part) for part in ("bin", "compute-sanitizer")] if within else []
     folders += sorted(packages().glob("*/bin"), reverse=True)
     if triton := folder_of("triton"):
@@ -63,10 +64,10 @@ def program(name: str, within: str | None = None) -> str | None:
 
 
 def release(within: str) -> str:
-    """nvcc's, such as 13.0.88."""
-    said = output([f"{within}/bin/nvcc", "--version"])
-    found = re.search(r"\bV(\d+(?:\.\d+)+)", said)
-    return found[1] if found else said.strip()
+    """The release of nvcc, such as 13.0.88."""
+    text = output([f"{within}/bin/nvcc", "--version"])
+    found = re.search(r"\bV(\d+(?:\.\d+)+)", text)
+    return found[1] if found else text.strip()
 
 
 def output(command: Sequence[str]) -> str:
@@ -82,7 +83,7 @@ def sources() -> list[str]:
 
 
 def compile_device(within: str, source: str, arch: int, cubin: Path) -> str:
-    """Writes the machine code of one architecture; returns what ptxas says of every kernel."""
+    """Writes the machine code of one architecture; returns the output of ptxas about every kernel."""
     include = Path(folder_of("torch") or "", "include")
     system = [include, include / "torch/csrc/api/include", Path(within, "include")]
     headers = [part for path in system for part in ("-isystem", str(path))]
@@ -94,17 +95,17 @@ def compile_device(within: str, source: str, arch: int, cubin: Path) -> str:
 
 
 def readable(mangled: Sequence[str]) -> dict[str, str]:
-    """Short names of kernels by their mangled ones."""
+    """Short names of kernels by their mangled names."""
     if not mangled:
         return {}
     demangler = program("c++filt") or program("cu++filt", home())
     if not demangler:
-        raise ToolError("names cannot be read: neither c++filt (binutils) nor cu++filt is installed")
+        raise ToolError("cannot demangle names: neither c++filt (binutils) nor cu++filt is installed")
     return dict(zip(mangled, map(short, output([demangler, *mangled]).splitlines()), strict=True))
 
 
 def short(demangled: str) -> str:
-    """`rows<half, Warp>` of `void udskd::(anonymous namespace)::rows<__half, udskd::Warp>(float*, int)`."""
+    """`rows<half, Warp>` for `void udskd::(anonymous namespace)::rows<__half, udskd::Warp>(float*, int)`."""
     name = re.sub(r"\(anonymous namespace\)::|_GLOBAL__N__\w+::|_INTERNAL_\w+::|\budskd::(?:cuda::)?", "", demangled)
     name = re.sub(r"\(([A-Za-z_][\w:]*)\)(-?\w+)", r"\1(\2)", name)  # a constant of an enumeration
     name = re.sub(r"\b__(?:nv_)?(half|bfloat16)\b", r"\1", name).replace("> >", ">>")
@@ -112,7 +113,7 @@ def short(demangled: str) -> str:
 
 
 def _without_arguments(name: str) -> str:
-    """Less the last pair of parentheses outside of <>, and what follows it."""
+    """The name without the parameters of the function."""
     depth = 0
     for position, character in enumerate(name):
         depth += (character == "<") - (character == ">")
@@ -122,7 +123,7 @@ def _without_arguments(name: str) -> str:
 
 
 def _without_result(name: str) -> str:
-    """Less what stands before the last space outside of <>: a template's result."""
+    """The name without the return type, which demangled templates have."""
     depth, begin = 0, 0
     for position, character in enumerate(name):
         depth += (character == "<") - (character == ">")

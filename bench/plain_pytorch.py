@@ -1,8 +1,8 @@
-"""The training loop that udskd is compared with: plain PyTorch and torchvision, as an ordinary careful user writes it.
+"""The baseline of udskd's training: a loop in plain PyTorch and torchvision that follows PyTorch's recommendations.
 
-ImageFolder, PIL transforms, a DataLoader with workers that persist and pinned memory; the teacher in eval mode under
-no_grad; the loss in PyTorch's functions; torch.optim.SGD; autocast where the run is in half precision; the running loss
-read at each step. With layout=torch.channels_last also in the memory format that suits convolutions.
+ImageFolder, PIL transforms, a DataLoader with persistent workers and pinned memory; the teacher in eval mode under
+no_grad; the loss in PyTorch's functions; torch.optim.SGD; autocast for half precision; one loss.item() in each step.
+With layout=torch.channels_last also the memory format that suits convolutions.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from udskd.config.schema import Config, DataConfig
 def loader(
     config: DataConfig, indices: Sequence[int], batch_size: int, workers: int, device: torch.device | str
 ) -> DataLoader[Any]:
-    """Batches of float32 [B, 3, S, S] and labels [B] of some of root/train's images, shuffled."""
+    """Batches of float32 [B, 3, S, S] and labels [B] of the images of root/train with these indices, shuffled."""
     views = transforms.Compose(
         [
             transforms.RandomResizedCrop(config.image_size, scale=config.crop_scale),
@@ -46,8 +46,8 @@ def loader(
     )
 
 
-class Plain:
-    """Both students in training, beside the frozen teacher; the modules are taken over and changed."""
+class PlainLoop:
+    """Trains two students with a frozen teacher. It moves the given modules to the device and changes them."""
 
     def __init__(
         self,
@@ -83,22 +83,20 @@ class Plain:
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         return torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision != torch.float32)
 
-    def place(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """A batch on the device."""
+    def to_device(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         images = images.to(self.device, non_blocking=True, memory_format=self.layout)
         return images, labels.to(self.device, non_blocking=True)
 
-    def answers(self, images: Tensor) -> Tensor:
-        """The teacher's logits."""
+    def teacher_logits(self, images: Tensor) -> Tensor:
         with torch.no_grad(), self.autocast():
             logits: Tensor = self.teacher(images)
         return logits
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        logits = self.answers(images)
+        teacher = self.teacher_logits(images)
         with self.autocast():
             a, b = (student(images) for student in self.students)
-        return self.loss_of(logits, a, b, labels)
+        return self.loss_of(teacher, a, b, labels)
 
     def loss_of(self, teacher: Tensor, a: Tensor, b: Tensor, labels: Tensor) -> Tensor:
         return dual_student_loss(teacher.float(), a.float(), b.float(), labels, **self.options).loss  # type: ignore[arg-type]
@@ -108,16 +106,16 @@ class Plain:
         self.optimizer.zero_grad()
 
     def step(self, images: Tensor, labels: Tensor) -> float:
-        """One step on a batch that lies on the device; its loss."""
+        """One step on a batch that is on the device; returns its loss."""
         loss = self.loss(images, labels)
         loss.backward()  # type: ignore[no-untyped-call]
         self.update()
         return loss.item()
 
-    def epoch(self, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[int, float]:
-        """Trains on all batches; how many images they had, and their mean loss."""
-        count, total = 0, 0.0
+    def epoch(self, batches: Iterable[tuple[Tensor, Tensor]]) -> int:
+        """Trains on all batches; returns the number of images."""
+        count = 0
         for images, labels in batches:
-            total += self.step(*self.place(images, labels)) * len(images)
+            self.step(*self.to_device(images, labels))
             count += len(images)
-        return count, total / max(1, count)
+        return count
