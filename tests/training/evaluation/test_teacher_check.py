@@ -29,14 +29,14 @@ from udskd.training.evaluation.teacher_check import (
 from udskd.training.tasks.students import StudentsTask
 from udskd.training.teacher_cache.writer import cache_teacher
 
-Numbers = npt.NDArray[np.int64]
+Classes = npt.NDArray[np.int64]
 
 
-def labels_of(classes: int, each: int) -> Numbers:
+def labels_of(classes: int, each: int) -> Classes:
     return np.repeat(np.arange(classes), each)
 
 
-def answers_of(labels: Numbers, classes: int, accuracy: float, seed: int = 0, alike: int = 1) -> Numbers:
+def answers_of(labels: Classes, classes: int, accuracy: float, seed: int = 0, alike: int = 1) -> Classes:
     """Of a teacher with this accuracy, whose wrong answers are any class, or within groups of `alike` classes."""
     rng = np.random.default_rng(seed)
     other = rng.integers(0, classes, len(labels))
@@ -88,7 +88,7 @@ def test_the_classes_are_named_with_what_they_are_answered_as() -> None:
     found = find_fault(labels, answers, ["cat", "dog", "owl", "fox"])
     assert found is not None
     assert found.text == (
-        'images of "dog" are mostly answered as "cat" (20 of 20), images of "cat" are mostly answered as "dog" '
+        'images of "dog" are mostly classified as "cat" (20 of 20), images of "cat" are mostly classified as "dog" '
         "(17 of 20); so for 2 of 4 classes"
     )
 
@@ -134,10 +134,10 @@ def test_one_answer_to_all_images_is_chance_however_the_classes_are_filled(answe
     found = find_fault(labels, answers, names(10))
     assert found is not None
     share = 100 * (labels == answer).mean()
-    assert found.text == f"it answers {share:.1f} % of 1360 validation images right, and chance {share:.1f} %"
+    assert found.text == f"it classifies {share:.1f} % of 1360 validation images correctly, and chance {share:.1f} %"
 
 
-def skewed(classes: int, images: int) -> Numbers:
+def skewed(classes: int, images: int) -> Classes:
     """95 % of the images are of class 0."""
     return np.where(np.arange(images) % 20 == 0, 1 + np.arange(images) // 20 % (classes - 1), 0)
 
@@ -173,9 +173,9 @@ def test_a_rare_class_that_is_found_more_often_than_by_chance_is_knowledge() -> 
 def test_mean_and_variance_of_the_right_answers_are_those_over_all_orders() -> None:
     labels, answers = np.array([0, 0, 0, 1, 1, 2, 2]), np.array([0, 0, 1, 1, 1, 1, 2])
     hits = [int((labels == np.array(order)).sum()) for order in itertools.permutations(answers.tolist())]
-    margins = _ClassCounts.from_classes(labels, answers)
-    assert margins.hits == pytest.approx(np.mean(hits))
-    assert margins.variance == pytest.approx(np.var(hits))
+    counts = _ClassCounts.from_classes(labels, answers)
+    assert counts.mean_hits == pytest.approx(np.mean(hits))
+    assert counts.variance == pytest.approx(np.var(hits))
 
 
 def test_the_right_answers_of_a_weak_teacher_have_the_distribution_of_simulated_ones() -> None:
@@ -184,10 +184,10 @@ def test_the_right_answers_of_a_weak_teacher_have_the_distribution_of_simulated_
     above, variances = [], []
     for _ in range(4000):
         answers = np.where(rng.random(2000) < 0.05, labels, rng.choice(own, 2000))
-        margins = _ClassCounts.from_classes(labels, answers)
-        weak = margins.of_weak_teacher(0.05)
-        above.append((labels == answers).sum() - weak.hits)
-        variances.append(weak.variance)
+        counts = _ClassCounts.from_classes(labels, answers)
+        mean, variance = counts.weak_teacher(0.05)
+        above.append((labels == answers).sum() - mean)
+        variances.append(variance)
     assert np.mean(above) == pytest.approx(0, abs=4 * np.std(above) / len(above) ** 0.5)
     assert np.var(above) == pytest.approx(np.mean(variances), rel=0.1)
 
@@ -276,7 +276,7 @@ def test_a_teacher_with_its_classes_in_another_order_is_warned_of_once(
     lines = [line for line in capsys.readouterr().out.splitlines() if "warning about" in line]
     assert len(lines) == 1
     assert lines[0].startswith(f"teacher: warning about {tmp_path / 't.pth'}: images of ")
-    for word in ('images of "blue" are mostly answered as "green"', "3 of 3 classes", "another order", "sorted"):
+    for word in ('images of "blue" are mostly classified as "green"', "3 of 3 classes", "another order", "sorted"):
         assert word in lines[0]
     (event,) = events(Path(config.output or ""), "teacher_warning")
     assert event["cause"] == "class_order"
@@ -317,7 +317,11 @@ def test_a_teacher_of_another_normalisation_is_warned_of(
     config = with_teacher(config, photographs, load_weights(good)[0], tmp_path)
     train(replace(config, data=replace(config.data, mean=(100.0, 100.0, 100.0))))
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "warning about" in line]
-    for word in ("it answers 33.3 % of 360 validation images right, and chance 33.3 %", "data.mean", "teacher.stem"):
+    for word in (
+        "it classifies 33.3 % of 360 validation images correctly, and chance 33.3 %",
+        "data.mean",
+        "teacher.stem",
+    ):
         assert word in line
     assert events(Path(config.output or ""), "teacher_warning")[0]["cause"] == "chance"
 
@@ -329,7 +333,7 @@ def test_a_teacher_of_this_run_that_has_learnt_nothing_is_warned_of(
     values |= {"teacher.weight_decay": 0.0}
     train(schema.with_values(config, values))
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "warning about" in line]
-    assert "the teacher of this run: it answers" in line
+    assert "the teacher of this run: it classifies" in line
     assert "teacher.epochs" in line
 
 

@@ -49,7 +49,7 @@ def summarise(table: Floats) -> dict[str, float]:
     ece is Σ_b (n_b/n)·|accuracy_b - confidence_b| over BINS equal bins of the largest probability (Guo et al. 2017), a
     fraction in [0, 1]. brier is the mean of Σ_c (p_c - y_c)², in [0, 2] (Brier 1950). entropy is the predictions', the
     intra-student uncertainty of arXiv:2601.18909; entropy_right and entropy_wrong are its means over the images that
-    the network classifies rightly and wrongly, where there are any.
+    the network classifies correctly and wrongly, where there are any.
     """
     n = len(table)
     if n == 0:
