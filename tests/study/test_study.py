@@ -23,8 +23,7 @@ from udskd.demo import demo
 from udskd.demo.demo import logits_of
 from udskd.errors import CheckpointError, ConfigError
 from udskd.results.statistics import spearman
-from udskd.study import figure, training_runs
-from udskd.study import seed as seeds
+from udskd.study import figure, measurements, training_runs
 from udskd.study.predictions import read_run_predictions, student_predictions
 from udskd.study.tables import chapters
 
@@ -152,7 +151,7 @@ def test_cells_of_several_seeds_are_mean_and_deviation(done: Study) -> None:
         t: {r: {n: v for n, (v,) in row.items()} for r, row in rows.items()} for t, rows in numbers["measured"].items()
     }
     other = {t: {r: {n: v + 2 for n, v in row.items()} for r, row in rows.items()} for t, rows in seed.items()}
-    measured = seeds.merge_seeds([seed, other])
+    measured = measurements.merge_seeds([seed, other])
     kl = seed["calibration of student_b"]["cud"]["kl"]
     assert measured["calibration of student_b"]["cud"]["kl"] == [kl, kl + 2]
     models = {"student_a": "a", "student_b": "b"}
@@ -211,7 +210,7 @@ def test_normalized_weights_have_the_ranks_of_the_others_and_the_mean_one(small:
     logits = torch.from_numpy(np.random.default_rng(0).normal(0, 2, images.posterior.shape))
     shared, names = training_runs.settings(1), ("udskd-entropy-confident", "udskd-entropy-confident-normalized")
     plain, normalized = (
-        seeds.weights_of([schema.with_values(shared, ALL[name])], logits, images)["entropy, confident"]
+        measurements.weights_of([schema.with_values(shared, ALL[name])], logits, images)["entropy, confident"]
         for name in names
     )
     assert normalized.mean() == pytest.approx(1)
@@ -252,11 +251,11 @@ def test_cuds_target_is_nearer_to_the_label_than_its_teacher(done: Study) -> Non
     name, folder = "cud", done.folder / "cud-seed0"
     found = read_run_predictions(folder, training_runs.config_of(config, done.folder, name, 0), torch.empty(0), images)
     own = logits_of(folder / "teacher_shaped.safetensors", config, images)
-    assert found.shaped
+    assert found.has_own_teacher
     torch.testing.assert_close(found.teacher, own, rtol=0, atol=0)
     p = own.softmax(-1).numpy()
-    rows: dict[str, dict[str, float]] = {}
-    seeds.add_targets(rows, name, training_runs.config_of(config, done.folder, name, 0), found, images)
+    run = training_runs.config_of(config, done.folder, name, 0)
+    rows = measurements.measure_targets(name, run, found, images)["targets"]
     wrong = p.argmax(-1) != images.labels
     gap = p[wrong].max(-1) - p[wrong, images.labels[wrong]]
     moved = np.minimum(0.5 * p[wrong].max(-1), 0.7 * gap)

@@ -1,6 +1,6 @@
-"""`udskd study uncertainty`: does each way of weighting images, and of shaping targets, do what it claims?
+"""`udskd study uncertainty`: measures whether the ways of weighting images and of shaping targets do what they claim.
 
-On generated images the true p(class | image) of every image is known, so that it can be measured.
+The images are generated, so that the true p(class | image) of every image is known.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from udskd.errors import ConfigError
 from udskd.files import write_atomic
 from udskd.results import table
 from udskd.study import figure, training_runs
-from udskd.study.seed import measure_seed, measure_truth, merge_seeds
+from udskd.study.measurements import measure_seed, measure_truth, merge_seeds
 from udskd.study.tables import Chapter, chapters
 
 FOLDER = Path("runs/study")
@@ -23,67 +23,66 @@ NAME = "uncertainty"
 
 
 def uncertainty(output: Path | None = None, seeds: int = 1, epochs: int | None = None) -> int:
-    """Trains the runs of every seed, measures them against the truth, and prints tables.
+    """Train the runs of every seed, compare them with the true posterior, and print tables.
 
-    Writes uncertainty.md (the tables), uncertainty.json (every number of each seed) and uncertainty.png.
+    Write uncertainty.md (the tables), uncertainty.json (every number of each seed) and uncertainty.png.
 
     Args:
-        output: folder of the runs and the results, runs/study by default. Runs that it holds already are kept, or
-            continued where they were interrupted.
-        seeds: of how many seeds, from 0 on.
-        epochs: of every teacher and student; those of the recipe of `udskd demo` by default.
+        output: folder of the runs and the results, runs/study by default. Complete runs in it are kept, interrupted
+            runs continue.
+        seeds: number of seeds, from 0 on.
+        epochs: epochs of every teacher and student, by default those of the recipe of `udskd demo`.
 
     Returns:
         0, the exit code.
 
     Raises:
         ConfigError: seeds or epochs is less than 1, or the folder holds runs with other options.
-        CheckpointError: a run's files cannot be read, or the results not be written.
+        CheckpointError, DataError: a run's files cannot be read, or the results cannot be written.
     """
     for option, value in (("--seeds", seeds), ("--epochs", epochs)):
         if value is not None and value < 1:
             raise ConfigError(f"{option} must be at least 1, got {value}")
     folder, shared, images = output or FOLDER, training_runs.settings(epochs), EmbeddedSet("val")
     training_runs.train_all(shared, folder, seeds)
-
     tables, weights = zip(*(measure_seed(shared, folder, seed, images) for seed in range(seeds)), strict=True)
-    best, best_weights = measure_truth(shared, folder, images)
-    measured, truth = merge_seeds(tables), merge_seeds([best])
+    true_tables, true_weights = measure_truth(shared, folder, images)
+    measured, truth = merge_seeds(tables), merge_seeds([true_tables])
     models = {role: str(getattr(shared, role).model) for role in STUDENTS}
-    answers = chapters(measured, truth, models, images)
-    show(answers)
+    report = chapters(measured, truth, models, images)
+    show(report)
 
     command = " ".join(_command(output, seeds, epochs))
     settings = {"seeds": seeds, "teacher_epochs": teacher_epochs(shared), "epochs": shared.training.epochs}
     numbers = {"command": command, **settings, "images": len(images), "measured": measured, "truth": truth}
-    _write(folder / f"{NAME}.md", document(command, shared, seeds, answers))
+    _write(folder / f"{NAME}.md", document(command, shared, seeds, report))
     _write(folder / f"{NAME}.json", json.dumps(numbers, indent=2) + "\n")
-    figure.draw(measured, truth, (weights[0], best_weights), models, images, folder / f"{NAME}.png")
-    print(f"\ntables, numbers and picture: {folder / NAME}.md, .json, .png")
+    figure.draw_study(measured, truth, (weights[0], true_weights), models, images, folder / f"{NAME}.png")
+    print(f"\ntables, numbers and figure: {folder / NAME}.md, .json, .png")
     return 0
 
 
-def show(answers: Sequence[Chapter]) -> None:
-    """Prints every chapter."""
-    for chapter in answers:
+def show(report: Sequence[Chapter]) -> None:
+    """Print every chapter."""
+    for chapter in report:
         print(f"\n{chapter.title}\n\n{chapter.text}\n")
         table.show(chapter.sections)
 
 
-def document(command: str, shared: Config, seeds: int, answers: Sequence[Chapter]) -> str:
-    """The Markdown of the whole study."""
+def document(command: str, shared: Config, seeds: int, report: Sequence[Chapter]) -> str:
+    """The study as a Markdown document."""
     over = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     introduction = (
         f"# The uncertainty study\n\n    {command}\n\nGenerated images whose true p(class | image) is known; {over}. "
         f"All runs of a seed learn from one teacher. Epochs: teacher {teacher_epochs(shared)}, students "
-        f"{shared.training.epochs}; all else that the runs' names do not say is as in the recipe of `udskd demo`. "
+        f"{shared.training.epochs}; all options that a run's name does not mention are those of `udskd demo`. "
         f"The numbers of each seed are in {NAME}.json.\n\n![{NAME}]({NAME}.png)\n"
     )
-    return "\n".join([introduction, *(f"{chapter.markdown()}\n" for chapter in answers)])
+    return "\n".join([introduction, *(f"{chapter.markdown()}\n" for chapter in report)])
 
 
 def teacher_epochs(shared: Config) -> int:
-    """Of the teacher's own training."""
+    """The number of epochs that the shared teacher is trained."""
     return shared.teacher.epochs or shared.training.epochs
 
 

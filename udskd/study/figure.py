@@ -1,4 +1,4 @@
-"""The study's picture: weights beside the true entropy, accuracy from clear to ambiguous images, and calibration."""
+"""The study's figure: weights against the true entropy, accuracy from clear to ambiguous images, and calibration."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ from matplotlib.figure import SubFigure
 
 from udskd.config.schema import STUDENTS
 from udskd.data import EmbeddedSet
-from udskd.results.plots import COLOURS, INK, STYLE, save
+from udskd.results.plots import COLOURS, INK, STYLE, draw_band, save
 from udskd.results.statistics import Floats
+from udskd.study.measurements import BAYES, TEACHER
 from udskd.study.measures import by_rank
-from udskd.study.seed import BAYES, TEACHER
 from udskd.study.tables import Numbers
 
-# The runs whose accuracy is drawn by decile, with their colours; the weighted ones differ too little to be told apart.
 CURVES = {
     "ce": COLOURS["ce"],
     "kd": COLOURS["kd"],
@@ -33,12 +32,13 @@ CURVES = {
     "cud": COLOURS["cud"],
     "variance": COLOURS["variance"],
 }
+"""The runs whose accuracy is drawn by decile, with their colours. Other weightings than the first differ too little."""
 HEADING: Any = {"size": 11, "weight": "bold"}
-MEASURES = {"entropy": "1 - H / log C", "max_prob": "largest p", "margin": "largest p less the second"}
+MEASURES = {"entropy": "1 - H / log C", "max_prob": "largest p", "margin": "largest p minus the second"}
 Weights = Mapping[str, Floats]
 
 
-def draw(
+def draw_study(
     measured: Numbers,
     truth: Numbers,
     weights: tuple[Weights, Weights],
@@ -46,7 +46,7 @@ def draw(
     images: EmbeddedSet,
     path: Path,
 ) -> None:
-    """Writes the picture. weights: of the first seed's teacher, and of the truth, by the weighting's name."""
+    """Write the figure. weights: by weighting, those of the first seed's teacher and those of the true posterior."""
     heights = [3.4, 6.4, 1.8 + 0.28 * len(measured[f"calibration of {STUDENTS[0]}"])]
     with plt.rc_context(STYLE):
         figure = plt.figure(figsize=(12, sum(heights)))
@@ -58,7 +58,7 @@ def draw(
 
 
 def draw_weights(figure: SubFigure, teacher: Weights, truth: Weights, images: EmbeddedSet) -> None:
-    """A panel for each measure: every image's weight against its true entropy, the teacher's and the truth's own."""
+    """Draw a panel for each measure: weight against true entropy, for the teacher and for the true posterior."""
     figure.suptitle("does the teacher's certainty follow the true uncertainty?", **HEADING)
     panels = {kind: name for kind in MEASURES if (name := f"{kind}, confident") in teacher}
     axes = figure.subplots(1, max(1, len(panels)), sharex=True, sharey=True, squeeze=False)[0]
@@ -75,48 +75,40 @@ def draw_weights(figure: SubFigure, teacher: Weights, truth: Weights, images: Em
 def draw_accuracy(
     figure: SubFigure, measured: Numbers, truth: Numbers, models: Mapping[str, str], images: EmbeddedSet
 ) -> None:
-    """For each student the expected accuracy by decile of the true entropy, and below it how much the best one is
-    missed by."""
-    figure.suptitle("who is right on clear and on ambiguous images?", **HEADING)
+    """Draw for each student the expected accuracy by decile of the true entropy, and below it the distance to the
+    Bayes-optimal accuracy."""
+    figure.suptitle("how accurate are the networks on clear and on ambiguous images?", **HEADING)
     groups = by_rank(images.entropy)
-    places = [float(images.entropy[group].mean()) for group in groups]
+    x = [float(images.entropy[group].mean()) for group in groups]
     numbers = [str(number) for number in range(1, len(groups) + 1)]
     best = np.array([truth[f"expected top-1 of {BAYES}"][BAYES][number][0] for number in numbers])
     axes = figure.subplots(2, len(STUDENTS), sharex=True, sharey="row")
     for (above, below), role in zip(axes.T, STUDENTS, strict=True):
-        for axis, less in ((above, np.zeros_like(best)), (below, best)):
-            axis.plot(places, best - less, ":", color=INK, linewidth=1.5, label=BAYES)
+        for axis, baseline in ((above, np.zeros_like(best)), (below, best)):
+            axis.plot(x, best - baseline, ":", color=INK, linewidth=1.5, label=BAYES)
             for name, colour in CURVES.items():
                 if row := measured[f"expected top-1 of {role}"].get(name):
-                    curve(axis, places, np.array([row[number] for number in numbers]).T - less, colour, name)
+                    values = np.array([row[number] for number in numbers]).T - baseline
+                    draw_band(axis, x, values, colour, marker="o", markersize=4, linewidth=1.5, label=name)
         above.set_title(f"{role}: {models[role]}")
         below.set_xlabel("mean true entropy of the decile (nats)")
     axes[0][0].set_ylabel("true probability of the\npredicted class (%)")
-    axes[1][0].set_ylabel("the same, less\nBayes-optimal's")
+    axes[1][0].set_ylabel("the same, minus\nBayes-optimal")
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=1 + len(CURVES))
 
 
-def curve(axis: Axes, places: Sequence[float], values: Floats, colour: str, label: str) -> None:
-    """values [seeds, places]: their mean, in a band of one standard deviation."""
-    mean = values.mean(axis=0)
-    axis.plot(places, mean, "o-", color=colour, markersize=4, linewidth=1.5, label=label)
-    if len(values) > 1:
-        spread = values.std(axis=0, ddof=1)
-        axis.fill_between(places, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
-
-
 def draw_divergence(figure: SubFigure, measured: Numbers, models: Mapping[str, str]) -> None:
-    """A panel for each student: every run's mean KL from the truth, beside the teachers'."""
+    """Draw a panel for each student: the mean KL divergence of every run from the truth, and that of the teachers."""
     figure.suptitle("how far from the true posterior?", **HEADING)
     axes = figure.subplots(1, len(STUDENTS), sharey=True)
     for axis, role in zip(axes, STUDENTS, strict=True):
         rows = measured[f"calibration of {role}"]
         for place, (name, row) in enumerate(rows.items()):
-            colour = CURVES.get(name, COLOURS[name.partition("-")[0]])  # a method's variants have its colour
+            colour = CURVES.get(name, COLOURS[name.partition("-")[0]])  # variants have the colour of their method
             spread = statistics.stdev(row["kl"]) if len(row["kl"]) > 1 else None
             mean = statistics.fmean(row["kl"])
             axis.errorbar(mean, place, xerr=spread, fmt="o", color=colour, markersize=6, capsize=3)
-        teachers(axis, measured[f"calibration of {TEACHER}"])
+        draw_teachers(axis, measured[f"calibration of {TEACHER}"])
         axis.set_yticks(range(len(rows)), list(rows))
         axis.set_ylim(len(rows) - 0.5, -0.5)
         axis.margins(x=0.08)
@@ -125,8 +117,8 @@ def draw_divergence(figure: SubFigure, measured: Numbers, models: Mapping[str, s
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
 
 
-def teachers(axis: Axes, rows: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
-    """A line for each teacher, at its mean."""
+def draw_teachers(axis: Axes, rows: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+    """Draw a line at the mean KL divergence of each teacher."""
     for (name, row), style in zip(rows.items(), itertools.cycle(("--", ":", "-."))):
         mean = statistics.fmean(row["kl"])
         axis.axvline(mean, color=INK, linestyle=style, linewidth=1.2, label=f"{name} {mean:.3f}")

@@ -1,6 +1,6 @@
-"""What the study measures, in float64: predictions p [N, C] against the true posterior [N, C] of the same images.
+"""Measures of predictions p [N, C] against the true posterior [N, C] of the same images, in float64.
 
-Nothing here knows of runs or networks. No label's noise enters where the truth stands in for the labels.
+Measures against the true posterior contain no noise of the labels.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from udskd.training.evaluation.metrics import BINS, bin_of
 Indices = npt.NDArray[np.intp]
 
 LEAST = 2.0**-25
-"""Half of float16's smallest number: everything below it was rounded to 0."""
+"""Half of the smallest positive float16: float16 rounds everything up to it to 0."""
 
 
 def restored(stored: npt.NDArray[np.float16]) -> Floats:
-    """Probabilities [N, C] out of float16 [N, C]; each row adds up to 1 again.
+    """Probabilities [N, C] from float16 [N, C], normalised so that each row adds up to 1.
 
-    What float16 rounded to 0 counts as LEAST, since a divergence from the truth would be infinite there. It comes out
-    too small by true p·log(LEAST / p) of such a class, with p what the network said.
+    Zeros become LEAST, since KL(true ‖ 0) is infinite. For a class whose probability p float16 rounded to 0, the KL
+    divergence comes out too small by true p·log(LEAST / p).
     """
     p = np.maximum(stored.astype(np.float64), LEAST)
     rows: Floats = p / p.sum(-1, keepdims=True)
@@ -41,25 +41,24 @@ def total_variation(true: Floats, p: Floats) -> Floats:
 
 
 def expected_hits(true: Floats, p: Floats) -> Floats:
-    """The true probability of the class that p takes for the most probable, [N]: how often a label would agree."""
+    """The true probability of the predicted class, [N]: the expected frequency with which it is the label."""
     result: Floats = np.take_along_axis(true, p.argmax(-1)[:, None], -1)[:, 0]
     return result
 
 
 def hits(labels: npt.NDArray[np.int64], p: Floats) -> Floats:
-    """1 where the most probable class is the label, else 0, [N]; of equally probable classes the first counts."""
+    """1 where the predicted class is the label, else 0, [N]; of equally probable classes the first is predicted."""
     result: Floats = (p.argmax(-1) == labels).astype(np.float64)
     return result
 
 
 def calibration(true: Floats, p: Floats) -> dict[str, float]:
-    """How far predictions are from the truth, in five numbers that are 0 for the true posterior; means over images.
+    """The distance of predictions from the true posterior: five means over images, which are 0 for the true posterior.
 
     "kl": KL(true ‖ p), nats. "confidence_gap": |confidence - t|, with confidence = max_c p_c and t the true
-    probability of that same class. "over_confidence": confidence - t, positive where p claims too much. "ece":
-    Σ_b (n_b / n)·|mean of t - mean of confidence| over the bins of the usual ECE
-    (udskd.training.evaluation.metrics), with t in place of whether the label agrees. "total_variation":
-    Σ_c |p_c - true_c| / 2.
+    probability of that class. "over_confidence": confidence - t, positive where p is over-confident. "ece":
+    Σ_b (n_b / n)·|mean of t - mean of confidence| over the bins of the ECE (udskd.training.evaluation.metrics), with t
+    in place of the accuracy. "total_variation": Σ_c |p_c - true_c| / 2.
     """
     confidence = p.max(-1)
     excess = confidence - expected_hits(true, p)
@@ -73,14 +72,14 @@ def calibration(true: Floats, p: Floats) -> dict[str, float]:
 
 
 def by_rank(values: Floats, groups: int = 10) -> list[Indices]:
-    """Indices of N values in groups from the smallest values to the largest; of equal values the first index is first.
+    """Indices of N values in groups from the smallest values to the largest; equal values are ordered by index.
 
-    The groups' sizes are equal where N can be divided so, else the first ones have one more.
+    If N is not a multiple of the number of groups, the first groups have one element more.
     """
     return np.array_split(np.argsort(values, kind="stable"), groups)
 
 
 def group_means(values: Floats, groups: list[Indices]) -> dict[str, float]:
-    """The mean of values [N] in each group, by the group's number from "1" on, and of "all"."""
+    """The mean of values [N] in each group, by the group's number ("1" is the first), and the mean of "all"."""
     means = {str(number): float(values[group].mean()) for number, group in enumerate(groups, 1)}
     return {**means, "all": float(values.mean())}

@@ -1,4 +1,4 @@
-"""The runs of the study: of every seed one teacher, which the run "kd" trains, and all others learn from."""
+"""The training runs of the study: in each seed the run "kd" trains the teacher, which all other runs load."""
 
 from __future__ import annotations
 
@@ -12,37 +12,40 @@ from udskd.demo import demo
 from udskd.training import train
 
 TEACHER_RUN = "kd"
-"""The run whose teacher is everybody's; it comes first."""
+"""The run that trains the shared teacher; it comes first."""
 
 
 def _weightings() -> dict[str, dict[str, Any]]:
-    """udskd with every measure of certainty, trust, and the weights as they are or divided by their mean."""
-    found = {}
+    """udskd with every measure of certainty, every trust, and plain or normalised weights."""
+    runs = {}
     for kind, trust, normalized in itertools.product(
         ("entropy", "max_prob", "margin"), ("confident", "uncertain"), (False, True)
     ):
-        found[f"udskd-{kind}-{trust}" + "-normalized" * normalized] = {
+        runs[f"udskd-{kind}-{trust}" + "-normalized" * normalized] = {
             "method": "udskd",
             "loss.uncertainty": kind,
             "loss.trust": trust,
             "loss.normalize_weights": normalized,
         }
-    return found
+    return runs
 
 
 RUNS: dict[str, dict[str, Any]] = {
     TEACHER_RUN: {"method": "kd"},
     "ce": {"method": "ce"},
     **_weightings(),
-    "kd-longer": {"method": "kd", "teacher.stage": "cross_entropy"},  # cud's teacher, too, is trained longer
+    "kd-longer": {
+        "method": "kd",
+        "teacher.stage": "cross_entropy",
+    },  # for comparison with cud, whose teacher is trained longer
     "cud": {"method": "cud"},
     "variance": {"method": "variance"},
 }
-"""By name: the options that are not the recipe's."""
+"""By name: the options that differ from the recipe."""
 
 
 def settings(epochs: int | None) -> Config:
-    """What all runs share: the recipe of `udskd demo`, with other epochs for teacher and students if given."""
+    """The options that all runs share: the recipe of `udskd demo`, with the given epochs for teacher and students."""
     config = toml.load(demo.RECIPE)
     if epochs is None:
         return config
@@ -51,12 +54,12 @@ def settings(epochs: int | None) -> Config:
 
 
 def folder_of(output: Path, name: str, seed: int) -> Path:
-    """A run's folder."""
+    """The folder of a run."""
     return output / f"{name}-seed{seed}"
 
 
 def config_of(shared: Config, output: Path, name: str, seed: int) -> Config:
-    """A run's options."""
+    """The options of a run."""
     values = {"seed": seed, "output": str(folder_of(output, name, seed)), **RUNS[name]}
     if name != TEACHER_RUN:
         values["teacher.checkpoint"] = str(folder_of(output, TEACHER_RUN, seed) / "teacher.safetensors")
@@ -64,12 +67,12 @@ def config_of(shared: Config, output: Path, name: str, seed: int) -> Config:
 
 
 def configs_of(shared: Config, output: Path, seed: int) -> dict[str, Config]:
-    """The options of all runs of a seed, by their names."""
+    """The options of all runs of a seed, by name."""
     return {name: config_of(shared, output, name, seed) for name in RUNS}
 
 
 def train_all(shared: Config, output: Path, seeds: int) -> None:
-    """Trains what is not complete yet, and continues what was interrupted. Raises what train() raises."""
+    """Train the runs that are not complete; interrupted runs continue. Raises what train() raises."""
     total = seeds * len(RUNS)
     for number, (seed, name) in enumerate(itertools.product(range(seeds), RUNS), 1):
         print(f"\n[{number}/{total}] {name}, seed {seed}", flush=True)

@@ -26,7 +26,7 @@ WEAK_ACCURACY = 0.05
 """Fraction of the images that a weak teacher knows. Of 40,000 simulated teachers that know as many (2 to 100 classes,
 balanced or not, 100 to 3000 images) 10 are reported. With 0.1 here, up to a quarter of them are."""
 EXCHANGE_RATIO = 10
-"""Two classes count as exchanged if their images are predicted as the other class this many times as often as correctly.
+"""Two classes count as exchanged if their images are predicted as the other class so many times as often as correctly.
 Unmeasured."""
 
 
@@ -132,8 +132,8 @@ def permuted_classes(labels: Classes, predicted: Classes, count: int) -> dict[in
 
     Half of the images of each class yield candidates, see _permutation_candidates(); the other half decides. There the
     candidates must be predicted as permuted for at least a quarter of their images, more than twice as often as
-    correctly, and more often than by chance (sign test at FAULT_LEVEL). {} if they are not, or if fewer than two classes,
-    or than a tenth of them, are candidates.
+    correctly, and more often than by chance (sign test at FAULT_LEVEL). {} if they are not, or if fewer than two
+    classes, or than a tenth of them, are candidates.
 
     A teacher that confuses two of several classes can look as if the two were exchanged, see _is_confusion().
     """
