@@ -19,7 +19,7 @@ import torch
 
 from tests.training.conftest import tiny_config, write_tree
 from tests.training.helpers.kills import compare, outcome
-from tests.training.helpers.parallel import PATIENCE, Ended, Forge, survivors, torchrun
+from tests.training.helpers.parallel import TIMEOUT, Ended, Forge, survivors, torchrun
 from udskd.config import schema, toml
 from udskd.data import augment, open_sets
 from udskd.models.checkpoints import load_weights
@@ -358,7 +358,7 @@ def test_another_number_of_processes_may_continue_and_says_so(
 def finish(world: subprocess.Popen[str], folder: Path) -> tuple[str, str]:
     """What it says, once it has ended with all its processes."""
     try:
-        out, err = world.communicate(timeout=PATIENCE)
+        out, err = world.communicate(timeout=TIMEOUT)
     except subprocess.TimeoutExpired:
         os.killpg(world.pid, signal.SIGKILL)
         raise
@@ -372,6 +372,8 @@ def test_torchrun_shows_our_sentence_and_leaves_no_process(tree: Path, tmp_path:
     out, err = finish(world, tmp_path)
     assert world.returncode != 0
     assert (out + err).count("udskd: error: 13 images in a step cannot be cut into 2 equal pieces") == 1
+    root_cause = err[err.index("Root Cause") :]
+    assert "exitcode  : 2 " in root_cause, err
 
 
 @pytest.mark.parametrize("whole_group", [False, True])
@@ -381,7 +383,7 @@ def test_a_signal_to_torchrun_saves_and_the_run_continues_exactly(
     """SIGTERM as a batch system sends it; or SIGINT as a terminal does, to all, and once more from torchrun."""
     place(tmp_path, tree)
     world = torchrun(2, "train recipe.toml --data.loader processes --data.workers 1", tmp_path, "linger")
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not all((tmp_path / f"waiting{rank}").exists() for rank in (0, 1)) and time.monotonic() < deadline:
         time.sleep(0.05)
     if whole_group:

@@ -44,9 +44,9 @@ def evaluate_run(run: Path, data_root: str | None = None) -> dict[str, Any]:
     except Stopped:
         raise Interrupted("stopped before the evaluation was complete") from None
     except Exception as error:
-        if (told := world.told(error, stop)) is error:
+        if (reported := world.report_once(error, stop)) is error:
             raise
-        raise told from None
+        raise reported from None
     finally:
         world.leave(failed=sys.exc_info()[0] is not None)
     for role, metrics in results.items():

@@ -124,12 +124,12 @@ def prepare(
             if warning := cached.missing_manifest_warning():
                 display.line(warning)
             with display.steps("identify the teacher cache's images", len(train_set)) as advance:
-                cached.check_images(advance, consensus.poll_here)
+                cached.check_images(advance, consensus.poll_this_rank)
     if world.local_rank == 0:  # the processes of one machine have the same images
         session.manifest = identify(config, folder, {"train": train_set, "val": val_set}, display, consensus)
     if config.data.loader == "resident":
         with display.steps("decode the training images", len(train_set)) as advance:
-            train.prepare(lambda *_: advance(), consensus.poll_here)
+            train.prepare(lambda *_: advance(), consensus.poll_this_rank)
     check_readable(val_set, config.data.workers, loader=config.data.loader, shard=shard)
     return session, networks, setup
 

@@ -56,9 +56,9 @@ def train(config: Config, *, resume: Path | None = None, previous: bool = False)
                 return folder.summary()
             return _train(config, folder, world, display, stop)
     except Exception as error:
-        if (told := world.told(error, stop)) is error:
+        if (reported := world.report_once(error, stop)) is error:
             raise
-        raise told from None
+        raise reported from None
     finally:
         world.leave(failed=sys.exc_info()[0] is not None)
 
@@ -86,7 +86,7 @@ def _train(config: Config, folder: RunFolder, world: World, display: Display, st
             raise CheckpointError(f"{error}; mend that, then: udskd train --resume {folder.path}") from None
         raise
     except Exception as error:
-        if stop.requested and not world.failed_elsewhere(error):
+        if stop.requested and not world.is_peer_failure(error):
             # what breaks now, such as a worker that got the signal, is no news
             raise _interrupted(session, folder) from None
         if (died := translate_worker_death(error)) is not error:

@@ -1,7 +1,8 @@
-"""Worlds of several processes: under torchrun, which is real; or forked from a process that has imported everything and
-ends them as torchrun does, which is quick (`python -m tests.training.helpers.parallel` reads the requests from stdin).
+"""Runs of several processes, started by torchrun; or forked from a process that has imported everything, keeps their
+store and ends them as torchrun does, which is faster (`python -m tests.training.helpers.parallel` reads requests from
+stdin).
 
-Under torchrun this file stands in for `python -m udskd`, with a patch named by UDSKD_TEST_PATCH.
+Under torchrun this file replaces `python -m udskd`, with the patch that UDSKD_TEST_PATCH names.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import errno
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.distributed import TCPStore
 
 from udskd import training
 from udskd.cli import main as cli
@@ -32,7 +33,7 @@ from udskd.training.runtime.signals import StopRequest
 from udskd.training.tasks.students import StudentsTask
 
 ROOT = Path(__file__).parents[3]
-PATIENCE = 120.0  # seconds for a world: who takes longer hangs
+TIMEOUT = 120.0  # seconds, after which a run counts as hanging
 HANGS = -1000
 
 
@@ -107,7 +108,7 @@ def linger(rank: int) -> None:
 
     def wait() -> None:
         Path(f"waiting{rank}").touch()
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while not told[-1].requested and time.monotonic() < deadline:
             time.sleep(0.02)
 
@@ -211,7 +212,7 @@ class Forge:
     def close(self) -> None:
         assert self._process.stdin
         self._process.stdin.close()
-        self._process.wait(PATIENCE)
+        self._process.wait(TIMEOUT)
 
 
 def serve() -> None:
@@ -221,13 +222,12 @@ def serve() -> None:
 
 
 def _world(ranks: int, command: str, folder: str, patch: str) -> Ended:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    addresses = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    addresses = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": str(ranks)}
+    addresses["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     pids = [_fork(command, Path(folder), patch, rank, addresses) for rank in range(ranks)]
     codes: dict[int, int] = {}
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while len(codes) < ranks:
         for rank in set(range(ranks)) - codes.keys():
             pid, status = os.waitpid(pids[rank], os.WNOHANG)

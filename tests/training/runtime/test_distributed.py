@@ -1,9 +1,7 @@
-"""What processes decide together, without the others: the wires are replaced."""
+"""What one process decides about the others, with the communication replaced."""
 
 from __future__ import annotations
 
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from udskd.config.schema import Config
 from udskd.errors import ConfigError, DataError, PeerFailed
 from udskd.training import train
 from udskd.training.engine.meter import Meter
+from udskd.training.runtime import distributed
 from udskd.training.runtime.distributed import StopConsensus, World
 from udskd.training.runtime.signals import StopRequest
 
@@ -48,27 +47,30 @@ def test_unreadable_images_of_all_processes_count_together(
         train(schema.with_values(config, options))
 
 
-def told_by(rank: int, store: HashStore) -> tuple[Exception, float]:
-    """What a process makes of a mistake that all find, and how long it takes."""
-    stop, begin = StopRequest(), time.monotonic()
-    stop.requested = rank > 0  # the others are told to end, as torchrun does, and do not wait for that
-    error = World(rank, 2, control=object(), store=store).told(ConfigError("a mistake"), stop)
-    return error, time.monotonic() - begin
-
-
-def test_who_keeps_the_store_stays_until_the_others_have_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
-    store, others = HashStore(), []
-    thread = threading.Timer(0.5, lambda: others.append(told_by(1, store)))
-    thread.start()
-    error, took = told_by(0, store)
-    thread.join()
-    assert (str(error), type(others[0][0])) == ("a mistake", PeerFailed)
-    assert 0.4 < took < 2.5
-
-
-def test_under_torchrun_nobody_need_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def under_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
-    error, took = told_by(0, HashStore())
-    assert str(error) == "a mistake"
-    assert took < 0.4
+    monkeypatch.setattr(distributed, "GRACE", 0.0)
+
+
+def test_the_first_rank_reports_a_mistake_that_all_find(under_torchrun: None) -> None:
+    store = HashStore()
+    worlds = [World(rank, 2, control=object(), store=store) for rank in (1, 0)]
+    errors = [world.report_once(ConfigError("a mistake"), StopRequest()) for world in worlds]
+    assert [type(error) for error in errors] == [ConfigError, PeerFailed]
+
+
+def test_without_torchruns_store_each_rank_reports_its_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    error = ConfigError("a mistake")
+    assert World(1, 2, control=object(), store=None).report_once(error, StopRequest()) is error
+
+
+@pytest.mark.parametrize("signalled", [True, False])
+def test_a_broken_collective_is_reported_only_if_torchrun_ends_nobody(under_torchrun: None, signalled: bool) -> None:
+    stop = StopRequest()
+    stop.requested = signalled
+    broken = RuntimeError("Connection closed by peer\nException raised from ...")
+    error = World(0, 2, control=object()).report_once(broken, stop)
+    assert isinstance(error, PeerFailed)
+    assert str(error) == ("" if signalled else "another process of the run has ended (Connection closed by peer)")

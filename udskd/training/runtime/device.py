@@ -1,4 +1,4 @@
-"""Where and in which arithmetic the networks run."""
+"""The device, arithmetic and memory format in which the networks run."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Runtime:
 
     @staticmethod
     def from_config(training: TrainingConfig, world: World | None = None) -> Runtime:
-        """Resolve "auto"; of several processes, each has the GPU of its number on its machine.
+        """Resolve "auto". Of several processes, each takes the GPU with the number of its local rank.
 
-        Raises ConfigError if a device is asked for that this machine does not have, or an option that it cannot do.
+        Raises ConfigError if this machine lacks the device, or the device does not support an option.
         """
         world, name = world or World(), training.device
         if name == "auto":
@@ -54,8 +54,8 @@ class Runtime:
         _check(training, device, world)
         if device.type == "cuda":
             device = torch.device("cuda", device.index or 0)
-            torch.cuda.set_device(device)  # graphs and collectives ask for the current one
-            torch.backends.cudnn.benchmark = True  # all batches are of one shape
+            torch.cuda.set_device(device)  # CUDA graphs and collectives use the current device
+            torch.backends.cudnn.benchmark = True  # all batches have one shape
         precision = training.precision
         if precision == "auto":
             precision = "bf16" if device.type == "cuda" else "fp32"
@@ -64,36 +64,39 @@ class Runtime:
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the networks' arithmetic."""
+        """The dtype of the networks' arithmetic."""
         return DTYPES[self.precision]
 
     def dtype_of(self, precision: str) -> torch.dtype:
-        """That of another arithmetic; "auto" is the networks'."""
+        """The dtype of a precision; "auto" is the networks' own."""
         return self.dtype if precision == "auto" else DTYPES[precision]
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """Half precision where asked for; the loss stays outside, it raises its logits to fp32 itself."""
+        """Autocast to the run's precision. The loss runs outside of it and raises its logits to fp32 itself."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.precision != "fp32")
 
     def with_sync_batchnorm(self, module: nn.Module) -> nn.Module:
-        """The module with batch-norm over the images of all processes, if that is wanted and there are several. Before
-        anything else holds one of its layers, since they are replaced."""
+        """The module with batch-norm over the images of all processes (training.sync_batchnorm). It replaces layers:
+        call it before anything else refers to one."""
         if self.world.is_single or not self.sync_batchnorm:
             return module
         converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
         return converted
 
     def data_parallel(self, module: nn.Module, image_size: int) -> DistributedDataParallel:
-        """The module with its gradients averaged over the processes, batch-norm's statistics being those of rank 0."""
+        """The module with its gradients averaged over the processes and batch-norm's statistics from rank 0."""
         devices = [self.device.index] if self.device.type == "cuda" else None
         parallel = DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
-        self._settle(parallel, image_size)
+        self._fix_buckets(parallel, image_size)
         return parallel
 
-    def _settle(self, parallel: DistributedDataParallel, image_size: int) -> None:
-        """One pass for nothing. After the first, DDP sorts the gradients into other buckets, and where a value lies
-        decides in which order it is summed up: the first step of a continued run would differ from the same step of
-        one that never stopped, from three processes on."""
+    def _fix_buckets(self, parallel: DistributedDataParallel, image_size: int) -> None:
+        """Run one forward and backward pass that changes nothing.
+
+        After its first pass, DDP sorts the gradients into other buckets, and the place of a value decides the order of
+        its sum over three or more processes: the first step of a continued run would differ from the same step of a run
+        that never stopped.
+        """
         module = parallel.module
         kept = {name: tensor.clone() for name, tensor in module.state_dict().items()}
         images = torch.zeros((2, 3, image_size, image_size), device=self.device)
@@ -106,22 +109,22 @@ class Runtime:
         module.load_state_dict(kept)
 
     def seed(self, *parts: int) -> None:
-        """Restart the device's random numbers (dropout) from a seed made of numbers, and of our rank."""
+        """Seed the random generators (dropout) of the CPU and the device from these numbers and the rank."""
         seed = derive_seed(*parts, self.world.rank)
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
 
     def place(self, module: nn.Module) -> nn.Module:
-        """The module on the device, in the memory format (which is for image tensors and 4-dimensional weights)."""
+        """The module on the device; its 4-dimensional weights are in the memory format."""
         return module.to(device=self.device).to(memory_format=self.memory_format)  # type: ignore[call-overload, no-any-return]
 
     def prefetch(self, batches: Iterable[Batch]) -> Generator[Batch]:
-        """The batches on the device, copied ahead of their use; each is gone when the next one is asked for."""
+        """The batches on the device, copied ahead of their use. A batch is valid until the next one is requested."""
         return prefetch_to_device(batches, self.device)
 
     def copy_async(self, values: Tensor) -> Tensor:
-        """A small tensor of the host on the device, without waiting for it."""
+        """A small tensor of the host, copied to the device without waiting."""
         if self.device.type == "cuda":
             values = values.pin_memory()
         return values.to(self.device, non_blocking=True)
@@ -132,7 +135,7 @@ class Runtime:
             torch.cuda.synchronize(self.device)
 
     def loss_backend(self, loss: LossConfig) -> str:
-        """The implementation of the loss that runs here. ConfigError if the one asked for cannot."""
+        """The implementation of the loss that runs on this device. ConfigError if loss.backend cannot."""
         try:
             return dispatch.choose(loss.backend, self.device)
         except ValueError as error:

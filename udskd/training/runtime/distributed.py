@@ -1,11 +1,9 @@
-"""The processes that train one run together, under torchrun; or one process alone."""
+"""The processes that train one run, started by torchrun; or a single process."""
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import os
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -19,42 +17,45 @@ from udskd.errors import Interrupted, PeerFailed, UdskdError
 from udskd.training.runtime.signals import Stopped, StopRequest
 
 T = TypeVar("T")
-GRACE = 20.0  # seconds
-PARTING = 3.0  # seconds that the others have to come and find a failure told, where the first process keeps the store
-PATIENCE = datetime.timedelta(minutes=30)  # for the slowest of the others; a process that dies is noticed at once
+GRACE = 20.0
+"""Seconds that a process waits for torchrun's SIGTERM after another one failed. torchrun looks every 0.1 s."""
+TIMEOUT = datetime.timedelta(minutes=30)
+"""Of a collective, for the slowest process. The end of a process is noticed at once."""
 
 
 @dataclass(frozen=True)
 class World:
-    """Who takes part. Processes agree over gloo, on the CPU; gradients travel by what suits their device."""
+    """This process among the others. Objects are exchanged by gloo on the CPU, gradients by NCCL on GPUs."""
 
     rank: int = 0
     ranks: int = 1
     local_rank: int = 0
     control: Any = None
-    """The process group of gather() and vote(); None alone."""
+    """The process group of gather() and StopConsensus; None in a single process."""
     store: Any = None
-    """Where the processes met."""
+    """The key-value store that torchrun keeps for all processes."""
 
     @staticmethod
     def join() -> World:
-        """Meet the others if torchrun (or whoever set RANK and WORLD_SIZE) started us, else stay alone."""
+        """Join the other processes if torchrun started this one (RANK and WORLD_SIZE are set)."""
         if not os.environ.get("RANK") or not os.environ.get("WORLD_SIZE"):
             return World()
         gradients = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        store, rank, ranks = next(rendezvous("env://", timeout=PATIENCE))
-        if os.environ.get("LOCAL_WORLD_SIZE") == str(ranks):  # across machines the counts of restarts may differ
-            # torchrun keeps one store for all its attempts, with the addresses of processes that are dead by now
+        store, rank, ranks = next(rendezvous("env://", timeout=TIMEOUT))
+        if os.environ.get("LOCAL_WORLD_SIZE") == str(ranks):  # on several machines the counts of restarts may differ
+            # torchrun keeps one store for all restarts: without a prefix, a restarted process finds the addresses of
+            # processes that have ended
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             store = dist.PrefixStore(f"udskd/{attempt}", store)  # type: ignore[attr-defined]
-        dist.init_process_group(gradients, store=store, rank=rank, world_size=ranks, timeout=PATIENCE)
-        control = dist.new_group(backend="gloo", timeout=PATIENCE)
+        dist.init_process_group(gradients, store=store, rank=rank, world_size=ranks, timeout=TIMEOUT)
+        control = dist.new_group(backend="gloo", timeout=TIMEOUT)
         return World(rank, ranks, int(os.environ.get("LOCAL_RANK", "0")), control, store)
 
     def leave(self, failed: bool = False) -> None:
-        """Part from the others; call it on every way out.
+        """Destroy the process groups. Call it on every way out.
 
-        NCCL takes leave only of processes that do so too: one that failed alone would wait for them, and they for it.
+        A process that failed keeps its NCCL groups: NCCL would wait there for the other processes, which in turn wait
+        for this one in a collective.
         """
         on_gpus = bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
         if self.control is not None and dist.is_initialized() and not (failed and on_gpus):
@@ -66,11 +67,11 @@ class World:
 
     @property
     def is_rank0(self) -> bool:
-        """Whether this process writes the run's files and speaks for all."""
+        """Whether this process writes the run's files and prints its lines."""
         return self.rank == 0
 
     def gather(self, value: T) -> list[T]:
-        """Everybody's value (anything that can be pickled), by rank. All must call it."""
+        """The value of each rank (anything that can be pickled), in order. All ranks must call it."""
         if self.is_single:
             return [value]
         values: list[Any] = [None] * self.ranks
@@ -78,8 +79,8 @@ class World:
         return values
 
     def run_on_all_ranks(self, action: Callable[[], T]) -> T:
-        """Do it everywhere. If it fails anywhere it fails everywhere: with its own error in one process, by PeerFailed
-        in the others, so that a mistake is told once."""
+        """The result of the action. If it fails on one rank it fails on all: on the first failed rank with its own
+        error, on the others with PeerFailed. All ranks must call it."""
         error: Exception | None = None
         try:
             result = action()
@@ -94,40 +95,51 @@ class World:
             raise PeerFailed(f"process {failed[0]} of the run failed")
         return result
 
-    def told(self, error: Exception, stop: StopRequest) -> Exception:
-        """The error as this process tells it: what all processes find is told by the first, and PeerFailed in others.
+    def report_once(self, error: Exception, stop: StopRequest) -> Exception:
+        """The error with which this process ends, so that the processes print the cause of a failure once.
 
-        These wait a little, for as soon as one process has ended torchrun ends all, also the one that is to speak.
+        PeerFailed, with an empty message, where another process prints it: the one that failed, or of several that
+        found the same mistake the first. Bugs keep their traceback.
         """
-        if self.failed_elsewhere(error):
+        if self.is_peer_failure(error):
             error = PeerFailed(f"another process of the run has ended ({str(error).splitlines()[0]})")
-        elif not self.is_single and isinstance(error, UdskdError) and not isinstance(error, (Interrupted, PeerFailed)):
-            with contextlib.suppress(RuntimeError):  # if the store is gone, its process has failed before us
-                if self.store.add("failed", 1) == 1:
-                    self._wait_to_be_heard(stop)
-                    return error
+        elif self._is_mistake(error) and self._is_reported():
             error = PeerFailed(str(error))
-        if isinstance(error, PeerFailed):
-            stop.wait(GRACE)
-            error = PeerFailed("") if stop.requested else error  # in the first case there is nothing more to say
-        return error
+        if not isinstance(error, PeerFailed):
+            return error
+        # torchrun names the process that ends first as the root cause: this one must not be it. Where no SIGTERM comes
+        # (another launcher, or a broken network without a failed process), the message is all that the user sees.
+        stop.wait(GRACE)
+        return PeerFailed("") if stop.requested else error
 
-    def _wait_to_be_heard(self, stop: StopRequest) -> None:
-        """Without torchrun the store ends with the first process, of which the others would complain at length."""
-        if not self.is_rank0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-            return
-        end = time.monotonic() + PARTING
-        with contextlib.suppress(RuntimeError):
-            while self.store.add("failed", 0) < self.ranks and time.monotonic() < end and not stop.requested:
-                stop.wait(0.05)
+    def is_peer_failure(self, error: BaseException) -> bool:
+        """Whether an exception of a collective only means that another process has ended."""
+        return (
+            not self.is_single
+            and isinstance(error, RuntimeError)
+            and not isinstance(error, UdskdError)
+            and (isinstance(error, dist.DistError) or "gloo" in str(error).lower() or "Connection closed" in str(error))
+        )
+
+    def _is_mistake(self, error: Exception) -> bool:
+        """Whether the error is the user's to correct; all ranks may find the same one."""
+        return not self.is_single and isinstance(error, UdskdError) and not isinstance(error, (Interrupted, PeerFailed))
+
+    def _is_reported(self) -> bool:
+        """Whether another process has reported a mistake. False with another launcher than torchrun: the store then
+        ends with rank 0, and PyTorch prints a C++ trace in every process that asks it later."""
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            return False
+        return bool(self.store.add("failed", 1) > 1)
 
     def broadcast_from_rank0(self, tensors: Iterable[Tensor]) -> None:
-        """Everybody gets rank 0's values: batch-norm's running statistics differ between processes."""
+        """Give all ranks the values of rank 0: batch-norm's running statistics differ between processes."""
         for tensor in () if self.is_single else tensors:
             dist.broadcast(tensor, 0)
 
     def average(self, tensors: Sequence[Tensor]) -> None:
-        """Everybody gets the mean of all processes' values, in one exchange. All must call it, with the same shapes."""
+        """Replace each tensor by its mean over all ranks, in one exchange. All ranks must call it, with the same
+        shapes."""
         if self.is_single or not tensors:
             return
         flat = torch.cat([tensor.reshape(-1).to(tensors[0].dtype) for tensor in tensors])
@@ -137,39 +149,32 @@ class World:
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
 
-    def failed_elsewhere(self, error: BaseException) -> bool:
-        """Whether an exception only says that another process of the run has gone."""
-        return (
-            not self.is_single
-            and isinstance(error, RuntimeError)
-            and not isinstance(error, UdskdError)
-            and (isinstance(error, dist.DistError) or "gloo" in str(error).lower() or "Connection closed" in str(error))
-        )
-
 
 class StopConsensus:
-    """Asks after each step, in all processes, whether to stop, and whether to save.
+    """Decides after each step, for all ranks alike, whether to stop and whether to save.
 
-    Who is told to stop cannot just do so: the others would wait for it. The answer to one step's question is looked at
-    after the next step, so that nobody waits for that either.
+    A rank that receives a signal cannot stop alone: the others would block in the next collective. The answer to the
+    question of one step is read after the next step, so that no step waits for it.
     """
 
     def __init__(self, world: World, stop: StopRequest) -> None:
         self._world, self._stop = world, stop
         self._pending: tuple[Any, Tensor] | None = None
 
-    def poll_here(self) -> None:
-        """Raise Stopped if this process is told to stop: where the others need not agree, since they do not wait."""
+    def poll_this_rank(self) -> None:
+        """Raise Stopped if this process received a signal. For work outside of collectives."""
         self._stop.poll()
 
     def poll(self, save: bool = False) -> bool:
-        """Whether somebody wants to save. Raises Stopped if somebody wants to stop. All must call it equally often."""
+        """Whether a rank wants to save. Raises Stopped if one received a signal. All ranks must call it equally
+        often."""
         if self._world.is_single:
             self._stop.poll()
             return save
         stop, save_now = self._answer()
         if stop:
             raise Stopped
+        # a rank that wanted to save at the last call gets its answer now, and must not ask for another save
         wishes = torch.tensor([self._stop.requested, save and not save_now], dtype=torch.int32)
         work = dist.all_reduce(wishes, dist.ReduceOp.MAX, group=self._world.control, async_op=True)
         self._pending = work, wishes

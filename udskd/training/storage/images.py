@@ -33,7 +33,7 @@ def identify(
         _compare_numbers(config, folder, sets)
         display.line(f"{folder.path} has no list of its images: that they are still the same is checked from here on")
     with display.steps("identify the images", sum(map(len, sets.values()))) as advance:
-        manifest = list_images(sets, known, advance, consensus.poll_here)
+        manifest = list_images(sets, known, advance, consensus.poll_this_rank)
     if folder.writes and known is not None:
         _refuse_undecodable(config, folder, known, manifest)
         _refuse(config, folder, describe_changes(known, manifest))
