@@ -1,4 +1,4 @@
-# What a contributor types. Every target sets up what it needs; what is done already is not done again.
+# Commands for contributors. Every target prepares what it needs and skips what is up to date.
 PYTHON ?= python3
 OUT ?= build/gpu
 TORCH = torch==2.11.0 torchvision==0.26.0
@@ -15,36 +15,36 @@ SAY = @printf '\033[1mudskd:\033[0m %s\n'
 .DEFAULT_GOAL = help
 .PHONY: help build demo test test-newest sanitize gpu bench lint format clean
 
-help:  ## what can be made
+help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-build: $(VENV)/built  ## environment in .venv, library compiled in place
+build: $(VENV)/built  ## create the environment in .venv and compile the library in place
 
-demo: build  ## teacher, then ce, kd and udskd on generated images: a table and a picture
+demo: build  ## train a teacher, then ce, kd and udskd on generated images; prints a table and draws a figure
 	@$(BIN)/udskd demo
 
-test: build  ## the test-suite (tests that need a GPU skip themselves without one)
+test: build  ## run all tests (those that need a GPU are skipped without one)
 	@$(BIN)/python -m pytest -q -n auto
 
-# With the machine's own Python, PyTorch and nvcc: such machines often have no network.
-gpu:  ## on a machine with an NVIDIA GPU: build for it, tests, sanitizers, benchmarks, all within 8 minutes [OUT=dir ONLY=parts]
+# Uses the machine's own Python, PyTorch and nvcc, because machines with a GPU often have no network.
+gpu:  ## build, test, sanitize and benchmark on a machine with an NVIDIA GPU, within 8 minutes [OUT=dir ONLY=parts]
 	@$(PYTHON) -m bench.gpu --out $(OUT)$(if $(ONLY), --only '$(ONLY)')
 
-bench: build  ## the loss beside eager and compiled PyTorch, one thread of this CPU; also to build/bench
+bench: build  ## measure the loss beside eager and compiled PyTorch on one thread; results in build/bench
 	@$(BIN)/python -m bench.loss --device cpu --threads 1 --json build/bench/loss.json --markdown build/bench/loss.md --plot build/bench
 
-lint: build  ## style and types
+lint: build  ## check style and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy --strict udskd
 	@find csrc -type f -regex '.*\.\(cpp\|cu\|h\)' | xargs $(BIN)/clang-format --dry-run -Werror
 
-format: build  ## rewrite the sources in the house style
+format: build  ## format all sources
 	@$(BIN)/ruff check --fix --quiet .
 	@$(BIN)/ruff format .
 	@find csrc -type f -regex '.*\.\(cpp\|cu\|h\)' | xargs $(BIN)/clang-format -i
 
-clean:  ## remove the environments and all that was built
+clean:  ## remove the environments and everything that was built
 	rm -rf $(VENV) $(NEWEST) build dist *.egg-info udskd/*.so
 
 # --- the environment --------------------------------------------------------------------------------------------------------------
@@ -57,7 +57,7 @@ $(VENV)/ready: Makefile
 	@$(PIP) install $(TORCH) 'setuptools>=77,<82' wheel ninja 'pybind11>=3'
 	@touch $@
 
-# A CUDA compiler of PyTorch's own major version, from pip where the machine has none, so that the kernels are compiled everywhere.
+# Finds a CUDA compiler of PyTorch's major version, or installs one with pip, so that the kernels are compiled on every machine.
 $(VENV)/nvcc: $(VENV)/ready
 	@if [ "$$UDSKD_CUDA" = 0 ]; then echo unused >$@; \
 	elif PATH="$${CUDA_HOME:-$$CUDA_PATH}/bin:$$PATH" nvcc --version 2>/dev/null | grep -q 'release 13'; then echo found >$@; \
@@ -67,7 +67,7 @@ $(VENV)/nvcc: $(VENV)/ready
 	  $(PIP) install $(NVCC) && ls -d "$$PWD"/$(VENV)/lib/python3*/site-packages/nvidia/cu13 >$@; \
 	fi
 
-# Without its library: setuptools compiles an editable package from scratch every time, and ninja, below, only what changed.
+# Installs the package without its library: setuptools would recompile everything each time; ninja, below, recompiles only what changed.
 $(VENV)/installed: $(VENV)/ready pyproject.toml setup.py
 	$(SAY) "installing what udskd and its tests depend on"
 	@UDSKD_NATIVE=0 $(PIP) install --no-build-isolation -e '.[dev]'
@@ -87,8 +87,8 @@ $(NEWEST)/ready: Makefile
 	@$(NEWEST_PIP) install --upgrade torch torchvision
 	@touch $@
 
-test-newest: build $(NEWEST)/ready  ## the library as built against 2.11, unchanged, under the newest PyTorch
-	$(SAY) "packing the library as it is into a wheel, installing it into $(NEWEST)"
+test-newest: build $(NEWEST)/ready  ## test the library as built against PyTorch 2.11 under the newest PyTorch
+	$(SAY) "packing the compiled library into a wheel and installing it into $(NEWEST)"
 	@rm -rf build/newest && mkdir -p build/newest && cp -r tests build/newest/
 	@$(WITH_NVCC); UDSKD_STRICT=1 $(PIP) wheel --no-deps --no-build-isolation -w build/newest .
 	@$(NEWEST_PIP) install build/newest/udskd-*.whl pytest pytest-timeout hypothesis
@@ -100,23 +100,23 @@ test-newest: build $(NEWEST)/ready  ## the library as built against 2.11, unchan
 
 # --- the CPU kernels under sanitizers ----------------------------------------------------------------------------------------------
 
-# The runtime goes before Python, which was built without it, and libstdc++ with it, whose exceptions it looks up when it starts.
-# Memory that Python and PyTorch still hold at exit would count as leaked. On abort, pytest says which test it was. No GPU: this
-# build has nothing for one.
+# Python is built without the sanitizer's runtime, which must therefore be loaded before it, together with libstdc++, whose exception
+# functions the runtime looks up when it starts. Leaks are not checked, because Python and PyTorch do not free everything at exit. After
+# an abort, pytest names the test. GPUs are hidden, because this build has no CUDA kernels.
 UNDER_ASAN = CUDA_VISIBLE_DEVICES= LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
   ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1:abort_on_error=1
-# This machine's levels, said by the very library that is to be tested.
+# Prints the SIMD levels of this machine, as the library under test reports them.
 LEVELS = import torch; from udskd import _C, build_info; had = build_info(); levels = had["simd_levels"]; \
   assert _C.__file__.startswith("$(CURDIR)/build/sanitize/"), _C.__file__; print(*levels[: levels.index(had["simd"]) + 1])
-# What tests start in turn, such as torch.compile's g++, runs without the runtime: it could hang there.
+# Runs pytest without LD_PRELOAD in the environment: processes that tests start, such as torch.compile's g++, can hang with the runtime.
 PYTEST = import os, sys, pytest; del os.environ["LD_PRELOAD"]; sys.exit(pytest.main())
 
-# capture=sys: otherwise a finding is written to a file that pytest no longer gets to show.
+# capture=sys: with pytest's default, an abort loses the captured report of the sanitizer.
 SANITIZED = -q -x -rfE -p no:cacheprovider --capture=sys
 
-# Not test_simd.py, which starts the tests again for other levels; nor the reference backend, which runs no C++. The CUDA kernels'
-# tests run beside those of the levels, and are shown after them.
-sanitize: $(VENV)/installed  ## the operator's tests under AddressSanitizer and UndefinedBehaviorSanitizer: every SIMD level, and CUDA's
+# Leaves out test_simd.py, which starts the tests again for other levels, and the reference backend, which runs no C++. The tests of the
+# CUDA kernels run in parallel with those of the SIMD levels; their output is printed after them.
+sanitize: $(VENV)/installed  ## run the operator's tests under AddressSanitizer and UBSan: every SIMD level, and emulated CUDA
 	$(SAY) "compiling the CPU kernels with sanitizers into build/sanitize"
 	@mkdir -p build/sanitize && cd build/sanitize && rm -rf csrc tests udskd recipes
 	@tar -c --exclude=__pycache__ --exclude='*.so' csrc tests udskd recipes setup.py pyproject.toml README.md LICENSE | tar -x -C build/sanitize
@@ -137,4 +137,4 @@ sanitize: $(VENV)/installed  ## the operator's tests under AddressSanitizer and 
 	    tests/loss tests/data/test_resize.py tests/data/test_resize_bad_input.py || { kill $$emulated; exit 1; }; \
 	done; \
 	wait $$emulated; status=$$?; \
-	printf '\033[1mudskd:\033[0m the CUDA kernels, on the CPU, meanwhile\n'; cat emulated.log; exit $$status
+	printf '\033[1mudskd:\033[0m the CUDA kernels in the emulator\n'; cat emulated.log; exit $$status

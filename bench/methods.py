@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 
 from bench.arguments import count, make_parser, one_of
@@ -87,7 +88,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, rest = parser.parse_known_args(argv)
     if options.threads:
         torch.set_num_threads(options.threads)
-    config = parse([options.recipe, *rest])
+    try:
+        config = parse([options.recipe, *rest])
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
     rows = measure(config, options.methods, options.rounds)
     size, batch = config.data.image_size, config.training.batch_size
     title = f"{Path(options.recipe).stem}: {batch} images of {size} px, {torch.get_num_threads()} threads"
