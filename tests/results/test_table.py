@@ -1,4 +1,4 @@
-"""udskd compare, on run folders written here: what is read, grouped, refused, and shown."""
+"""udskd compare on run folders that the tests write: reading, grouping, refusing and showing them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def write_run(
     epochs: tuple[int, ...] = (1, 2, 3),
     **summary: Any,
 ) -> Path:
-    """A run folder as `udskd train` leaves it, smaller."""
+    """Write a small run folder with the files of `udskd train`."""
     folder.mkdir(parents=True)
     (folder / "config.toml").write_text(f'method = "{method}"\nseed = {seed}\n{toml}\n')
 
@@ -63,7 +63,7 @@ def test_sections_name_the_student_networks(tmp_path: Path) -> None:
     assert [section.title for section in sections] == ["student_a: resnet18", "student_b: mobilenet_v2"]
 
 
-def test_groups_are_told_apart_by_the_options_in_which_they_leave_the_majority(tmp_path: Path) -> None:
+def test_groups_are_labelled_by_the_options_that_differ_from_the_majority(tmp_path: Path) -> None:
     runs = [
         write_run(tmp_path / "kd", "kd"),
         write_run(tmp_path / "udskd", "udskd"),
@@ -108,10 +108,10 @@ def test_a_teacher_shared_by_the_runs_of_a_seed_counts_once(tmp_path: Path) -> N
 
 def test_uncertainty_columns_appear_only_where_the_posterior_is_known(tmp_path: Path) -> None:
     known = {"model": "resnet18", "top1": 60.0, "nll": 1.0, "ece": 0.1, "brier": 0.5, "entropy_corr": 0.875}
-    plain, told = write_run(tmp_path / "a"), write_run(tmp_path / "b", "udskd", student_a=known)
+    plain, known_posterior = write_run(tmp_path / "a"), write_run(tmp_path / "b", "udskd", student_a=known)
     assert "H corr." not in report.table(group_runs(read_runs([plain])))[0].header
-    assert rows([plain, told])["udskd"][-1] == "0.875"
-    assert rows([plain, told])["kd"][-1] == ""
+    assert rows([plain, known_posterior])["udskd"][-1] == "0.875"
+    assert rows([plain, known_posterior])["kd"][-1] == ""
 
 
 def test_an_incomplete_run_is_named_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,7 +150,7 @@ def test_runs_of_different_datasets_are_refused(tmp_path: Path) -> None:
         read_runs([write_run(tmp_path / "a"), write_run(tmp_path / "b", seed=1, dataset=drawings)])
 
 
-def test_a_line_of_the_log_that_a_crash_tore_is_passed_over(tmp_path: Path) -> None:
+def test_a_line_of_the_log_that_a_crash_cut_short_is_skipped(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a", epochs=(1, 2))
     lines = (folder / "log.jsonl").read_text().splitlines()
     (folder / "log.jsonl").write_text("\n".join([*lines[:2], '{"event": "epo', lines[2]]))
@@ -173,7 +173,7 @@ def test_compare_prints_the_table_and_writes_it_beside_the_figures(
             assert (low, high) != (255, 255)
 
 
-def test_compare_writes_where_it_is_told(tmp_path: Path) -> None:
+def test_compare_writes_into_the_given_folder(tmp_path: Path) -> None:
     report.compare([write_run(tmp_path / "a")], tmp_path / "deep" / "figures")
     assert {path.name for path in (tmp_path / "deep" / "figures").iterdir()} == {
         "table.md",
@@ -184,7 +184,7 @@ def test_compare_writes_where_it_is_told(tmp_path: Path) -> None:
     assert not (tmp_path / "compare").exists()
 
 
-def test_a_teacher_that_was_taught_further_has_a_row_of_its_own(tmp_path: Path) -> None:
+def test_a_further_trained_teacher_has_a_row_of_its_own(tmp_path: Path) -> None:
     known = {"top1": 60.0, "nll": 1.0, "ece": 0.1, "brier": 0.5}
     plain = write_run(tmp_path / "kd", teacher=known)
     shaped = write_run(tmp_path / "cud", "cud", teacher={**known, "top1": 62.0, "stage": "uncertainty_shaping"})
@@ -194,25 +194,25 @@ def test_a_teacher_that_was_taught_further_has_a_row_of_its_own(tmp_path: Path) 
 
 
 def predict(run: Path, *rows: list[float]) -> Path:
-    """Both students' p(class | image) of a run."""
+    """Write both students' p(class | image) into a run."""
     p = np.array(rows, dtype=np.float16)
     (run / "predictions.safetensors").write_bytes(safetensors.numpy.save({"student_a": p, "student_b": p}))
     return run
 
 
-def test_students_of_several_seeds_have_the_variance_of_their_predictions(tmp_path: Path) -> None:
+def test_the_disagreement_of_seeds_is_the_variance_of_their_predictions(tmp_path: Path) -> None:
     certain = [[0.5, 0.5], [1.0, 0.0], [0.0, 1.0]]
     runs = [predict(write_run(tmp_path / str(s), seed=s), p, [0.25, 0.75]) for s, p in enumerate(certain)]
     (section, _) = report.table(group_runs(read_runs(runs)))
     assert dict(zip(section.header, section.rows[0], strict=True))["inter ‰"] == "125.00"  # half of the images: 0.25
 
 
-def test_a_single_seed_says_nothing_about_the_difference_between_students(tmp_path: Path) -> None:
+def test_a_single_seed_has_no_disagreement(tmp_path: Path) -> None:
     (section, _) = report.table(group_runs(read_runs([predict(write_run(tmp_path / "a"), [0.5, 0.5])])))
     assert "inter ‰" not in section.header
 
 
-def test_seeds_without_predictions_leave_the_variance_out(tmp_path: Path) -> None:
+def test_seeds_without_predictions_have_no_disagreement(tmp_path: Path) -> None:
     runs = [predict(write_run(tmp_path / "0"), [0.5, 0.5]), write_run(tmp_path / "1", seed=1)]
     assert "inter ‰" not in report.table(group_runs(read_runs(runs)))[0].header
 
@@ -227,7 +227,7 @@ def test_seeds_without_predictions_leave_the_variance_out(tmp_path: Path) -> Non
         (["sha256:a", None], False),
     ],
 )
-def test_seeds_measured_on_other_images_are_named_and_not_put_side_by_side(
+def test_seeds_evaluated_on_different_images_are_named_and_not_compared(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], contents: list[str | None], differ: bool
 ) -> None:
     data = {"root": "photographs", "classes": 2, "class_hash": "ab12", "train_images": 100, "val_images": 50}
@@ -242,6 +242,6 @@ def test_seeds_measured_on_other_images_are_named_and_not_put_side_by_side(
 
 def test_damaged_predictions_are_named(tmp_path: Path) -> None:
     runs = [predict(write_run(tmp_path / str(s), seed=s), [0.5, 0.5]) for s in range(2)]
-    (tmp_path / "1" / "predictions.safetensors").write_bytes(b"torn")
+    (tmp_path / "1" / "predictions.safetensors").write_bytes(b"damaged")
     with pytest.raises(DataError, match=r"1/predictions.safetensors is damaged"):
         report.table(group_runs(read_runs(runs)))

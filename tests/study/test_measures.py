@@ -1,4 +1,4 @@
-"""The study's arithmetic, against numbers worked out by hand and properties that it must have."""
+"""The study's measures, compared with numbers computed by hand and with properties that they must have."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ def test_entropy_divergence_and_variation_are_those_of_pytorch(seed: int) -> Non
     np.testing.assert_allclose(total_variation(true, p), torch.cdist(t, q, p=1).diagonal() / 2, atol=1e-12)
 
 
-def test_a_class_without_mass_adds_nothing_and_one_wrongly_excluded_is_infinitely_far() -> None:
+def test_a_class_without_mass_adds_nothing_and_an_excluded_one_is_infinitely_far() -> None:
     assert entropy(np.array([0.5, 0.5, 0.0])) == pytest.approx(math.log(2))
     assert divergence(np.array([0.5, 0.5, 0.0]), np.array([0.5, 0.5, 0.0])) == 0
     assert divergence(np.array([0.5, 0.5]), np.array([1.0, 0.0])) == math.inf
 
 
 @given(seed=st.integers(0, 10**6))
-def test_who_knows_the_posterior_has_no_error(seed: int) -> None:
+def test_the_true_posterior_has_no_error(seed: int) -> None:
     true = posterior(seed)
     assert set(calibration(true, true).values()) == {0.0}
 
@@ -97,7 +97,7 @@ def test_a_sharpened_posterior_is_over_confident_and_a_flattened_one_under_confi
     for p, sign in ((sharp, 1), (flat, -1)):
         found = calibration(true, p)
         assert sign * found["over_confidence"] > 0
-        # every image errs to the same side, so that nothing cancels
+        # all images err in the same direction, so nothing cancels
         assert found["confidence_gap"] == pytest.approx(sign * found["over_confidence"])
         assert found["ece"] == pytest.approx(sign * found["over_confidence"])
 
@@ -134,5 +134,5 @@ def test_restored_rows_are_positive_and_add_up_to_one() -> None:
     assert np.isfinite(divergence(np.full_like(exact, 1 / 3), found)).all()
 
 
-def test_what_float16_rounds_to_nothing_is_below_least() -> None:
+def test_float16_rounds_probabilities_up_to_least_to_zero() -> None:
     assert np.float16(LEAST) == 0 < np.float16(np.nextafter(LEAST, 1))

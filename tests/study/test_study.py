@@ -1,4 +1,4 @@
-"""udskd study uncertainty with smaller networks, fewer images, fewer runs and one epoch: the same path, in seconds."""
+"""udskd study uncertainty with smaller networks, fewer images, fewer runs and one epoch."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ALL = dict(training_runs.RUNS)
 
 @dataclass(frozen=True)
 class Study:
-    """A finished study of one seed, and what it printed."""
+    """A finished study of one seed, and its printed output."""
 
     folder: Path
     printed: str
@@ -57,7 +57,7 @@ class Study:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The study made small for all tests of this file; gives a folder."""
+    """Make the study small for all tests of this file; yield a folder."""
     folder = tmp_path_factory.mktemp("study")
     values = {"teacher.model": "tiny_plain_4", "student_a.model": "tiny_plain_2", "student_b.model": "tiny_separable_2"}
     small = schema.with_values(toml.load(demo.RECIPE), {**values, "data.workers": 0, "cud.stage_epochs": 1})
@@ -81,9 +81,9 @@ def test_all_runs_learn_from_the_teacher_of_kd(done: Study) -> None:
     assert {path.name for path in done.folder.iterdir() if path.is_dir()} == {f"{name}-seed0" for name in SHORT}
     assert [path.parent.name for path in done.folder.rglob("teacher.safetensors")] == ["kd-seed0"]
     summaries = [json.loads((done.folder / f"{name}-seed0" / "summary.json").read_text()) for name in SHORT]
-    taught = {summary["method"]: summary["teacher"] and summary["teacher"]["nll"] for summary in summaries}
-    assert taught["ce"] is None
-    assert taught["kd"] == taught["udskd"] == taught["variance"] != taught["cud"]
+    teacher_nll = {summary["method"]: summary["teacher"] and summary["teacher"]["nll"] for summary in summaries}
+    assert teacher_nll["ce"] is None
+    assert teacher_nll["kd"] == teacher_nll["udskd"] == teacher_nll["variance"] != teacher_nll["cud"]
 
 
 def test_every_seed_has_a_teacher_of_its_own(tmp_path: Path) -> None:
@@ -102,7 +102,9 @@ def test_epochs_are_those_of_teacher_and_students(done: Study) -> None:
     assert training_runs.settings(None) == toml.load(demo.RECIPE)
 
 
-def test_a_second_study_trains_nothing_again_and_says_the_same(done: Study, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_study_trains_nothing_again_and_has_the_same_results(
+    done: Study, capsys: pytest.CaptureFixture[str]
+) -> None:
     trained = {path: path.stat().st_mtime_ns for path in done.folder.rglob("*.safetensors")}
     before = {name: (done.folder / name).read_bytes() for name in ("uncertainty.json", "uncertainty.md")}
     assert study.uncertainty(done.folder, seeds=1, epochs=1) == 0
@@ -171,7 +173,7 @@ def test_every_network_has_its_row(done: Study) -> None:
         assert list(table) == ["run", "Bayes-optimal", "teacher", "teacher of cud", *SHORT]
 
 
-def test_a_run_is_as_far_from_the_truth_as_its_own_evaluation_says(done: Study) -> None:
+def test_a_run_has_the_divergence_from_the_truth_of_its_own_evaluation(done: Study) -> None:
     measured = done.numbers()["measured"]
     for name in SHORT:
         summary = json.loads((done.folder / f"{name}-seed0" / "summary.json").read_text())
@@ -234,7 +236,7 @@ def test_the_best_accuracy_is_the_posteriors(done: Study) -> None:
         assert max(row["all"]) < best["all"][0]
 
 
-def test_a_method_is_given_what_each_network_said(done: Study) -> None:
+def test_a_method_receives_the_predictions_of_each_network(done: Study) -> None:
     images, folder, teacher = EmbeddedSet("val"), done.folder / "ce-seed0", torch.zeros(100, 10, dtype=torch.float64)
     answers = read_run_predictions(folder, training_runs.settings(1), teacher, images).answers(images)
     stored = safetensors.numpy.load_file(folder / "predictions.safetensors")
@@ -246,7 +248,7 @@ def test_a_method_is_given_what_each_network_said(done: Study) -> None:
 
 
 def test_cuds_target_is_nearer_to_the_label_than_its_teacher(done: Study) -> None:
-    """Wrong-mass clipping changes the images that the teacher has wrong, and no others."""
+    """Wrong-mass clipping changes the target of the misclassified images only."""
     images, config = EmbeddedSet("val"), training_runs.settings(1)
     name, folder = "cud", done.folder / "cud-seed0"
     found = read_run_predictions(folder, training_runs.config_of(config, done.folder, name, 0), torch.empty(0), images)
@@ -267,7 +269,7 @@ def test_cuds_target_is_nearer_to_the_label_than_its_teacher(done: Study) -> Non
     assert rows["cud"]["total_variation"] == pytest.approx(np.abs(q - images.posterior).sum(-1).mean() / 2, abs=1e-9)
 
 
-def test_the_picture_is_drawn(done: Study) -> None:
+def test_the_figure_is_drawn(done: Study) -> None:
     with Image.open(done.folder / "uncertainty.png") as picture:
         assert picture.width > 1500
         shown = {colour for _, colour in picture.convert("RGB").getcolors(2**24) or []}
@@ -296,7 +298,7 @@ def test_predictions_that_are_missing_or_of_other_images_are_named(tmp_path: Pat
         student_predictions(tmp_path, images)
 
 
-def test_the_study_weighs_in_all_twelve_ways_beside_the_other_methods() -> None:
+def test_the_study_has_all_twelve_weightings_and_the_other_methods() -> None:
     weighted = {name: values for name, values in ALL.items() if values["method"] == "udskd"}
     assert [name for name in ALL if name not in weighted] == ["kd", "ce", "kd-longer", "cud", "variance"]
     assert next(iter(ALL)) == "kd"

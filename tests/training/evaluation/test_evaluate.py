@@ -1,4 +1,4 @@
-"""One pass over the images for all networks, which leaves them as they were."""
+"""The evaluation of several networks in one pass, which does not change them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def results_of(networks: dict[str, nn.Module], config: Config, batch_size: int =
     return evaluate(networks, loader_of(config, batch_size), config.data, runtime, Display(), StopRequest().poll)
 
 
-def test_networks_are_evaluated_in_eval_mode_and_left_as_they_were(config: Config) -> None:
+def test_networks_are_evaluated_in_eval_mode_and_do_not_change(config: Config) -> None:
     module = zoo.build("mobilenet_v3_small", 3, 8).module.train()
     before = {k: v.clone() for k, v in module.state_dict().items()}
     first, second = results_of({"x": module}, config), results_of({"x": module}, config, batch_size=18)
@@ -39,14 +39,14 @@ def test_networks_are_evaluated_in_eval_mode_and_left_as_they_were(config: Confi
 
 
 def test_every_network_sees_every_image_once(config: Config, tree: Path) -> None:
-    def knows(label: int) -> nn.Module:
+    def predicts(label: int) -> nn.Module:
         class Constant(nn.Module):
             def forward(self, images: torch.Tensor) -> torch.Tensor:
                 return nn.functional.one_hot(torch.full((len(images),), label), 3).float()
 
         return Constant()
 
-    results = results_of({str(label): knows(label) for label in range(3)}, config)
+    results = results_of({str(label): predicts(label) for label in range(3)}, config)
     assert [round(results[str(label)]["top1"], 6) for label in range(3)] == [33.333333] * 3
 
 
@@ -59,7 +59,7 @@ def test_the_metrics_are_those_of_the_networks_logits(config: Config) -> None:
     assert abs(results_of({"x": module}, config)["x"]["nll"] - float(nll)) < 1e-6
 
 
-def test_predictions_that_would_be_too_large_are_left_out_and_said_so(
+def test_predictions_that_would_be_too_large_are_left_out_with_a_message(
     config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(predictions, "LARGEST", 100)

@@ -1,4 +1,4 @@
-"""Metrics against their definitions, written out with numpy."""
+"""Metrics agree with their definitions, written out in NumPy."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_top5_of_fewer_than_five_classes_is_everything() -> None:
     assert compute(torch.randn(4, 3), torch.tensor([0, 1, 2, 0]))["top5"] == 100.0
 
 
-def test_a_network_that_gives_nan_is_not_right() -> None:
+def test_a_network_that_gives_nan_is_not_correct() -> None:
     result = compute(torch.full((4, 3), math.nan), torch.tensor([1, 2, 1, 2]))
     assert result["top1"] < 100
     assert math.isnan(result["nll"])
@@ -86,7 +86,7 @@ def test_no_images_give_nan_not_zero() -> None:
     assert all(math.isnan(v) for v in summarise(Metrics().table()).values())
 
 
-def test_spearman_sees_order_only_and_shares_ranks_among_ties() -> None:
+def test_spearman_depends_on_the_order_only_and_ties_share_their_mean_rank() -> None:
     x = np.array([0.1, 0.2, 0.3, 0.9])
     assert spearman(x, np.exp(10 * x)) == pytest.approx(1)
     assert spearman(x, -x) == pytest.approx(-1)

@@ -1,4 +1,4 @@
-"""What the answers to the validation images show about a teacher, and what they do not show about a weak one."""
+"""The check of the teacher's predictions reports faulty teachers, and does not report weak ones."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def labels_of(classes: int, each: int) -> Classes:
     return np.repeat(np.arange(classes), each)
 
 
-def answers_of(labels: Classes, classes: int, accuracy: float, seed: int = 0, alike: int = 1) -> Classes:
-    """Of a teacher with this accuracy, whose wrong answers are any class, or within groups of `alike` classes."""
+def predictions_of(labels: Classes, classes: int, accuracy: float, seed: int = 0, alike: int = 1) -> Classes:
+    """The predictions of a teacher with this accuracy; the others are random, within groups of `alike` classes if > 1."""
     rng = np.random.default_rng(seed)
     other = rng.integers(0, classes, len(labels))
     if alike > 1:
@@ -63,12 +63,12 @@ def test_another_order_of_the_classes_is_seen(classes: int, each: int, accuracy:
         "shifted": (np.arange(classes) + 1) % classes,
     }
     labels, order = labels_of(classes, each), orders[kind]
-    right = max(accuracy, 1.5 / classes)  # of two classes, half of the other answers are right too
-    answers = order[answers_of(labels, classes, right)]
-    found = find_fault(labels, answers, names(classes))
+    right = max(accuracy, 1.5 / classes)  # of two classes, half of the random predictions are correct too
+    predicted = order[predictions_of(labels, classes, right)]
+    found = find_fault(labels, predicted, names(classes))
     assert found is not None
     assert found.cause == "class_order"
-    moved = permuted_classes(labels, answers, classes)
+    moved = permuted_classes(labels, predicted, classes)
     assert np.mean([order[c] == answer for c, answer in moved.items()]) > 0.9
 
 
@@ -77,15 +77,15 @@ def test_another_order_of_the_classes_is_seen(classes: int, each: int, accuracy:
 def test_a_part_of_the_classes_in_another_order_is_seen(classes: int, swapped: int, accuracy: float) -> None:
     labels, order = labels_of(classes, 40), np.arange(classes)
     order[:swapped] = np.roll(order[:swapped], 1)
-    answers = order[answers_of(labels, classes, accuracy)]
-    assert permuted_classes(labels, answers, classes) == {c: order[c] for c in range(swapped)}
+    predicted = order[predictions_of(labels, classes, accuracy)]
+    assert permuted_classes(labels, predicted, classes) == {c: order[c] for c in range(swapped)}
 
 
-def test_the_classes_are_named_with_what_they_are_answered_as() -> None:
+def test_the_classes_are_named_with_their_predictions() -> None:
     labels = labels_of(4, 20)
-    answers = np.array([1, 0, 2, 3])[labels]
-    answers[:3] = 2
-    found = find_fault(labels, answers, ["cat", "dog", "owl", "fox"])
+    predicted = np.array([1, 0, 2, 3])[labels]
+    predicted[:3] = 2
+    found = find_fault(labels, predicted, ["cat", "dog", "owl", "fox"])
     assert found is not None
     assert found.text == (
         'images of "dog" are mostly classified as "cat" (20 of 20), images of "cat" are mostly classified as "dog" '
@@ -95,43 +95,43 @@ def test_the_classes_are_named_with_what_they_are_answered_as() -> None:
 
 @pytest.mark.parametrize(("classes", "each"), SIZES)
 @pytest.mark.parametrize("seed", range(10))
-def test_a_weak_teacher_is_not_doubted(classes: int, each: int, seed: int) -> None:
+def test_a_weak_teacher_is_not_reported(classes: int, each: int, seed: int) -> None:
     labels = labels_of(classes, each)
     for times in (2, 3, 5):
-        right = times / (classes - 1 + times)  # whose odds are so many times those of chance
-        accuracy = (right - 1 / classes) / (1 - 1 / classes)  # the rest of them by chance
-        assert find_fault(labels, answers_of(labels, classes, accuracy, seed), names(classes)) is None
+        right = times / (classes - 1 + times)  # the odds of a correct prediction are `times` those of chance
+        accuracy = (right - 1 / classes) / (1 - 1 / classes)  # the others are correct by chance
+        assert find_fault(labels, predictions_of(labels, classes, accuracy, seed), names(classes)) is None
 
 
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("alike", [2, 4, 10])
-def test_a_teacher_that_confuses_similar_classes_is_not_doubted(seed: int, alike: int) -> None:
+def test_a_teacher_that_confuses_similar_classes_is_not_reported(seed: int, alike: int) -> None:
     labels = labels_of(100, 50)
     for accuracy in (0.0, 0.05, 0.2):
-        assert find_fault(labels, answers_of(labels, 100, accuracy, seed, alike), names(100)) is None
+        assert find_fault(labels, predictions_of(labels, 100, accuracy, seed, alike), names(100)) is None
 
 
 @pytest.mark.parametrize("few", [1, 2, 3])
-def test_a_teacher_that_takes_some_classes_for_others_is_not_doubted(few: int) -> None:
+def test_a_teacher_that_takes_some_classes_for_others_is_not_reported(few: int) -> None:
     labels = labels_of(10, 40)
-    answers = np.where(labels < 5, labels % few + 5, labels)  # five classes are never answered
-    assert find_fault(labels, answers, names(10)) is None
+    predicted = np.where(labels < 5, labels % few + 5, labels)  # five classes are never predicted
+    assert find_fault(labels, predicted, names(10)) is None
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(("classes", "each"), [(2, 8000), (3, 2000), (10, 200), (25, 40), (100, 10), (1000, 50)])
-def test_answers_by_chance_are_doubted_but_not_for_their_order(classes: int, each: int, seed: int) -> None:
+def test_predictions_at_chance_are_reported_but_not_for_their_order(classes: int, each: int, seed: int) -> None:
     labels = labels_of(classes, each)
-    found = find_fault(labels, answers_of(labels, classes, 0.0, seed), names(classes))
+    found = find_fault(labels, predictions_of(labels, classes, 0.0, seed), names(classes))
     assert found is not None
     assert found.cause == "chance"
 
 
 @pytest.mark.parametrize("answer", [0, 9])
-def test_one_answer_to_all_images_is_chance_however_the_classes_are_filled(answer: int) -> None:
+def test_a_constant_prediction_is_chance_for_any_class_frequencies(answer: int) -> None:
     labels = np.repeat(np.arange(10), [1000, 20, 20, 20, 20, 20, 20, 20, 20, 200])
-    answers = np.full(len(labels), answer)
-    found = find_fault(labels, answers, names(10))
+    predicted = np.full(len(labels), answer)
+    found = find_fault(labels, predicted, names(10))
     assert found is not None
     share = 100 * (labels == answer).mean()
     assert found.text == f"it classifies {share:.1f} % of 1360 validation images correctly, and chance {share:.1f} %"
@@ -145,55 +145,56 @@ def skewed(classes: int, images: int) -> Classes:
 @pytest.mark.parametrize("images", [100, 300, 1000, 5000])
 @pytest.mark.parametrize("classes", [2, 3, 10, 100])
 @pytest.mark.parametrize("known", [0.05, 0.1, 0.15])
-def test_a_teacher_that_knows_some_images_is_not_at_chance_however_frequent_the_classes_are(
+def test_a_teacher_that_knows_some_images_is_not_at_chance_for_any_class_frequencies(
     classes: int, images: int, known: float
 ) -> None:
     rng = np.random.default_rng(classes * images)
     for labels in (np.arange(images) % classes, skewed(classes, images)):
-        for other in (labels, np.arange(classes), np.zeros(1, dtype=np.int64)):  # what it answers, if it does not know
+        predictions_of_unknown_images = (labels, np.arange(classes), np.zeros(1, dtype=np.int64))
+        for other in predictions_of_unknown_images:
             for _ in range(5):
-                answers = np.where(rng.random(images) < known, labels, rng.choice(other, images))
-                assert not is_at_chance(labels, answers)
+                predicted = np.where(rng.random(images) < known, labels, rng.choice(other, images))
+                assert not is_at_chance(labels, predicted)
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(("classes", "images"), [(2, 50_000), (10, 20_000), (100, 20_000)])
-def test_answers_by_chance_are_doubted_where_one_class_is_frequent(classes: int, images: int, seed: int) -> None:
+def test_predictions_at_chance_are_reported_where_one_class_is_frequent(classes: int, images: int, seed: int) -> None:
     labels = skewed(classes, images)
     assert is_at_chance(labels, np.random.default_rng(seed).permutation(labels))
 
 
 def test_a_rare_class_that_is_found_more_often_than_by_chance_is_knowledge() -> None:
-    labels, answers = np.repeat([0, 1], [950, 50]), np.zeros(1000, dtype=np.int64)
-    answers[:40] = answers[950:960] = 1  # 50 answers of the rare class, 10 of them right: 2.5 by chance
-    assert not is_at_chance(labels, answers)
-    assert find_fault(labels, answers, names(2)) is None
+    labels, predicted = np.repeat([0, 1], [950, 50]), np.zeros(1000, dtype=np.int64)
+    predicted[:40] = predicted[950:960] = 1  # 50 predictions of the rare class, 10 of them correct: 2.5 by chance
+    assert not is_at_chance(labels, predicted)
+    assert find_fault(labels, predicted, names(2)) is None
 
 
-def test_mean_and_variance_of_the_right_answers_are_those_over_all_orders() -> None:
-    labels, answers = np.array([0, 0, 0, 1, 1, 2, 2]), np.array([0, 0, 1, 1, 1, 1, 2])
-    hits = [int((labels == np.array(order)).sum()) for order in itertools.permutations(answers.tolist())]
-    counts = _ClassCounts.from_classes(labels, answers)
+def test_mean_and_variance_of_the_hits_are_those_over_all_orders() -> None:
+    labels, predicted = np.array([0, 0, 0, 1, 1, 2, 2]), np.array([0, 0, 1, 1, 1, 1, 2])
+    hits = [int((labels == np.array(order)).sum()) for order in itertools.permutations(predicted.tolist())]
+    counts = _ClassCounts.from_classes(labels, predicted)
     assert counts.mean_hits == pytest.approx(np.mean(hits))
     assert counts.variance == pytest.approx(np.var(hits))
 
 
-def test_the_right_answers_of_a_weak_teacher_have_the_distribution_of_simulated_ones() -> None:
+def test_the_hits_of_a_weak_teacher_have_the_distribution_of_simulated_ones() -> None:
     rng, labels = np.random.default_rng(0), skewed(4, 2000)
     own = [0, 0, 0, 1, 2, 3]
     above, variances = [], []
     for _ in range(4000):
-        answers = np.where(rng.random(2000) < 0.05, labels, rng.choice(own, 2000))
-        counts = _ClassCounts.from_classes(labels, answers)
+        predicted = np.where(rng.random(2000) < 0.05, labels, rng.choice(own, 2000))
+        counts = _ClassCounts.from_classes(labels, predicted)
         mean, variance = counts.weak_teacher(0.05)
-        above.append((labels == answers).sum() - mean)
+        above.append((labels == predicted).sum() - mean)
         variances.append(variance)
     assert np.mean(above) == pytest.approx(0, abs=4 * np.std(above) / len(above) ** 0.5)
     assert np.var(above) == pytest.approx(np.mean(variances), rel=0.1)
 
 
 @pytest.mark.parametrize("answer", [0, 1])
-def test_of_one_class_nothing_can_be_known(answer: int) -> None:
+def test_labels_of_one_class_decide_nothing(answer: int) -> None:
     labels = np.zeros(5000, dtype=np.int64)
     assert not is_at_chance(labels, labels + answer)
     assert not is_at_chance(labels[:1], labels[:1])
@@ -210,15 +211,15 @@ def test_pairs_that_are_confused_with_a_preference_are_not_another_order(each: i
 @pytest.mark.parametrize("classes", [3, 10, 20])
 def test_two_exchanged_classes_of_a_good_teacher_are_seen_in_few_images(classes: int) -> None:
     labels = labels_of(classes, 16)
-    answers = np.where(labels < 2, 1 - labels, labels)
-    answers[[4, 21]] = [0, 1]  # 15 of 16 images of each are answered as the other
-    assert permuted_classes(labels, answers, classes) == {0: 1, 1: 0}
+    predicted = np.where(labels < 2, 1 - labels, labels)
+    predicted[[4, 21]] = [0, 1]  # 15 of 16 images of each are predicted as the other
+    assert permuted_classes(labels, predicted, classes) == {0: 1, 1: 0}
 
 
 @pytest.mark.parametrize(("classes", "each"), [(10, 2), (3, 3), (100, 1)])
-def test_with_few_images_nothing_is_doubted(classes: int, each: int) -> None:
+def test_with_few_images_nothing_is_reported(classes: int, each: int) -> None:
     labels = labels_of(classes, each)
-    assert not any(is_at_chance(labels, answers_of(labels, classes, 0.0, seed)) for seed in range(20))
+    assert not any(is_at_chance(labels, predictions_of(labels, classes, 0.0, seed)) for seed in range(20))
 
 
 def test_the_order_of_the_images_does_not_matter() -> None:
@@ -227,7 +228,7 @@ def test_the_order_of_the_images_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize(("k", "n", "p"), [(0, 1, 0.5), (3, 10, 0.2), (10, 10, 0.2), (40, 1000, 0.05)])
-def test_the_binomial_tail_is_the_sum_of_its_terms(k: int, n: int, p: float) -> None:
+def test_the_binomial_cdf_is_the_sum_of_its_terms(k: int, n: int, p: float) -> None:
     exact = sum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k + 1))
     assert binomial_cdf(k, n, p) == pytest.approx(exact, rel=1e-9)
 
@@ -237,13 +238,13 @@ def test_the_binomial_tail_is_the_sum_of_its_terms(k: int, n: int, p: float) -> 
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tree with enough validation images to know."""
+    """An image folder with enough validation images for the check."""
     return write_tree(tmp_path_factory.mktemp("photographs"), train=12, val=120)
 
 
 @pytest.fixture(scope="module")
 def good(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A teacher that has learnt."""
+    """The weights of a trained teacher."""
     from tests.training.conftest import tiny_config
 
     run = tmp_path_factory.mktemp("good") / "run"
@@ -265,7 +266,7 @@ def reordered(file: Path, order: list[int]) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_a_teacher_with_its_classes_in_another_order_is_warned_of_once(
+def test_a_teacher_with_its_classes_in_another_order_causes_a_warning_once(
     config: Config, photographs: Path, good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], cached: bool
 ) -> None:
     config = with_teacher(config, photographs, reordered(good, [2, 0, 1]), tmp_path)
@@ -302,7 +303,7 @@ def test_the_warning_is_not_repeated_on_resume(
     assert len(events(Path(config.output or ""), "teacher_warning")) == 1
 
 
-def test_a_good_teacher_is_not_warned_of(
+def test_a_good_teacher_causes_no_warning(
     config: Config, photographs: Path, good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = with_teacher(config, photographs, load_weights(good)[0], tmp_path)
@@ -311,7 +312,7 @@ def test_a_good_teacher_is_not_warned_of(
     assert events(Path(config.output or ""), "teacher_warning") == []
 
 
-def test_a_teacher_of_another_normalisation_is_warned_of(
+def test_a_teacher_of_another_normalisation_causes_a_warning(
     config: Config, photographs: Path, good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = with_teacher(config, photographs, load_weights(good)[0], tmp_path)
@@ -326,7 +327,7 @@ def test_a_teacher_of_another_normalisation_is_warned_of(
     assert events(Path(config.output or ""), "teacher_warning")[0]["cause"] == "chance"
 
 
-def test_a_teacher_of_this_run_that_has_learnt_nothing_is_warned_of(
+def test_a_teacher_of_this_run_that_has_learnt_nothing_causes_a_warning(
     config: Config, photographs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     values = {"data.root": str(photographs), "teacher.epochs": 1, "teacher.lr": 1e-9, "training.epochs": 1}
@@ -349,7 +350,7 @@ def test_a_teacher_that_overflows_in_its_own_arithmetic_is_refused(
 
 
 @pytest.mark.parametrize("method", ["kd", "udskd"])
-def test_a_teacher_whose_answers_are_not_finite_is_refused_before_the_students_train(
+def test_a_teacher_whose_logits_are_not_finite_is_refused_before_the_students_train(
     config: Config, photographs: Path, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     tensors = load_weights(good)[0]

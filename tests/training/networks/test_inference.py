@@ -1,4 +1,4 @@
-"""The frozen teacher: the same answers, faster; the network it was made of untouched."""
+"""The frozen network has the logits of the network that it was made from, which does not change."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from udskd.training.runtime.device import Runtime
 NETWORKS = ["tiny_plain_4", "tiny_separable_4", "resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", "vgg11_bn", "alexnet"]
 
 
-def lived_in(name: str, size: int = 64) -> nn.Module:
-    """A network whose batch-norms have seen something."""
+def with_statistics(name: str, size: int = 64) -> nn.Module:
+    """A network whose batch-norms have statistics and weights other than their initial ones."""
     torch.manual_seed(0)
     module = zoo.build(name, 5, size, "auto").module.train()
     with torch.no_grad():
@@ -33,15 +33,15 @@ def runtime(precision: str = "fp32") -> Runtime:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_folded_network_answers_as_the_network_does(name: str) -> None:
-    module, images = lived_in(name), torch.randn(4, 3, 64, 64)
+def test_the_folded_network_has_the_logits_of_the_network(name: str) -> None:
+    module, images = with_statistics(name), torch.randn(4, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(FrozenNetwork(module, runtime())(images), module(images), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["tiny_separable_4", "resnet18", "mobilenet_v2", "shufflenet_v2_x0_5"])
 def test_no_batch_norm_is_left_behind_a_convolution(name: str) -> None:
-    assert not [m for m in fold(lived_in(name)).modules() if isinstance(m, nn.BatchNorm2d)]
+    assert not [m for m in fold(with_statistics(name)).modules() if isinstance(m, nn.BatchNorm2d)]
 
 
 def test_a_batch_norm_whose_convolution_is_used_elsewhere_too_stays() -> None:
@@ -83,7 +83,7 @@ def test_a_network_that_cannot_be_traced_is_used_as_it_is() -> None:
 
 
 def test_the_network_itself_stays_as_it_is() -> None:
-    module = lived_in("resnet18").train()
+    module = with_statistics("resnet18").train()
     before = {name: value.clone() for name, value in module.state_dict().items()}
     FrozenNetwork(module, runtime())(torch.randn(2, 3, 64, 64))
     assert module.training
@@ -91,24 +91,24 @@ def test_the_network_itself_stays_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
-def test_half_precision_answers_in_that_dtype(precision: str, dtype: torch.dtype) -> None:
-    module, images = lived_in("tiny_plain_4"), torch.randn(4, 3, 64, 64)
+def test_half_precision_gives_logits_of_that_dtype(precision: str, dtype: torch.dtype) -> None:
+    module, images = with_statistics("tiny_plain_4"), torch.randn(4, 3, 64, 64)
     logits = FrozenNetwork(module, runtime(precision))(images)
     assert logits.dtype == dtype
     with torch.no_grad():
         torch.testing.assert_close(logits.float(), module(images), rtol=0.05, atol=0.05)
 
 
-def test_students_learn_from_its_answers() -> None:
-    """They come out of inference mode, where autograd must not save them."""
-    logits = FrozenNetwork(lived_in("tiny_plain_4"), runtime())(torch.randn(4, 3, 8, 8))
+def test_students_learn_from_its_logits() -> None:
+    """The logits come from inference mode: autograd cannot save them."""
+    logits = FrozenNetwork(with_statistics("tiny_plain_4"), runtime())(torch.randn(4, 3, 8, 8))
     a, b = torch.randn(4, 5, requires_grad=True), torch.randn(4, 5, requires_grad=True)
     dual_student_loss(logits, a, b, torch.tensor([0, 1, 2, 3])).loss.backward()
     assert a.grad is not None
     assert bool(a.grad.abs().sum() > 0)
 
 
-def test_the_teacher_may_answer_in_another_precision_than_the_students_train_in() -> None:
-    module, images = lived_in("tiny_plain_4"), torch.randn(4, 3, 64, 64)
-    answers = {p: FrozenNetwork(module, runtime(), runtime().dtype_of(p))(images) for p in ("auto", "bf16")}
-    assert (answers["auto"].dtype, answers["bf16"].dtype) == (torch.float32, torch.bfloat16)
+def test_the_teacher_may_have_another_precision_than_the_students() -> None:
+    module, images = with_statistics("tiny_plain_4"), torch.randn(4, 3, 64, 64)
+    logits = {p: FrozenNetwork(module, runtime(), runtime().dtype_of(p))(images) for p in ("auto", "bf16")}
+    assert (logits["auto"].dtype, logits["bf16"].dtype) == (torch.float32, torch.bfloat16)

@@ -1,4 +1,4 @@
-"""Groups, schedule, and the arithmetic of one update."""
+"""Parameter groups, schedule, and the arithmetic of one update."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_a_scaled_gradient_is_unscaled_before_it_is_clipped() -> None:
     plain, scaled = network(options), network(options)
     scaled.module.load_state_dict(plain.module.state_dict())
     scaler = GradScaler("cpu", init_scale=1024.0)
-    scaler.scale(torch.zeros(()))  # as the loss of a step would
+    scaler.scale(torch.zeros(()))  # the scaler is initialised by the first loss
     for n, factor in ((plain, 1.0), (scaled, 1024.0)):
         for p in n.module.parameters():
             p.grad = torch.full_like(p, 0.1 * factor)
@@ -120,7 +120,7 @@ def test_a_gradient_that_overflowed_changes_nothing() -> None:
     n = network(TrainingConfig(lr=1.0, weight_decay=0.1, warmup_epochs=0, clip_grad_norm=0.5, device="cpu"))
     before, scaler = vector(n.module), GradScaler("cpu", init_scale=1024.0)
     scaler.scale(torch.zeros(()))
-    for size in (torch.inf, 0.0):  # the second step goes on with the momentum that the first left behind
+    for size in (torch.inf, 0.0):  # the second step continues with the momentum buffers of the first
         for p in n.module.parameters():
             p.grad = torch.full_like(p, size)
         n.set_lr(0)

@@ -1,4 +1,4 @@
-"""What a network says to a batch beside its logits: answers under dropout and to views, features of its layers."""
+"""The teacher's output beside its logits: responses from dropout and from random views, and features of layers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from udskd.config import schema
 from udskd.config.schema import Config
 
 
-def test_a_head_with_dropout_answers_differently_around_the_plain_answer() -> None:
+def test_responses_from_dropout_scatter_around_the_plain_logits() -> None:
     from udskd.methods import Needs
     from udskd.training.networks.teacher_output import build_teacher_forward
     from udskd.training.runtime.device import Runtime
@@ -44,7 +44,7 @@ def test_a_view_is_mirrored_or_not_and_moved_by_an_eighth_at_most() -> None:
     assert middle.max() > 6
 
 
-def test_a_view_is_not_mirrored_where_images_are_not() -> None:
+def test_a_view_is_not_mirrored_if_the_images_are_not() -> None:
     from udskd.training.networks.teacher_output import random_view
 
     ramp = torch.linspace(-1, 1, 64).expand(200, 3, 64, 64).contiguous()
@@ -52,8 +52,8 @@ def test_a_view_is_not_mirrored_where_images_are_not() -> None:
     assert (centre[:, -1] > centre[:, 0]).all()
 
 
-def test_layers_are_tapped_after_batch_norm_was_exchanged(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """training.sync_batchnorm puts other layers in the place of batch-norms, one of which may be what is tapped."""
+def test_features_come_from_the_synchronised_batch_norms(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """training.sync_batchnorm replaces the batch-norms, and a method may need the output of one of them."""
     from udskd.config.schema import StudentConfig
     from udskd.models import zoo
     from udskd.training.networks.trainable import Network

@@ -1,4 +1,4 @@
-"""The teacher's further training, which some methods ask for before the students'."""
+"""The further training of the teacher, which some methods need before that of the students."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_stage_trains_the_teacher_further_and_keeps_the_one_it_began_with(
 
 
 def test_a_teacher_trained_in_the_run_is_shaped_as_one_that_was_given(config: Config, tmp_path: Path) -> None:
-    """Its weights are an average here, which nothing trains."""
+    """Here the teacher is the average of the weights, whose parameters have no gradients."""
     config = options(config, {"method": "cud", "training.epochs": 1})
     train(config)
     given = schema.with_values(config, {"teacher.checkpoint": str(run_of(config) / "teacher.safetensors")})
@@ -59,12 +59,12 @@ def test_a_shaped_teacher_serves_another_run_without_its_stage(shaped: Path, con
     assert summary["teacher"]["nll"] == json.loads((shaped / "summary.json").read_text())["teacher"]["nll"]
 
 
-def test_evaluating_a_run_tells_both_teachers(shaped: Path) -> None:
+def test_evaluating_a_run_lists_both_teachers(shaped: Path) -> None:
     results = evaluate_run(shaped)
     assert results["teacher_shaped"]["nll"] == json.loads((shaped / "summary.json").read_text())["teacher"]["nll"]
 
 
-def test_the_summary_says_which_stage_the_teacher_had(config: Config, teacher_weights: str) -> None:
+def test_the_summary_names_the_stage_of_the_teacher(config: Config, teacher_weights: str) -> None:
     values = {"method": "kd", "teacher.stage": "cross_entropy", "teacher.checkpoint": teacher_weights}
     assert train(options(config, values))["options"]["teacher.stage"] == "cross_entropy"
 
@@ -96,7 +96,7 @@ def test_a_stage_is_not_continued_from_another_teacher(config: Config, teacher_w
 def test_a_stage_begun_anew_with_another_teacher_can_be_continued(
     config: Config, teacher_weights: str, shaped: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped before anything of the stage was saved, a run may be given another teacher."""
+    """A run that stopped before the stage saved anything may continue with another teacher."""
     from udskd.training.tasks.teacher import StageTask
 
     def fail() -> None:

@@ -1,4 +1,4 @@
-"""A run that is continued with its teacher's weights in a network of another stem."""
+"""A run does not continue with its teacher's weights in a network of another stem."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from udskd.training.tasks.teacher import StageTask
 
 @pytest.fixture
 def files(tmp_path: Path) -> tuple[str, str]:
-    """The same weights, in a file that names stem "small", and in one that names none."""
+    """The same weights in a file that names the stem "small" and in a file without a stem."""
     torch.manual_seed(0)
     tensors = zoo.build("mobilenet_v2", 3, 32, "small").module.state_dict()
     info = WeightsInfo("mobilenet_v2", "small", CLASSES, 32, DataConfig.mean, DataConfig.std, 1.0)
@@ -35,7 +35,7 @@ def files(tmp_path: Path) -> tuple[str, str]:
 
 
 def stopped(config: Config, patch: pytest.MonkeyPatch, task: type[Task], file: str) -> Config:
-    """A run with the teacher in `file` that ended in the second epoch of a task."""
+    """The config of a run with the teacher in `file` that failed in the second epoch of a task."""
 
     def fail() -> None:
         raise ZeroDivisionError

@@ -1,4 +1,4 @@
-"""What comes out of a cache is what the teacher itself would give; a cache of anything else is refused."""
+"""A cache returns the logits of the teacher itself; a run refuses a cache with other dependencies."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def config(tree: Path, tmp_path: Path, teacher: Path) -> Config:
 
 
 def changed(config: Config, **values: Any) -> Config:
-    """The config with options changed; data__mixup stands for data.mixup."""
+    """The config with other options; data__mixup stands for data.mixup."""
     return schema.with_values(config, {name.replace("__", "."): value for name, value in values.items()})
 
 
 def cached(config: Config, folder: Path, **values: Any) -> Config:
-    """Writes a cache for the config, which is returned with teacher.cache and further options."""
+    """Write a cache for the config; return the config with teacher.cache and further options."""
     cache_teacher(config, folder)
     return changed(config, teacher__cache=str(folder), **values)
 
@@ -64,8 +64,8 @@ def epochs(folder: Path) -> list[np.ndarray]:
 
 
 @pytest.fixture
-def taught(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
-    """Of every batch that trains students: the logits that they get from the cache, and those of the teacher itself."""
+def logit_pairs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
+    """For every training batch of the students: the logits from the cache and those of the teacher itself."""
     pairs: list[tuple[Tensor, Tensor]] = []
     losses = StudentsTask.losses
 
@@ -81,11 +81,11 @@ def taught(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("mixup", [0.0, 0.4])
 def test_the_logits_are_the_teachers_own_rounded_to_fp16(
-    config: Config, tmp_path: Path, taught: list[tuple[Tensor, Tensor]], mixup: float, precision: str
+    config: Config, tmp_path: Path, logit_pairs: list[tuple[Tensor, Tensor]], mixup: float, precision: str
 ) -> None:
     train(cached(changed(config, data__mixup=mixup, training__precision=precision), tmp_path / "cache"))
-    assert len(taught) == EPOCHS * IMAGES // 12
-    for from_cache, own in taught:
+    assert len(logit_pairs) == EPOCHS * IMAGES // 12
+    for from_cache, own in logit_pairs:
         assert from_cache.dtype == own.dtype
         assert torch.equal(from_cache, own.half().to(own.dtype))
         assert own.std() > 0
@@ -103,13 +103,13 @@ def test_the_logits_are_the_teachers_own_rounded_to_fp16(
         {"method": "kd", "training__epochs": 2},
     ],
 )
-def test_one_cache_serves_any_batches(
-    config: Config, tmp_path: Path, taught: list[tuple[Tensor, Tensor]], values: dict[str, Any]
+def test_one_cache_serves_batches_of_any_size(
+    config: Config, tmp_path: Path, logit_pairs: list[tuple[Tensor, Tensor]], values: dict[str, Any]
 ) -> None:
     config = changed(config, data__mixup=0.4, training__batch_size=10)
     train(cached(config, tmp_path / "cache", **values))
-    assert sum(len(own) for _, own in taught) >= 2 * 30
-    for from_cache, own in taught:  # other batches may be computed in another order
+    assert sum(len(own) for _, own in logit_pairs) >= 2 * 30
+    for from_cache, own in logit_pairs:  # batches of another size may be summed in another order
         torch.testing.assert_close(from_cache, own, rtol=2**-10, atol=1e-5)
 
 
@@ -160,19 +160,19 @@ def test_the_teacher_makes_no_pass_but_its_evaluation(
     config = cached(config, tmp_path / "cache")
 
     def fail(*_: Any) -> Tensor:
-        raise AssertionError("the teacher was asked")
+        raise AssertionError("the teacher was called")
 
     monkeypatch.setattr(FrozenNetwork, "__call__", fail)
     assert train(config)["teacher"]["top1"] > 0
 
 
 @pytest.mark.parametrize("method", ["ce", "dml"])
-def test_methods_without_a_teacher_do_not_look_at_it(config: Config, tmp_path: Path, method: str) -> None:
+def test_methods_without_a_teacher_ignore_the_cache(config: Config, tmp_path: Path, method: str) -> None:
     assert train(changed(config, method=method, teacher__cache=str(tmp_path / "nowhere")))["teacher"] is None
 
 
 @pytest.mark.parametrize(
-    ("values", "complaint"),
+    ("values", "message"),
     [
         ({"seed": 1}, "made with seed = 0, not 1"),
         ({"data__image_size": 16}, r"made with data\.image_size = 8, not 16"),
@@ -184,10 +184,10 @@ def test_methods_without_a_teacher_do_not_look_at_it(config: Config, tmp_path: P
         ({"teacher__cache": "nowhere"}, "there is no teacher cache at nowhere"),
     ],
 )
-def test_a_cache_of_something_else_is_refused(
-    config: Config, tmp_path: Path, values: dict[str, Any], complaint: str
+def test_a_cache_with_other_dependencies_is_refused(
+    config: Config, tmp_path: Path, values: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=complaint):
+    with pytest.raises(ConfigError, match=message):
         train(changed(cached(config, tmp_path / "cache"), **values))
     assert not (tmp_path / "run").exists()  # refused before anything was done
 
@@ -222,7 +222,7 @@ def enlarge_the_images(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "complaint"),
+    ("change", "message"),
     [
         (add_an_image, r"data\.images = 36, not 37"),
         (rename_an_image, r"data\.images_sha256 = "),
@@ -230,12 +230,12 @@ def enlarge_the_images(root: Path) -> None:
     ],
 )
 def test_a_cache_of_other_images_is_refused(
-    config: Config, tmp_path: Path, change: Callable[[Path], None], complaint: str
+    config: Config, tmp_path: Path, change: Callable[[Path], None], message: str
 ) -> None:
     root = write_tree(tmp_path / "tree")
     config = cached(changed(config, data__root=str(root)), tmp_path / "cache")
     change(root)
-    with pytest.raises(ConfigError, match=complaint):
+    with pytest.raises(ConfigError, match=message):
         train(config)
 
 
@@ -256,7 +256,7 @@ def test_an_image_with_another_content_is_refused(config: Config, tmp_path: Path
 def test_a_cache_of_an_earlier_version_has_no_manifest_to_compare_with(
     config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And gets none from images that may be others by now."""
+    """It gets no manifest either: the images may have changed since."""
     config = cached(config, tmp_path / "cache")
     (tmp_path / "cache/images.manifest").unlink()
     line = f"{tmp_path}/cache has no list of its images: that they are still the same is not checked\n"
@@ -296,7 +296,7 @@ def test_a_pack_of_the_same_files_takes_the_same_cache(config: Config, tmp_path:
         train(changed(run, data__root=str(tmp_path / "smaller"), output=str(tmp_path / "another")))
 
 
-def test_it_stops_between_epochs_and_continues(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_cache_continues(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache_teacher(config, tmp_path / "undisturbed")
     folder = tmp_path / "cache"
     with monkeypatch.context() as patch:
@@ -307,7 +307,7 @@ def test_it_stops_between_epochs_and_continues(config: Config, tmp_path: Path, m
     before = (folder / "epoch-0000.npy").stat()
     cache_teacher(config, folder)
     assert (folder / "epoch-0000.npy").stat() == before
-    (folder / "images.manifest").unlink()  # it holds when the images were last changed, if that is long enough ago
+    (folder / "images.manifest").unlink()  # it may hold the times of the images' last changes
     (tmp_path / "undisturbed" / "images.manifest").unlink()
     assert {f.name: f.read_bytes() for f in folder.iterdir()} == {
         f.name: f.read_bytes() for f in (tmp_path / "undisturbed").iterdir()
@@ -384,7 +384,7 @@ def test_an_image_that_was_unreadable_is_named(config: Config, tmp_path: Path, n
     config = cached(config, tmp_path / "cache")
     missing = np.isnan(epochs(tmp_path / "cache")[0]).all(1)
     assert missing.sum() == 1
-    train(config)  # still unreadable: left out, as without a cache
+    train(config)  # the image is still unreadable and skipped, as without a cache
     file.write_bytes(intact)
     with pytest.raises(ConfigError, match=rf"1 changed \(train/green/{number}\.png\): leave teacher\.cache out"):
         train(changed(config, output=str(tmp_path / "another")))
@@ -399,7 +399,7 @@ def test_a_teacher_that_diverged_is_refused(config: Config, tmp_path: Path, monk
         cache_teacher(config, tmp_path / "cache")
 
 
-def test_other_peoples_folders_are_left_alone(config: Config, tmp_path: Path) -> None:
+def test_other_folders_are_not_written_to(config: Config, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("")
     with pytest.raises(ConfigError, match="neither an empty folder nor a teacher cache"):
@@ -409,14 +409,14 @@ def test_other_peoples_folders_are_left_alone(config: Config, tmp_path: Path) ->
         cache_teacher(replace(config, seed=1), tmp_path / "cache")
 
 
-def test_it_is_for_one_process(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_one_process_may_write_a_cache(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="one process"):
         cache_teacher(config, tmp_path / "cache")
 
 
-def test_the_description_can_be_read_by_a_person(config: Config, tmp_path: Path) -> None:
+def test_the_description_is_readable_json(config: Config, tmp_path: Path) -> None:
     cache_teacher(config, tmp_path / "cache")
     content = json.loads((tmp_path / "cache" / "cache.json").read_text())
     assert content["format"] == cache_folder.FORMAT
