@@ -37,7 +37,7 @@ def labels_of(classes: int, each: int) -> Classes:
 
 
 def predictions_of(labels: Classes, classes: int, accuracy: float, seed: int = 0, alike: int = 1) -> Classes:
-    """The predictions of a teacher with this accuracy; others are random, in groups of `alike` classes if that is > 1."""
+    """The predictions of a teacher with this accuracy; the others are random, in groups of `alike` classes if > 1."""
     rng = np.random.default_rng(seed)
     other = rng.integers(0, classes, len(labels))
     if alike > 1:
