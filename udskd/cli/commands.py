@@ -42,7 +42,7 @@ def list_recipes() -> None:
 @click.option(
     "--previous",
     is_flag=True,
-    help=("With --resume: continue from the state saved before the last one, if the last one is damaged."),
+    help="With --resume: continue from the state saved before the last one, if the last one is damaged.",
 )
 @click.pass_obj
 def train(overrides: dict[str, Any], recipe: str | None, resume: str | None, previous: bool) -> None:
@@ -65,7 +65,7 @@ def train(overrides: dict[str, Any], recipe: str | None, resume: str | None, pre
 
 
 def _recipe_of(run: Path | None) -> str:
-    """The recipe that a run's folder holds."""
+    """The recipe in the folder of a run."""
     if run is None:
         raise click.ClickException(
             "give a recipe (udskd train RECIPE.toml) or a run to continue (udskd train --resume RUN)"
@@ -135,7 +135,7 @@ def pack(
 @click.option(
     "--epochs",
     type=int,
-    help=("Epochs to cache; training.epochs by default. Those that the folder holds already stay."),
+    help="Epochs to cache; training.epochs by default. Those that the folder holds already stay.",
 )
 @click.pass_obj
 def cache_teacher(overrides: dict[str, Any], recipe: str, epochs: int | None) -> None:

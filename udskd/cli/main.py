@@ -82,8 +82,8 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _mistake(error: click.ClickException) -> int:
-    """Report a mistake in the command line. All processes of a run find the same one: the first process on each machine
-    reports it and ends, and torchrun then ends the others."""
+    """Report a mistake in the command line. All processes of a run find the same one; only the first process on each
+    machine reports it at once. The others wait, because torchrun ends all processes as soon as one has ended."""
     if not (is_first := os.environ.get("LOCAL_RANK", "0") == "0"):
         time.sleep(20)
     message, context = error.format_message(), getattr(error, "ctx", None)

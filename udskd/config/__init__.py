@@ -1,1 +1,1 @@
-"""What a recipe may say, and how it is read, written and checked."""
+"""The options of a run, and how recipes are read, checked and written."""

@@ -55,7 +55,7 @@ def main(output: Path | None = None) -> int:
         "KL truth: mean KL(true p || predicted p). H corr.: rank correlation of the predicted and the true entropies."
     )
     draw(groups, teacher, best, folder / "demo.png")
-    print(f"picture: {folder / 'demo.png'}")
+    print(f"figure: {folder / 'demo.png'}")
     return 0
 
 
