@@ -1,9 +1,9 @@
-// How kernels are registered for the operators of csrc/ops.cpp.
+// Macros that register kernels for the operators of csrc/ops.cpp.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
 
-// The tests' emulator runs the CUDA kernels on the CPU's tensors, as operators beside the CPU's own.
+// With UDSKD_EMULATE, the tests run the CUDA kernels on CPU tensors, as operators of a second namespace.
 #ifdef UDSKD_EMULATE
 #define UDSKD_OPERATORS udskd_emulated
 #define UDSKD_KEY(key) CPU

@@ -1,4 +1,4 @@
-// Memory that a kernel on the CPU needs while it runs.
+// Scratch memory of the CPU kernels.
 #pragma once
 
 #include <torch/headeronly/util/Exception.h>
@@ -20,7 +20,8 @@ inline Memory allocate_scratch(size_t bytes) {
   return memory;
 }
 
-// f(scratch), aligned to 64 bytes; what a thread needs of it is kept from call to call, up to kKept bytes.
+// Calls f with scratch memory that is aligned to 64 bytes. Each thread keeps its memory from call to call, up to kKept
+// bytes.
 template <size_t kKept, class F>
 void with_scratch(size_t bytes, F f) {
   if (bytes > kKept) return f(allocate_scratch(bytes).get());

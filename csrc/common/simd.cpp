@@ -11,7 +11,7 @@ constexpr const char* kNames[kSimdLevels] = {"baseline", "avx2", "avx512"};
 
 struct Choice {
   int level = kBaseline;
-  std::string problem;
+  std::string problem;  // why UDSKD_SIMD is ignored
 };
 
 Choice choose() {
@@ -33,8 +33,8 @@ Choice choose() {
 }
 
 const Choice& choice() {
-  static const Choice made = choose();
-  return made;
+  static const Choice chosen = choose();
+  return chosen;
 }
 
 }  // namespace

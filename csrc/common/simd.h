@@ -1,4 +1,4 @@
-// The SIMD levels that the CPU kernels are compiled for, side by side, and the one in use. No PyTorch headers.
+// The SIMD levels that the CPU kernels are compiled for, and the level in use. Includes no header of PyTorch.
 #pragma once
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
@@ -13,12 +13,12 @@ enum SimdLevel : int { kBaseline, kAvx2, kAvx512, kSimdLevels };
 
 const char* simd_name(int level);
 bool simd_compiled(int level);
-bool simd_supported(int level);  // compiled, and this processor has the instructions
+bool simd_supported(int level);  // compiled, and the processor has the instructions
 
-// The best supported level, unless the environment variable UDSKD_SIMD names another. Read once.
+// The best supported level, or the level that the environment variable UDSKD_SIMD names. The variable is read once.
 int simd_level();
 
-// Empty, or why UDSKD_SIMD could not be obeyed.
+// Why UDSKD_SIMD is ignored, or an empty string.
 const char* simd_problem();
 
 }  // namespace udskd

@@ -1,5 +1,5 @@
-// Whether a tensor and its memory are there: a storage can be made smaller under its tensors
-// (untyped_storage().resize_), and a buffer can begin anywhere (torch.frombuffer).
+// Checks that a tensor is defined and that all of its memory exists and is aligned: untyped_storage().resize_() can
+// shrink a storage that tensors still use, and a buffer for torch.frombuffer() can begin at any address.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -8,7 +8,7 @@
 
 namespace udskd {
 
-// Python passes None for a tensor that is not optional, too.
+// Python can pass None even for a tensor that is not optional.
 inline void check_given(const char* name, const torch::stable::Tensor& x) {
   STD_TORCH_CHECK(x.defined(), name, " must be a tensor, got None");
 }
@@ -29,7 +29,7 @@ inline bool is_aligned(const torch::stable::Tensor& x, size_t to) {
   return reinterpret_cast<uintptr_t>(x.const_data_ptr()) % to == 0;
 }
 
-// For operators on images, whose elements are of the size that the memory is aligned to.
+// All of the checks above, for the operators on images.
 inline void check_storage(const char* name, const torch::stable::Tensor& x) {
   STD_TORCH_CHECK(is_within_storage(x), name, " reaches beyond the end of its storage");
   STD_TORCH_CHECK(x.numel() == 0 || x.const_data_ptr(), name, " has no memory");

@@ -1,4 +1,4 @@
-// Logits of any dtype into vectors, and gradients out of them.
+// Reads logits of any dtype into vectors, and writes gradients of any dtype.
 #pragma once
 
 #include <cstdint>
@@ -13,21 +13,21 @@ namespace {
 struct Half {
   uint16_t bits;
 };
-struct BFloat16 {  // bfloat16
+struct BFloat16 {
   uint16_t bits;
 };
 
 INLINE Single widen(Narrow x, BFloat16) { return (Single)(zero_extended(x) << 16); }
 INLINE Single widen(Narrow x, Half) { return from_half(x); }
 
-// To nearest even; what is not a NaN.
+// Rounds numbers other than NaN to nearest even.
 INLINE Narrow narrow_number(Single x, BFloat16) {
   const Word bits = (Word)x;
   return low_half((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 INLINE Narrow narrow_number(Single x, Half) { return to_half(x); }
 
-// The same, and a NaN whatever its payload, which may not carry over into the exponent.
+// The same for NaN, too: rounding its payload could carry into the exponent.
 INLINE Narrow narrow(Single x, BFloat16) {
   return narrow_number(x == x ? x : Single{} + __builtin_nanf(""), BFloat16{});
 }
@@ -42,7 +42,7 @@ INLINE auto widened(In x) {
   }
 }
 
-// kCount values from memory of dtype In.
+// Reads kCount values of dtype In.
 template <class Acc, class In>
 INLINE Vector<Acc> read(const In* from) {
   if constexpr (std::is_same_v<In, Acc>) {
@@ -51,7 +51,7 @@ INLINE Vector<Acc> read(const In* from) {
     Narrow raw;
     __builtin_memcpy(&raw, from, sizeof raw);
     return widen(raw, In{});
-  } else {  // mixed with double: not where speed matters
+  } else {  // mixed with double, where speed does not matter
     Vector<Acc> x;
     for (int l = 0; l < Lanes<Acc>::kCount; ++l) {
       x[l] = Acc(widened(from[l]));
@@ -60,7 +60,7 @@ INLINE Vector<Acc> read(const In* from) {
   }
 }
 
-// kCount values, of which NaN may come out as anything, to memory of dtype Out; past the cache if `streaming`.
+// Writes kCount values as dtype Out, with non-temporal stores if `streaming`. Any value may be written for NaN.
 template <class Acc, class Out>
 INLINE void write_numbers(Out* to, Vector<Acc> x, bool streaming) {
   if constexpr (std::is_same_v<Acc, Out>) {
@@ -74,7 +74,7 @@ INLINE void write_numbers(Out* to, Vector<Acc> x, bool streaming) {
   }
 }
 
-// kCount values to memory of dtype Out.
+// Writes kCount values as dtype Out.
 template <class Acc, class Out>
 INLINE void write(Out* to, Vector<Acc> x) {
   if constexpr (std::is_same_v<Out, Acc>) {

@@ -1,4 +1,4 @@
-// A register of numbers: loads and stores, exponential, logarithm, powers and sums.
+// A register of numbers: loads, stores, exponential, logarithm, powers and sums.
 #pragma once
 
 #include <cstdint>
@@ -17,8 +17,8 @@ struct Lanes<float> {
   using Register = Single;
   using Bits = Word;
   static constexpr int kCount = UDSKD_VECTOR_BYTES / 4, kMantissa = 23;
-  static constexpr float kLeast = -127;        // 2^x is 0 from here down
-  static constexpr float kExcluded = -1e30f;   // stands for -inf, so that 0 * x is 0
+  static constexpr float kLeast = -127;        // 2^x is 0 for this x and below
+  static constexpr float kExcluded = -1e30f;   // replaces -inf, so that 0 * x is 0
   static constexpr float kShifter = 12583039;  // 1.5 * 2^23 + 127: added to x, its low bits are round(x) + 127
   // 2^f = 1 + f P(f) for |f| <= 1/2, to 4e-9; chosen with the rounding of each step in mind
   static constexpr float kPowers[] = {0x1.62e432p-1f, 0x1.ebfbeap-3f,  0x1.c6ae1p-5f,
@@ -60,25 +60,25 @@ INLINE void store(Acc* to, Vector<Acc> x) {
 }
 
 template <class Acc>
-INLINE Vector<Acc> places() {
-  Vector<Acc> place;
+INLINE Vector<Acc> lane_indices() {
+  Vector<Acc> index;
 #pragma GCC unroll 16
-  for (int l = 0; l < Lanes<Acc>::kCount; ++l) place[l] = Acc(l);
-  return place;
+  for (int l = 0; l < Lanes<Acc>::kCount; ++l) index[l] = Acc(l);
+  return index;
 }
 
-// Zero but in the first, the last `count` places.
+// x in the first (the last) `count` lanes, zero in the others.
 template <class Acc>
 INLINE Vector<Acc> first(int64_t count, Vector<Acc> x) {
-  return places<Acc>() < Acc(count) ? x : Vector<Acc>{};
+  return lane_indices<Acc>() < Acc(count) ? x : Vector<Acc>{};
 }
 template <class Acc>
 INLINE Vector<Acc> last(int64_t count, Vector<Acc> x) {
-  return places<Acc>() < Acc(Lanes<Acc>::kCount - count) ? Vector<Acc>{} : x;
+  return lane_indices<Acc>() < Acc(Lanes<Acc>::kCount - count) ? Vector<Acc>{} : x;
 }
 
-// 2^x for x <= 1, to 0.9 units in the last place (1.1 without fused multiply-add); 0 from 2^-126.5 down (2^-1022.5 in
-// double).
+// 2^x for x <= 1, to 0.9 units in the last place (1.1 without fused multiply-add). Results below 2^-126.5 (2^-1022.5 in
+// double) are 0.
 template <class Acc>
 INLINE Vector<Acc> exp2(Vector<Acc> any) {
   using L = Lanes<Acc>;
@@ -92,8 +92,8 @@ INLINE Vector<Acc> exp2(Vector<Acc> any) {
   return p * (Vector<Acc>)two_to_n;
 }
 
-// log x of positive, normal x to 1 unit in the last place: x = m 2^n with 1/sqrt(2) <= m < sqrt(2), whose bits the
-// constant has. NaN stays.
+// log x of positive, normal x to 1 unit in the last place: x = m 2^n with 1/sqrt(2) <= m < sqrt(2); 0x3f3504f3 are the
+// bits of 1/sqrt(2). NaN is kept.
 INLINE Single log(Single x) {
   typedef int32_t Integer __attribute__((vector_size(UDSKD_VECTOR_BYTES)));
   constexpr float kPowers[] = {7.0376836292e-2f,  -1.1514610310e-1f, 1.1676998740e-1f,
@@ -120,35 +120,35 @@ INLINE V power(V e) {
   }
 }
 
-// All values combined, by halves: a fixed order.
+// Combines all values by halves, which is a fixed order.
 template <class Acc, int N, class V, class F>
-INLINE Acc fold_halves(V x, F f) {
+INLINE Acc reduce_halves(V x, F f) {
   if constexpr (N == 2) {
     return f(x[0], x[1]);
   } else {
     typedef Acc Part __attribute__((vector_size(N / 2 * sizeof(Acc))));
     Part half[2];
     __builtin_memcpy(half, &x, sizeof half);
-    return fold_halves<Acc, N / 2>(f(half[0], half[1]), f);
+    return reduce_halves<Acc, N / 2>(f(half[0], half[1]), f);
   }
 }
 
 template <class Acc, class F>
-INLINE Acc fold(Vector<Acc> x, F f) {
-  return fold_halves<Acc, Lanes<Acc>::kCount>(x, f);
+INLINE Acc reduce_lanes(Vector<Acc> x, F f) {
+  return reduce_halves<Acc, Lanes<Acc>::kCount>(x, f);
 }
 
 template <class Acc>
 INLINE Acc sum_of(Vector<Acc> x) {
-  return fold<Acc>(x, [](auto a, auto b) __attribute__((always_inline)) { return a + b; });
+  return reduce_lanes<Acc>(x, [](auto a, auto b) __attribute__((always_inline)) { return a + b; });
 }
 template <class Acc>
 INLINE Acc max_of(Vector<Acc> x) {
-  return fold<Acc>(x, [](auto a, auto b) __attribute__((always_inline)) { return a > b ? a : b; });
+  return reduce_lanes<Acc>(x, [](auto a, auto b) __attribute__((always_inline)) { return a > b ? a : b; });
 }
 template <class Acc>
 INLINE Acc min_of(Vector<Acc> x) {
-  return fold<Acc>(x, [](auto a, auto b) __attribute__((always_inline)) { return a < b ? a : b; });
+  return reduce_lanes<Acc>(x, [](auto a, auto b) __attribute__((always_inline)) { return a < b ? a : b; });
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// What kernels and their launchers need of CUDA. With UDSKD_EMULATE the same sources are compiled as C++ and run on the
-// CPU by the tests' emulator (tests/emulator), which has a plain version of everything here.
+// CUDA for kernels and the functions that launch them. With UDSKD_EMULATE the same sources are compiled as C++, and the
+// emulator of the tests (tests/emulator), which defines everything here, runs them on the CPU.
 #pragma once
 
 #ifdef UDSKD_EMULATE
@@ -9,11 +9,11 @@
 namespace udskd::cuda {
 
 template <class Kernel>
-int most_clusters(Kernel kernel, int threads, int64_t shared, int group) {
+int max_clusters(Kernel kernel, int threads, int64_t shared, int group) {
   int blocks = 0, sms = 0;
   cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, size_t(shared));
   cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, 0);
-  return blocks * sms < group ? 1 : blocks * sms / group;  // the emulator runs a cluster on as few as it has
+  return blocks * sms < group ? 1 : blocks * sms / group;  // the emulator runs a cluster on any number of SMs
 }
 
 }  // namespace udskd::cuda
@@ -24,23 +24,25 @@ int most_clusters(Kernel kernel, int threads, int64_t shared, int group) {
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-// The block's dynamic shared memory: the only one that the kernels use, so that blocks of a cluster find each other's.
+// The dynamic shared memory of the block. The kernels use no other, so that its layout is the same in all blocks of a
+// cluster.
 #define UDSKD_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 
-// kernel: in parentheses if it has commas. The rest are its arguments.
+// `kernel` stands in parentheses if it contains commas. The arguments after `stream` are those of the kernel.
 #define UDSKD_LAUNCH(kernel, grid, block, shared, stream, ...) (kernel)<<<grid, block, shared, stream>>>(__VA_ARGS__)
-#define UDSKD_LAUNCH_CLUSTER(kernel, cluster, grid, block, shared, stream, ...)                                   \
-  udskd::cuda::launch_together(kernel, cudaLaunchAttributeClusterDimension, cluster, grid, block, shared, stream, \
-                               __VA_ARGS__)
-// All blocks run at the same time, so that groups of `group` of them can wait for each other.
-#define UDSKD_LAUNCH_COOPERATIVE(kernel, group, grid, block, shared, stream, ...) \
-  udskd::cuda::launch_together(kernel, cudaLaunchAttributeCooperative, 1, grid, block, shared, stream, __VA_ARGS__)
+#define UDSKD_LAUNCH_CLUSTER(kernel, cluster, grid, block, shared, stream, ...)                                 \
+  udskd::cuda::launch_with_attribute(kernel, cudaLaunchAttributeClusterDimension, cluster, grid, block, shared, \
+                                     stream, __VA_ARGS__)
+// All blocks run at the same time, so that the blocks of each group of `group` blocks can wait for each other.
+#define UDSKD_LAUNCH_COOPERATIVE(kernel, group, grid, block, shared, stream, ...)                            \
+  udskd::cuda::launch_with_attribute(kernel, cudaLaunchAttributeCooperative, 1, grid, block, shared, stream, \
+                                     __VA_ARGS__)
 
 namespace udskd::cuda {
 
 template <class... Arguments>
-void launch_together(void (*kernel)(Arguments...), cudaLaunchAttributeID what, unsigned value, unsigned grid,
-                     unsigned block, size_t shared, cudaStream_t stream, Arguments... arguments) {
+void launch_with_attribute(void (*kernel)(Arguments...), cudaLaunchAttributeID what, unsigned value, unsigned grid,
+                           unsigned block, size_t shared, cudaStream_t stream, Arguments... arguments) {
   cudaLaunchAttribute attribute = {};
   attribute.id = what;
   if (what == cudaLaunchAttributeClusterDimension) {
@@ -51,11 +53,11 @@ void launch_together(void (*kernel)(Arguments...), cudaLaunchAttributeID what, u
   cudaLaunchConfig_t config = {};
   config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared, config.stream = stream;
   config.attrs = &attribute, config.numAttrs = 1;
-  cudaLaunchKernelEx(&config, kernel, arguments...);  // an error is found by the check after it
+  cudaLaunchKernelEx(&config, kernel, arguments...);  // DeviceScope::check() reports its error
 }
 
 template <class... Arguments>
-int most_clusters(void (*kernel)(Arguments...), int threads, int64_t shared, int group) {
+int max_clusters(void (*kernel)(Arguments...), int threads, int64_t shared, int group) {
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeClusterDimension;
   attribute.val.clusterDim.x = unsigned(group), attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
@@ -64,7 +66,7 @@ int most_clusters(void (*kernel)(Arguments...), int threads, int64_t shared, int
   config.attrs = &attribute, config.numAttrs = 1;
   int clusters = 0;
   if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) == cudaSuccess) return clusters;
-  cudaGetLastError();  // forgets it: the next check is of another call
+  cudaGetLastError();  // clears the error, which the next check would report otherwise
   return 0;
 }
 
@@ -74,7 +76,7 @@ int most_clusters(void (*kernel)(Arguments...), int threads, int64_t shared, int
 
 namespace udskd::cuda {
 
-// 2^x within two units in the last place, in one instruction; 0 below 2^-126.
+// 2^x within two units in the last place, in one instruction. Results below 2^-126 are 0.
 __device__ inline float exp2_fast(float x) {
 #ifdef UDSKD_EMULATE
   return emu_ex2(x);
@@ -96,9 +98,9 @@ __device__ inline float reciprocal(float x) {
 #endif
 }
 
-// x, of which the compiler does not know that it is x: so that it computes again rather than keep what no register is
-// left for.
-__device__ inline float again(float x) {
+// Returns x, and hides from the compiler that it does: the compiler then computes values from it a second time, where
+// it would otherwise keep the first ones and run out of registers.
+__device__ inline float opaque(float x) {
 #ifndef UDSKD_EMULATE
   asm volatile("" : "+f"(x));
 #endif

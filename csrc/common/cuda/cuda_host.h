@@ -1,4 +1,4 @@
-// CUDA for what is no kernel and launches none: any compiler reads it.
+// CUDA's functions for source files that neither contain nor launch kernels. Any C++ compiler can read it.
 #pragma once
 
 #ifdef UDSKD_EMULATE

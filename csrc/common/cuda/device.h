@@ -1,4 +1,4 @@
-// A tensor's device: its guard, its current stream, its limits, and what became of a launch on it.
+// The device of a tensor: its guard, its current stream, its limits, and the check after a launch.
 #pragma once
 
 #include <dlfcn.h>
@@ -16,67 +16,68 @@
 
 namespace udskd::cuda {
 
-// The compute capability that the kernels were compiled for: less than the device's where it runs their PTX.
-int compiled_for();
+// The compute capability that the kernels are compiled for. It is lower than the device's where the device runs PTX.
+int compiled_capability();
 
-inline Device ask_device(int index) {
-  const auto ask = [&](cudaDeviceAttr what) {
+inline Device query_device(int index) {
+  const auto query = [&](cudaDeviceAttr what) {
     int value = 0;
     const cudaError_t error = cudaDeviceGetAttribute(&value, what, index);
-    STD_TORCH_CHECK(error == cudaSuccess, "CUDA device ", index, " does not answer: ", cudaGetErrorString(error));
+    STD_TORCH_CHECK(error == cudaSuccess, "cannot query CUDA device ", index, ": ", cudaGetErrorString(error));
     return value;
   };
-  return {
-      ask(cudaDevAttrMultiProcessorCount),
-      std::min(ask(cudaDevAttrComputeCapabilityMajor) * 10 + ask(cudaDevAttrComputeCapabilityMinor), compiled_for()),
-      ask(cudaDevAttrMaxSharedMemoryPerBlockOptin), ask(cudaDevAttrL2CacheSize)};
+  return {query(cudaDevAttrMultiProcessorCount),
+          std::min(query(cudaDevAttrComputeCapabilityMajor) * 10 + query(cudaDevAttrComputeCapabilityMinor),
+                   compiled_capability()),
+          query(cudaDevAttrMaxSharedMemoryPerBlockOptin), query(cudaDevAttrL2CacheSize)};
 }
 
 #ifdef UDSKD_EMULATE
 
-// The tensors are the CPU's, and the device changes between tests.
-class OnDevice {
+// Tensors are on the CPU, and tests change the device.
+class DeviceScope {
  public:
-  explicit OnDevice(const torch::stable::Tensor&) {}
+  explicit DeviceScope(const torch::stable::Tensor&) {}
   int index() const { return 0; }
   cudaStream_t stream() const { return nullptr; }
-  Device limits() const { return ask_device(0); }
-  // A graph's memory is the graph's for as long as it is replayed.
-  static void keep(const torch::stable::Tensor& x) {
+  Device limits() const { return query_device(0); }
+  // A CUDA graph needs its memory at every replay.
+  static void keep_for_replay(const torch::stable::Tensor& x) {
     static std::deque<torch::stable::Tensor> kept;
     if (emu::recording_now()) kept.push_back(x);
   }
 
 #else
 
-// PyTorch's own, of a library that this one is not linked to, so that it also loads beside a CPU-only PyTorch. Python
-// loads libraries for themselves alone: the name is found only where it is defined.
+// The current stream of PyTorch. It is looked up at run time, since a library that is linked to libtorch_cuda.so would
+// not load with a CPU-only PyTorch. It is looked up in that library alone: Python does not make the symbols of the
+// libraries that it loads global.
 inline cudaStream_t current_stream(int32_t device) {
-  using Ask = AOTITorchError (*)(int32_t, void**);
-  static const Ask ask = [] {
+  using GetStream = AOTITorchError (*)(int32_t, void**);
+  static const GetStream get_stream = [] {
     void* const library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
-    return library ? reinterpret_cast<Ask>(dlsym(library, "aoti_torch_get_current_cuda_stream")) : nullptr;
+    return library ? reinterpret_cast<GetStream>(dlsym(library, "aoti_torch_get_current_cuda_stream")) : nullptr;
   }();
   void* stream = nullptr;
-  STD_TORCH_CHECK(ask && ask(device, &stream) == AOTI_TORCH_SUCCESS, "cannot get the current stream of CUDA device ",
-                  device);
+  STD_TORCH_CHECK(get_stream && get_stream(device, &stream) == AOTI_TORCH_SUCCESS,
+                  "cannot get the current stream of CUDA device ", device);
   return static_cast<cudaStream_t>(stream);
 }
 
-// Makes the device current for as long as it lives, and holds its current stream.
-class OnDevice {
+// Makes the device of a tensor current during its own lifetime, and holds the device's current stream.
+class DeviceScope {
  public:
-  explicit OnDevice(const torch::stable::Tensor& x)
+  explicit DeviceScope(const torch::stable::Tensor& x)
       : device_(x.get_device_index()), guard_(device_), stream_(current_stream(device_)) {}
   int index() const { return device_; }
   cudaStream_t stream() const { return stream_; }
-  static void keep(const torch::stable::Tensor&) {}  // the allocator sees to it
-  // Asked once for each device: it takes microseconds.
+  static void keep_for_replay(const torch::stable::Tensor&) {}  // PyTorch's allocator keeps the memory of graphs
+  // Queried once for each device, since a query takes microseconds.
   Device limits() const {
-    static std::array<std::once_flag, 64> asked;
+    static std::array<std::once_flag, 64> queried;
     static std::array<Device, 64> known;
     const size_t slot = size_t(device_) % known.size();
-    std::call_once(asked[slot], [&] { known[slot] = ask_device(device_); });
+    std::call_once(queried[slot], [&] { known[slot] = query_device(device_); });
     return known[slot];
   }
 

@@ -1,9 +1,12 @@
-// Teams of threads that share a row: some lanes of a warp, a block, the blocks of a cluster, or blocks that meet in
-// global memory. A team folds numbers of its threads into one that all of them get, in an order that never changes.
+// Groups of threads that work on one row: some lanes of a warp (ThreadGroup), a block (Block), the blocks of a cluster
+// (Cluster), or blocks that exchange numbers through global memory (BlockGroup). All of them have
 //
-//   team.rank(), team.size()     this thread among the team's
-//   team.fold(x, combine)        x[k] of all threads combined, for every k; the same bits in every thread
-//   team.sync()                  all threads of the team have come here, and see each other's writes
+//   rank(), size()       the index of this thread in the group, and the number of threads
+//   part(), parts()      the index of this block in the group, and the number of blocks
+//   reduce(x, combine)     combines x[k] of all threads, for every k, in a fixed order; every thread gets the same bits
+//   sync()               a barrier of the group, after which its threads see each other's writes
+//
+// kGroupThreads is the number of threads of a group in one block, kBlockThreads the number of threads of a block.
 #pragma once
 
 #include <type_traits>
@@ -13,7 +16,7 @@
 namespace udskd::cuda {
 
 constexpr int kWarp = 32;
-constexpr int kFolded = 10;  // numbers that are folded at once, at most
+constexpr int kMaxReduced = 10;  // numbers in one call of reduce()
 
 struct Add {
   template <class T>
@@ -22,14 +25,14 @@ struct Add {
   }
 };
 
-// NaN is dropped. Where it matters it is found in sums.
+// Ignores NaN. Kernels detect NaN in sums.
 struct Larger {
   __device__ float operator()(float x, float y) const { return fmaxf(x, y); }
   __device__ double operator()(double x, double y) const { return fmax(x, y); }
 };
 
 template <int kLanes, int N, class T, class Combine>
-__device__ void fold_lanes(unsigned mask, T (&x)[N], Combine combine) {
+__device__ void reduce_lanes(unsigned mask, T (&x)[N], Combine combine) {
 #pragma unroll
   for (int offset = kLanes / 2; offset > 0; offset /= 2) {
 #pragma unroll
@@ -37,23 +40,23 @@ __device__ void fold_lanes(unsigned mask, T (&x)[N], Combine combine) {
   }
 }
 
-// What a team is told when its kernel begins.
+// The memory of a group, and for a BlockGroup the position of this block in it.
 struct GroupStorage {
   unsigned char* shared;              // kGroupStorageBytes of the block's shared memory
-  unsigned char* exchange = nullptr;  // for BlockGroup: kExchangeBytes where the blocks of a group leave numbers,
-  unsigned* arrivals = nullptr;       // and count who has come: 0 at the launch
-  unsigned group = 1, part = 0;       // the blocks of a group, and which of them this is
+  unsigned char* exchange = nullptr;  // for BlockGroup: kExchangeBytes of global memory for the numbers of its blocks,
+  unsigned* arrivals = nullptr;       // and the count of the blocks' arrivals at barriers, 0 at the launch
+  unsigned group = 1, part = 0;       // the number of blocks of the group, and the index of this one
 };
 
-constexpr int kBlockBytes = 2 * kFolded * kWarp * 8;               // numbers of a block's warps, two sets in turn
-constexpr int kGroupStorageBytes = kBlockBytes + 2 * kFolded * 8;  // and of a cluster's blocks
-constexpr int kMostGroupBlocks = 256;                              // blocks of a group
-constexpr int64_t kExchangeBytes = 2 * kFolded * kMostGroupBlocks * 8;
+constexpr int kBlockBytes = 2 * kMaxReduced * kWarp * 8;               // numbers of the block's warps, in two buffers
+constexpr int kGroupStorageBytes = kBlockBytes + 2 * kMaxReduced * 8;  // and numbers of the cluster's blocks
+constexpr int kMaxGroupBlocks = 256;                                   // blocks of a group
+constexpr int64_t kExchangeBytes = 2 * kMaxReduced * kMaxGroupBlocks * 8;
 
 template <int kLanes>
 class ThreadGroup {
  public:
-  static constexpr int kGroupThreads = kLanes, kBlock = 128;
+  static constexpr int kGroupThreads = kLanes, kBlockThreads = 128;
   static constexpr bool kOneBlock = true;
   __device__ explicit ThreadGroup(const GroupStorage&)
       : mask_(kLanes == kWarp ? ~0u : ((1u << kLanes % kWarp) - 1) << threadIdx.x % kWarp / kLanes * kLanes) {}
@@ -63,8 +66,8 @@ class ThreadGroup {
   __device__ int parts() const { return 1; }
   __device__ void sync() { __syncwarp(mask_); }
   template <int N, class T, class Combine>
-  __device__ void fold(T (&x)[N], Combine combine) {
-    fold_lanes<kLanes>(mask_, x, combine);
+  __device__ void reduce(T (&x)[N], Combine combine) {
+    reduce_lanes<kLanes>(mask_, x, combine);
   }
 
  private:
@@ -74,38 +77,39 @@ class ThreadGroup {
 template <int kThreads>
 class Block {
  public:
-  static constexpr int kGroupThreads = kThreads, kBlock = kThreads, kWarps = kThreads / kWarp;
+  static constexpr int kGroupThreads = kThreads, kBlockThreads = kThreads, kWarps = kThreads / kWarp;
   static constexpr bool kOneBlock = true;
-  __device__ explicit Block(const GroupStorage& place) : shared_(place.shared) {}
+  __device__ explicit Block(const GroupStorage& storage) : shared_(storage.shared) {}
   __device__ int rank() const { return int(threadIdx.x); }
   __device__ int size() const { return kThreads; }
   __device__ int part() const { return 0; }
   __device__ int parts() const { return 1; }
   __device__ void sync() { __syncthreads(); }
-  // One barrier: the next fold writes to the other set, and the one after it comes after the next one's barrier.
+  // One barrier is enough: the next reduce() writes to the other buffer, and its barrier stands before the reduce()
+  // after it.
   template <int N, class T, class Combine>
-  __device__ void fold(T (&x)[N], Combine combine) {
-    static_assert(N <= kFolded);
+  __device__ void reduce(T (&x)[N], Combine combine) {
+    static_assert(N <= kMaxReduced);
     const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-    T* const warps = reinterpret_cast<T*>(shared_ + (turn_ ^= 1) * (kBlockBytes / 2));
-    fold_lanes<kWarp>(~0u, x, combine);
+    T* const warps = reinterpret_cast<T*>(shared_ + (buffer_ ^= 1) * (kBlockBytes / 2));
+    reduce_lanes<kWarp>(~0u, x, combine);
 #pragma unroll
     for (int k = 0; k < N; ++k)
       if (lane == 0) warps[k * kWarps + warp] = x[k];
     __syncthreads();
 #pragma unroll
     for (int k = 0; k < N; ++k) x[k] = warps[k * kWarps + lane % kWarps];
-    fold_lanes<kWarps>(~0u, x, combine);
+    reduce_lanes<kWarps>(~0u, x, combine);
   }
 
  protected:
   unsigned char* shared_;
-  int turn_ = 0;
+  int buffer_ = 0;
 };
 
-// Folds over the blocks of a row, each of which has folded its own.
+// Combines the partial results of the blocks of a row, of which each lane of the warp holds one.
 template <int kLanesMost, int N, class T, class Combine>
-__device__ void fold_parts(int parts, T (&x)[N], Combine combine) {
+__device__ void reduce_parts(int parts, T (&x)[N], Combine combine) {
   for (int offset = kLanesMost / 2; offset > 0; offset /= 2) {
     if (offset >= parts) continue;
 #pragma unroll
@@ -138,7 +142,7 @@ __device__ inline void cluster_sync() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 #endif
 }
-// Where another block of the cluster has what this one has at `mine` in its shared memory.
+// The address in another block of the cluster that corresponds to `mine` in the shared memory of this one.
 template <class T>
 __device__ T* cluster_map(T* mine, unsigned rank) {
   T* theirs = mine;
@@ -149,22 +153,22 @@ __device__ T* cluster_map(T* mine, unsigned rank) {
 }
 #endif
 
-// A power of two of blocks, which read each other's shared memory (compute capability 9.0 and later).
+// A cluster: its blocks, a power of two, read each other's shared memory (compute capability 9.0 and later).
 template <int kThreads>
 class Cluster : public Block<kThreads> {
  public:
   static constexpr bool kOneBlock = false;
-  __device__ explicit Cluster(const GroupStorage& place)
-      : Block<kThreads>(place), parts_(int(cluster_size())), part_(int(cluster_rank())) {}
+  __device__ explicit Cluster(const GroupStorage& storage)
+      : Block<kThreads>(storage), parts_(int(cluster_size())), part_(int(cluster_rank())) {}
   __device__ int rank() const { return part_ * kThreads + int(threadIdx.x); }
   __device__ int size() const { return parts_ * kThreads; }
   __device__ int part() const { return part_; }
   __device__ int parts() const { return parts_; }
   __device__ void sync() { cluster_sync(); }
   template <int N, class T, class Combine>
-  __device__ void fold(T (&x)[N], Combine combine) {
-    Block<kThreads>::fold(x, combine);
-    T* const mine = reinterpret_cast<T*>(this->shared_ + kBlockBytes + this->turn_ * kFolded * 8);
+  __device__ void reduce(T (&x)[N], Combine combine) {
+    Block<kThreads>::reduce(x, combine);
+    T* const mine = reinterpret_cast<T*>(this->shared_ + kBlockBytes + this->buffer_ * kMaxReduced * 8);
 #pragma unroll
     for (int k = 0; k < N; ++k)
       if (threadIdx.x == 0) mine[k] = x[k];
@@ -172,24 +176,24 @@ class Cluster : public Block<kThreads> {
     const T* const theirs = cluster_map(mine, threadIdx.x % kWarp % unsigned(parts_));
 #pragma unroll
     for (int k = 0; k < N; ++k) x[k] = theirs[k];
-    fold_parts<kWarp>(parts_, x, combine);
+    reduce_parts<kWarp>(parts_, x, combine);
   }
 
  private:
   int parts_, part_;
 };
 
-// Any power of two of blocks, all of them running, which leave each other numbers in global memory.
+// A power of two of blocks that all run at the same time and exchange numbers through global memory.
 template <int kThreads>
 class BlockGroup : public Block<kThreads> {
  public:
   static constexpr bool kOneBlock = false;
-  __device__ explicit BlockGroup(const GroupStorage& place)
-      : Block<kThreads>(place),
-        exchange_(place.exchange),
-        arrivals_(place.arrivals),
-        parts_(int(place.group)),
-        part_(int(place.part)) {}
+  __device__ explicit BlockGroup(const GroupStorage& storage)
+      : Block<kThreads>(storage),
+        exchange_(storage.exchange),
+        arrivals_(storage.arrivals),
+        parts_(int(storage.group)),
+        part_(int(storage.part)) {}
   __device__ int rank() const { return part_ * kThreads + int(threadIdx.x); }
   __device__ int size() const { return parts_ * kThreads; }
   __device__ int part() const { return part_; }
@@ -202,38 +206,38 @@ class BlockGroup : public Block<kThreads> {
     __syncthreads();
   }
 
-  // Not inlined: its time is that of the meeting.
+  // Not inlined: most of its time is the wait for the other blocks.
   template <int N, class T, class Combine>
-  __device__ __noinline__ void fold(T (&x)[N], Combine combine) {
-    Block<kThreads>::fold(x, combine);
+  __device__ __noinline__ void reduce(T (&x)[N], Combine combine) {
+    Block<kThreads>::reduce(x, combine);
     if (parts_ == 1) return;
-    T* const all = reinterpret_cast<T*>(exchange_ + this->turn_ * kFolded * kMostGroupBlocks * 8);
+    T* const all = reinterpret_cast<T*>(exchange_ + this->buffer_ * kMaxReduced * kMaxGroupBlocks * 8);
 #pragma unroll
     for (int k = 0; k < N; ++k)
-      if (threadIdx.x == 0) __stcg(all + k * kMostGroupBlocks + part_, x[k]);
+      if (threadIdx.x == 0) __stcg(all + k * kMaxGroupBlocks + part_, x[k]);
     sync();
     const int lane = threadIdx.x % kWarp;
 #pragma unroll
     for (int k = 0; k < N; ++k) {
-      x[k] = __ldcg(all + k * kMostGroupBlocks + lane % parts_);
+      x[k] = __ldcg(all + k * kMaxGroupBlocks + lane % parts_);
       for (int other = lane + kWarp; other < parts_; other += kWarp)
-        x[k] = combine(x[k], __ldcg(all + k * kMostGroupBlocks + other));
+        x[k] = combine(x[k], __ldcg(all + k * kMaxGroupBlocks + other));
     }
-    fold_parts<kWarp>(parts_, x, combine);
+    reduce_parts<kWarp>(parts_, x, combine);
   }
 
  private:
   unsigned char* exchange_;
   unsigned* arrivals_;
   int parts_, part_;
-  unsigned met_ = 0;
+  unsigned expected_ = 0;  // arrivals at the end of the barrier
 
-  // Arrivals only count up, from 0 at the launch: so none is taken for one of the next meeting.
+  // The count is never reset, so that an arrival at the next barrier cannot be mistaken for one at this barrier.
   __device__ void wait() {
-    met_ += unsigned(parts_);
+    expected_ += unsigned(parts_);
     if (parts_ == 1) return;
     atomicAdd(arrivals_, 1u);
-    while (*static_cast<volatile unsigned*>(arrivals_) < met_) __nanosleep(20);
+    while (*static_cast<volatile unsigned*>(arrivals_) < expected_) __nanosleep(20);
     __threadfence();
   }
 };

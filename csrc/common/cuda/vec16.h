@@ -1,7 +1,7 @@
-// Sixteen bytes of a row of logits: read, widened to float, and written.
+// Vectorised loads and stores of rows of logits, in packets of 16 bytes.
 //
-// A row begins anywhere. Its packets are those of memory, so that the first and the last may be partly outside of the
-// row; what is outside reads as kOutside, whose exponential is 0, and is not written.
+// A row begins at any address. Packets are aligned in memory, so that the first and the last one may be partly outside
+// of the row: positions outside are read as kOutside, whose exponential is 0, and are not written.
 #pragma once
 
 #include "cuda.h"
@@ -11,13 +11,14 @@ namespace udskd::cuda {
 using BFloat16 = __nv_bfloat16;
 using Half = __half;
 
-// Far below every logit, yet finite when divided by a temperature.
+// Far below every logit, and finite after the division by a temperature.
 constexpr float kOutside = -1e34f;
 
-// E as it is in memory; Half, which has no room for kOutside, is widened as it is read.
+// Elements of a packet in memory.
 template <class E>
 constexpr int kCount = 16 / sizeof(E);
 
+// A packet in registers, with the dtype of memory. Half cannot represent kOutside and is widened when it is read.
 template <class E>
 struct Packet {
   uint4 raw[1];
@@ -75,13 +76,13 @@ __device__ inline void pack(const float* x, Packet<float>& to) { to.raw[0] = flo
 __device__ inline void pack(const float* x, Packet<Half>& to) {
   to.raw[0] = floats_as_bits(x), to.raw[1] = floats_as_bits(x + 4);
 }
-// Exact for what was bfloat16; kOutside loses its lower half.
+// Exact for values that were bfloat16. kOutside loses its lower 16 bits.
 __device__ inline void pack(const float* x, Packet<BFloat16>& to) {
   const auto two = [&](int v) { return __float_as_uint(x[v]) >> 16 | (__float_as_uint(x[v + 1]) & 0xffff0000u); };
   to.raw[0] = {two(0), two(2), two(4), two(6)};
 }
 
-// kOnce: nobody will read it again.
+// kOnce: a streaming load, for data that is not read again.
 template <bool kOnce, class E>
 __device__ Packet<E> read(const E* aligned) {
   const uint4* const from = reinterpret_cast<const uint4*>(aligned);
@@ -117,7 +118,7 @@ __device__ __noinline__ void write_singly(E* row, int c, int classes, uint4 pack
     if (unsigned(c + v) < unsigned(classes)) row[c + v] = x[v];
 }
 
-// The row's memory is aligned as its packets are.
+// Writes the positions from c on that are in the row, from a packet that is aligned in memory.
 template <class E>
 __device__ void write(E* row, int c, int classes, const float* x) {
   const uint4 packed = narrowed(x, row);

@@ -55,9 +55,9 @@ void fill(const Batch& batch, const Layout& layout, Table* tables, int32_t* taps
 #ifdef UDSKD_EMULATE
 Tensor host_memory(const Tensor& like, int64_t words) { return empty_like(like, {words}, ScalarType::Double); }
 Tensor on_device(const Tensor& host, const Tensor&) { return host; }
-void refuse_capture(const OnDevice&) {}
+void refuse_capture(const DeviceScope&) {}
 #else
-void refuse_capture(const OnDevice& on) {
+void refuse_capture(const DeviceScope& on) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   const cudaError_t error = cudaStreamIsCapturing(on.stream(), &status);
   STD_TORCH_CHECK(error == cudaSuccess, "crop_resize: ", cudaGetErrorString(error));
@@ -81,7 +81,7 @@ void crop_resize(Tensor pixels, Tensor offsets, Tensor shapes, Tensor views, Ten
   STD_TORCH_CHECK(batch.size <= kLargest && batch.images <= INT32_MAX, "crop_resize: out is larger than ", kLargest,
                   " pixels a side");
   if (batch.size == 0 || batch.images == 0) return;
-  const OnDevice on(pixels);
+  const DeviceScope on(pixels);
   refuse_capture(on);
   const Layout layout = lay_out(batch);
   const int64_t bytes_of_tables = batch.images * int64_t(sizeof(Table));
@@ -89,7 +89,7 @@ void crop_resize(Tensor pixels, Tensor offsets, Tensor shapes, Tensor views, Ten
   auto* const memory = static_cast<uint8_t*>(host.mutable_data_ptr());
   fill(batch, layout, reinterpret_cast<Table*>(memory), reinterpret_cast<int32_t*>(memory + bytes_of_tables));
   const Tensor device = on_device(host, pixels);
-  OnDevice::keep(device);
+  DeviceScope::keep_for_replay(device);
   const auto* const there = static_cast<const uint8_t*>(device.const_data_ptr());
   launch_resize({batch.pixels, batch.bytes, batch.offsets, reinterpret_cast<const Table*>(there),
                  reinterpret_cast<const int32_t*>(there + bytes_of_tables), batch.out, int32_t(batch.images),

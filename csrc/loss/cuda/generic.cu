@@ -48,7 +48,7 @@ void scale_of(const ScaleJob& job, Call& call) {
 
 }  // namespace
 
-int compiled_for() {
+int compiled_capability() {
 #ifdef UDSKD_EMULATE
   return 1000;
 #else

@@ -9,7 +9,7 @@ namespace udskd::cuda {
 template <class T, class Team, class Combine>
 __device__ __noinline__ T fold_one(Team& team, T x, Combine combine) {
   T folded[1] = {x};
-  team.fold(folded, combine);
+  team.reduce(folded, combine);
   return folded[0];
 }
 

@@ -48,9 +48,9 @@ __device__ __noinline__ void seldom(const Job& job, int64_t row, const float* s,
 }
 
 template <class E, class Team>
-__global__ void __launch_bounds__(Team::kBlock) gradients(const __grid_constant__ Job job) {
+__global__ void __launch_bounds__(Team::kBlockThreads) gradients(const __grid_constant__ Job job) {
   UDSKD_SHARED(shared);
-  constexpr int kEach = Team::kBlock / Team::kGroupThreads;
+  constexpr int kEach = Team::kBlockThreads / Team::kGroupThreads;
   Team team(GroupStorage{shared});
   for (int64_t row = int64_t(blockIdx.x) * kEach + threadIdx.x / Team::kGroupThreads; row < job.p.rows;
        row += int64_t(gridDim.x) * kEach) {

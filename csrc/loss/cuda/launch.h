@@ -38,7 +38,7 @@ int clusters_at_once(int threads, int64_t shared, int group, Call& call) {
   if (seen >> 16 << 16 == shape) return int(seen & 0xffff);
   if (shared > 48 << 10)
     cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(call.limits.shared));
-  const int clusters = std::clamp(most_clusters(kKernel, threads, shared, group), 0, 0xffff);
+  const int clusters = std::clamp(max_clusters(kKernel, threads, shared, group), 0, 0xffff);
   last.store(shape | clusters, std::memory_order_relaxed);
   return clusters;
 }

@@ -34,10 +34,10 @@ void launch_in_registers(Job& job, Call& call) {
     using Team = std::conditional_t<(kGroupThreads > kWarp), Block<kGroupThreads>, ThreadGroup<kGroupThreads>>;
     using Kind = InRegisters<kInRegisters[kRegime][kFormatOf<E>]>;
     constexpr auto kKernel = rows<E, Team, Kind, kUsual, blocks_left_room_for(kRegime, kUsual)>;
-    constexpr int kRows = Team::kBlock / Team::kGroupThreads;
+    constexpr int kRows = Team::kBlockThreads / Team::kGroupThreads;
     const int64_t blocks = (job.p.rows + kRows - 1) / kRows;
-    const unsigned grid = prepare<kKernel>(job, Team::kBlock, kStoreBegin, blocks, 1, false, call);
-    UDSKD_LAUNCH(kKernel, grid, Team::kBlock, kStoreBegin, call.stream, job);
+    const unsigned grid = prepare<kKernel>(job, Team::kBlockThreads, kStoreBegin, blocks, 1, false, call);
+    UDSKD_LAUNCH(kKernel, grid, Team::kBlockThreads, kStoreBegin, call.stream, job);
     call.check(name_of(kRegime));
   }
 }

@@ -40,7 +40,7 @@ class TensorCall : public Call {
   }
   void* memory(int64_t bytes) override {
     memory_.push_back(empty_like(like_, {(bytes + 7) / 8}, ScalarType::Double));
-    OnDevice::keep(memory_.back());
+    DeviceScope::keep_for_replay(memory_.back());
     return memory_.back().mutable_data_ptr();
   }
   void check(const char* kernel) override { on_.check(kernel, p_.rows, p_.classes); }
@@ -48,7 +48,7 @@ class TensorCall : public Call {
  private:
   const Tensor& like_;
   const Problem& p_;
-  OnDevice on_;
+  DeviceScope on_;
   std::deque<Tensor> memory_;
 };
 

@@ -31,7 +31,7 @@ __device__ double live_labels(const Problem& p, Group& block, int64_t begin, int
   int live[1] = {0};
 #pragma unroll 8
   for (int64_t row = begin + threadIdx.x; row < p.rows; row += step) live[0] += !ignored(p, row);
-  block.fold(live, Add());
+  block.reduce(live, Add());
   return live[0];
 }
 
@@ -39,7 +39,7 @@ __device__ double live_labels(const Problem& p, Group& block, int64_t begin, int
 template <class Group>
 __device__ double live_rows(const Job& job, Group& block) {
   if (!job.p.labels) return double(job.p.rows);
-  return job.live ? double(*job.live) : live_labels(job.p, block, 0, Group::kBlock);
+  return job.live ? double(*job.live) : live_labels(job.p, block, 0, Group::kBlockThreads);
 }
 
 // Weights that are to be divided by their mean are known when all rows are done; so is, then, what they weigh.
@@ -78,13 +78,13 @@ class Ledger {
     __syncthreads();
     if (!last_to_finish()) return;
     if (deferred(job_.p)) return settle(live, block);
-    const int lane = threadIdx.x % kWarp, warps = Group::kBlock / kWarp;
+    const int lane = threadIdx.x % kWarp, warps = Group::kBlockThreads / kWarp;
 #pragma unroll 1
     for (int k = threadIdx.x / kWarp; k < kTotals; k += warps) {
       double total[1] = {0};
 #pragma unroll 4
       for (unsigned i = lane; i < gridDim.x; i += kWarp) total[0] += __ldcg(job_.totals + i * kTotals + k);
-      fold_lanes<kWarp>(~0u, total, Add());
+      reduce_lanes<kWarp>(~0u, total, Add());
       if (lane == 0) give(k, total[0], live);
     }
   }
@@ -140,15 +140,15 @@ class Ledger {
     const Problem& p = job_.p;
     double counts[2] = {};  // rows whose weight is a number, and the sum of these weights
 #pragma unroll 1
-    for (int64_t row = threadIdx.x; row < p.rows; row += Group::kBlock) {
+    for (int64_t row = threadIdx.x; row < p.rows; row += Group::kBlockThreads) {
       const Acc share = __ldcg(columns_of(row) + kShare), weight = __ldcg(columns_of(row) + kWeight);
       if (share != 0 && weight == weight) counts[0] += 1, counts[1] += double(weight);
     }
-    block.fold(counts, Add());
+    block.reduce(counts, Add());
     const double scale = counts[1] > 0 ? counts[0] / counts[1] : 1;
     double totals[kTotals] = {};
 #pragma unroll 1
-    for (int64_t row = threadIdx.x; row < p.rows; row += Group::kBlock) {
+    for (int64_t row = threadIdx.x; row < p.rows; row += Group::kBlockThreads) {
       alignas(16) Acc columns[kColumns], terms[kTotals];
       copy_columns<true>(columns_of(row), columns);
       columns[kWeight] = Acc(double(columns[kWeight]) * scale);
@@ -156,7 +156,7 @@ class Ledger {
       terms_of(row, columns, terms);
       for (int k = 0; k < kTotals; ++k) totals[k] += double(terms[k]);
     }
-    block.fold(totals, Add());
+    block.reduce(totals, Add());
     for (int k = 0; k < kTotals && threadIdx.x == 0 && p.reduction != kUnreduced; ++k) give(k, totals[k], live);
   }
 

@@ -183,14 +183,15 @@ struct InShared {
     __device__ void load(const Row<E>& row, const Team& team, float (&maxima)[3]) {
       const Share<E, Team> share(row, team);
       begin_ = share.begin, end_ = share.end, before_ = row.before, classes_ = row.classes;
-      used_ = (share.end - share.begin + Team::kBlock - 1) / Team::kBlock;
+      used_ = (share.end - share.begin + Team::kBlockThreads - 1) / Team::kBlockThreads;
       constexpr int kAhead = kWords == 1 ? 4 : 2;  // packets under way before the first is needed
 #pragma unroll 1
       for (int first = 0; first < used_; first += kAhead) {
         Three<E> x[kAhead];
 #pragma unroll
         for (int i = 0; i < kAhead; ++i)
-          x[i] = read_three<true, kAll>(row, row.begin(begin_ + (first + i) * Team::kBlock + int(threadIdx.x), end_));
+          x[i] = read_three<true, kAll>(row,
+                                        row.begin(begin_ + (first + i) * Team::kBlockThreads + int(threadIdx.x), end_));
 #pragma unroll
         for (int i = 0; i < kAhead; ++i)
           if (first + i < used_) keep(row, first + i, x[i]), largest(x[i], maxima);
@@ -205,7 +206,7 @@ struct InShared {
         if (kAll || !(absent_ & 1)) x.t = kept(0, i);
         x.a = kept(1, i);
         if (kAll || !(absent_ & 2)) x.b = kept(2, i);
-        const int packet = begin_ + i * Team::kBlock + int(threadIdx.x);
+        const int packet = begin_ + i * Team::kBlockThreads + int(threadIdx.x);
         f(packet < end_ ? packet * kCount<E> - before_ : classes_, x);  // what follows the end is another block's
       }
     }
@@ -216,7 +217,7 @@ struct InShared {
     int room_, begin_ = 0, end_ = 0, before_ = 0, classes_ = 0, used_ = 0, absent_ = 0;
 
     __device__ int place(int network, int i, int word) const {
-      return ((network * room_ + i) * kWords + word) * Team::kBlock;
+      return ((network * room_ + i) * kWords + word) * Team::kBlockThreads;
     }
     __device__ void keep(const Row<E>& row, int i, const Three<E>& x) {
       if (kAll || row.t) keep(0, i, x.t);
@@ -251,11 +252,11 @@ struct InMemory {
     __device__ void each(F f) const {
       const Share<E, Team> share(row_, *team_);
       const auto begin = [&](int i) {
-        return row_.begin(share.begin + i * Team::kBlock + int(threadIdx.x), share.end);
+        return row_.begin(share.begin + i * Team::kBlockThreads + int(threadIdx.x), share.end);
       };
       Three<E> next = read_three<false, kAll>(row_, begin(0));
 #pragma unroll 1
-      for (int i = 0; i * Team::kBlock < share.end - share.begin; ++i) {
+      for (int i = 0; i * Team::kBlockThreads < share.end - share.begin; ++i) {
         const Three<E> x = next;
         next = read_three<false, kAll>(row_, begin(i + 1));  // while this one is computed with
         f(begin(i), x);

@@ -76,7 +76,7 @@ STEP Row<E> RowPass<E, Team, Store, kUsual>::place() const {
 STEP bool RowPass<E, Team, Store, kUsual>::load(float (&out)[kColumns]) {
   float maxima[3] = {kOutside, kOutside, kOutside};
   store_.load(place(), team_, maxima);
-  team_.fold(maxima, Larger());
+  team_.reduce(maxima, Larger());
   if (!has_.teacher()) maxima[0] = 0;  // a network that is not there has no largest logit, and none too small either
   if (!has_.two()) maxima[2] = 0;
   out[kMaxT] = maxima[0], out[kMaxA] = maxima[1], out[kMaxB] = maxima[2];
@@ -112,7 +112,7 @@ STEP void RowPass<E, Team, Store, kUsual>::add_up(float (&out)[kColumns]) {
     student(x.a, out[kMaxA], shift_a, sums + 3);
     if (has_.two()) student(x.b, out[kMaxB], shift_b, sums + 6);
   });
-  team_.fold(sums, Add());
+  team_.reduce(sums, Add());
   out[kSumT] = sums[0], spread_ = sums[1], moment_ = sums[2];
   out[kSumA] = out[kSumPeerA] = sums[3], out[kSumOneA] = sums[4], rest_a_ = sums[5];
   out[kSumB] = out[kSumPeerB] = sums[6], out[kSumOneB] = sums[7], rest_b_ = sums[8];
@@ -129,7 +129,7 @@ STEP void RowPass<E, Team, Store, kUsual>::add_up_peers(float (&out)[kColumns]) 
       sums[0] += exp2_fast(sa[v] * job_.scales.to_peer), sums[1] += exp2_fast(sb[v] * job_.scales.to_peer);
     }
   });
-  team_.fold(sums, Add());
+  team_.reduce(sums, Add());
   out[kSumPeerA] = sums[0], out[kSumPeerB] = sums[1];
 }
 
@@ -145,7 +145,7 @@ STEP float RowPass<E, Team, Store, kUsual>::runner_up(float largest) {
       next[0] = fmaxf(next[0], t[v] < largest ? t[v] : kOutside);
     }
   });
-  team_.fold(next, Larger()), team_.fold(ties, Add());
+  team_.reduce(next, Larger()), team_.reduce(ties, Add());
   return ties[0] > 1 ? largest : next[0];
 }
 
@@ -178,7 +178,7 @@ STEP void RowPass<E, Team, Store, kUsual>::cross_entropies(float (&out)[kColumns
       for (int v = 0; v < kClasses; ++v)
         sums[0] += y[v], sums[1] = fmaf(y[v], sa[v], sums[1]), sums[2] = fmaf(y[v], sb[v], sums[2]);
     });
-    team_.fold(sums, Add());
+    team_.reduce(sums, Add());
     if (label_ >= 0) sums[0] = 1;
   } else {
     sums[1] = fmaf(widened(at(p_.a)[label_]), k, -shift_a);
@@ -192,21 +192,21 @@ STEP void RowPass<E, Team, Store, kUsual>::cross_entropies(float (&out)[kColumns
 
 STEP void RowPass<E, Team, Store, kUsual>::diverge(float share, float (&out)[kColumns]) {
   RowScales r = row_scales(job_, row_, label_, out, share);
-  if (!Store::kKeeps) r.shift_t = again(r.shift_t), r.shift_a = again(r.shift_a), r.shift_b = again(r.shift_b);
+  if (!Store::kKeeps) r.shift_t = opaque(r.shift_t), r.shift_a = opaque(r.shift_a), r.shift_b = opaque(r.shift_b);
   E *const to_a = gradient(job_.to_a), *const to_b = gradient(job_.to_b);
   Divergences sum;
   store_.each([&](int c, const Three<E>& x) { visit<true, kUsual>(job_, r, row_, c, x, to_a, to_b, sum); });
   constexpr float kNats = float(kLn2), kNear = 1.f / 128;
   float kl[4] = {fmaf(sum.ta, kNats, sum.less_ta), fmaf(sum.tb, kNats, sum.less_tb), fmaf(sum.ab, kNats, sum.less_ab),
                  fmaf(sum.ba, kNats, -sum.less_ab)};
-  team_.fold(kl, Add());
+  team_.reduce(kl, Add());
   const bool near = (has_.kd() && (kl[0] < kNear || (has_.two() && kl[1] < kNear))) ||
                     (has_.peers() && (kl[2] < kNear || kl[3] < kNear));
   if (near) {
     Divergences again;
     seldom_each([&](int, const Three<E>& x) { visit_precisely<kUsual>(job_, r, x, again); });
     kl[0] = again.ta, kl[1] = again.tb, kl[2] = again.ab, kl[3] = again.ba;
-    team_.fold(kl, Add());
+    team_.reduce(kl, Add());
   }
   out[kKlTA] = not_negative(kl[0]), out[kKlTB] = not_negative(kl[1]);
   out[kKlAB] = not_negative(kl[2]), out[kKlBA] = not_negative(kl[3]);

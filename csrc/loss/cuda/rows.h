@@ -15,10 +15,10 @@ struct Position {
   int64_t team, teams;
   __device__ explicit Position(const Job& job) {
     if constexpr (Team::kOneBlock) {
-      constexpr int kEach = Team::kBlock / Team::kGroupThreads;
+      constexpr int kEach = Team::kBlockThreads / Team::kGroupThreads;
       team = int64_t(blockIdx.x) * kEach + threadIdx.x / Team::kGroupThreads, teams = int64_t(gridDim.x) * kEach;
     } else {
-      const unsigned blocks = std::is_same_v<Team, BlockGroup<Team::kBlock>> ? job.group : cluster_size();
+      const unsigned blocks = std::is_same_v<Team, BlockGroup<Team::kBlockThreads>> ? job.group : cluster_size();
       team = blockIdx.x / blocks, teams = gridDim.x / blocks;
     }
   }
@@ -27,7 +27,7 @@ struct Position {
 template <class Team>
 __device__ GroupStorage place_of(const Job& job, unsigned char* shared) {
   GroupStorage place{shared};
-  if constexpr (std::is_same_v<Team, BlockGroup<Team::kBlock>>) {
+  if constexpr (std::is_same_v<Team, BlockGroup<Team::kBlockThreads>>) {
     const unsigned group = blockIdx.x / job.group;
     place.exchange = job.exchange + group * kExchangeBytes, place.arrivals = job.arrivals + group * kArrivals;
     place.group = job.group, place.part = blockIdx.x % job.group;
@@ -68,7 +68,7 @@ __device__ void do_row(const Job& job, int64_t row, float share, Team& team, Sto
 template <class E, class Team, class Group, class Ledger>
 __device__ __noinline__ void do_rest(const Job& job, const Position<Team>& at, float share, Group group,
                                      Ledger& ledger) {
-  constexpr int kEach = Team::kOneBlock ? Team::kBlock / Team::kGroupThreads : 1;
+  constexpr int kEach = Team::kOneBlock ? Team::kBlockThreads / Team::kGroupThreads : 1;
   for (int64_t first = at.team - threadIdx.x / Team::kGroupThreads % kEach; first < job.p.rows; first += at.teams) {
     for (int64_t row = first; row < first + kEach && row < job.p.rows; ++row) {
       if (static_cast<const float*>(job.saved)[row * kColumns + kShare] != kUndone) continue;
@@ -82,15 +82,15 @@ __device__ __noinline__ void do_rest(const Job& job, const Position<Team>& at, f
 
 // A store per row in flight; Kind is one of row_cache.h.
 template <class E, class Team, class Kind, bool kUsual, int kBlocks>
-__global__ void __launch_bounds__(Team::kBlock, kBlocks) rows(const __grid_constant__ Job job) {
+__global__ void __launch_bounds__(Team::kBlockThreads, kBlocks) rows(const __grid_constant__ Job job) {
   UDSKD_SHARED(shared);
   using Store = typename Kind::template Of<E, Team, kUsual>;
   const Position<Team> at(job);
-  Ledger<float, Team::kBlock / Team::kGroupThreads> ledger(job, shared + kGroupStorageBytes,
-                                                           int(threadIdx.x) / Team::kGroupThreads);
-  Block<Team::kBlock> block(GroupStorage{shared});
+  Ledger<float, Team::kBlockThreads / Team::kGroupThreads> ledger(job, shared + kGroupStorageBytes,
+                                                                  int(threadIdx.x) / Team::kGroupThreads);
+  Block<Team::kBlockThreads> block(GroupStorage{shared});
   const double live = job.p.reduction == kMean ? live_rows(job, block) : 1;
-  __syncthreads();  // the team's first fold may write where the block's last one is read
+  __syncthreads();  // the team's first reduce() may write where the block's last one is read
   Team team(place_of<Team>(job, shared));
   Store store(shared + kStoreBegin, job.packets_of_thread);
   const float share = float(1 / live);
