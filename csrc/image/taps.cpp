@@ -1,4 +1,4 @@
-// Compiled for the baseline alone and without fused multiply-add: each rounding is Pillow's.
+// Compiled for the baseline and without fused multiply-add, so that each step is rounded as in Pillow.
 #include "taps.h"
 
 #include <algorithm>
@@ -14,27 +14,29 @@
 namespace udskd {
 namespace {
 
-struct Line {
-  double scale, support, inverse;
+// A triangle filter along a line of `pixels`: `scale` pixels of the source for each of the result, the filter's half
+// width and its inverse.
+struct Filter {
+  double scale, support, inverse_support;
   int64_t pixels;
 };
 
-Line line_of(int64_t from, int64_t to) {
+Filter make_filter(int64_t from, int64_t to) {
   const double scale = double(from) / double(to), support = std::max(scale, 1.0);
   return {scale, support, 1.0 / support, from};
 }
 
 double triangle(double x) {
-  const double from_peak = x < 0 ? -x : x;
-  return from_peak < 1 ? 1 - from_peak : 0;
+  const double distance = x < 0 ? -x : x;
+  return distance < 1 ? 1 - distance : 0;
 }
 
-// The shares of one position's taps, and their sum.
-double weigh(const Line& line, double centre, int64_t first, int64_t count, double* share) {
+// Writes the weights of the taps of one pixel, before normalisation, and returns their sum.
+double compute_weights(const Filter& filter, double centre, int64_t first, int64_t count, double* weights) {
   double sum = 0;
   for (int64_t k = 0; k < count; ++k) {
-    share[k] = triangle((double(k + first) - centre + 0.5) * line.inverse);
-    sum += share[k];
+    weights[k] = triangle((double(k + first) - centre + 0.5) * filter.inverse_support);
+    sum += weights[k];
   }
   return sum;
 }
@@ -43,38 +45,39 @@ struct TapRange {
   int64_t first, count;
 };
 
-TapRange tap(const Line& line, int64_t position, double* share, int32_t* shares) {
-  const double centre = (double(position) + 0.5) * line.scale;
-  int64_t first = std::max<int64_t>(int64_t(centre - line.support + 0.5), 0);
-  int64_t count = std::min<int64_t>(int64_t(centre + line.support + 0.5), line.pixels) - first;
-  const double sum = weigh(line, centre, first, count, share);
-  for (int64_t k = 0; k < count; ++k) shares[k] = int32_t(0.5 + share[k] / sum * double(1 << kShareBits));
-  while (count > 1 && shares[count - 1] == 0) --count;
-  int64_t nothing = 0;
-  while (nothing < count - 1 && shares[nothing] == 0) ++nothing;
-  if (nothing) std::copy(shares + nothing, shares + count, shares);
-  return {first + nothing, count - nothing};
+// The taps of one pixel, with their weights as integers. `unscaled` has room for as many weights as `weights`.
+TapRange find_taps_of_pixel(const Filter& filter, int64_t pixel, double* unscaled, int32_t* weights) {
+  const double centre = (double(pixel) + 0.5) * filter.scale;
+  const int64_t first = std::max<int64_t>(int64_t(centre - filter.support + 0.5), 0);
+  int64_t count = std::min<int64_t>(int64_t(centre + filter.support + 0.5), filter.pixels) - first;
+  const double sum = compute_weights(filter, centre, first, count, unscaled);
+  for (int64_t k = 0; k < count; ++k) weights[k] = int32_t(0.5 + unscaled[k] / sum * double(1 << kWeightBits));
+  while (count > 1 && weights[count - 1] == 0) --count;
+  int64_t skipped = 0;
+  while (skipped < count - 1 && weights[skipped] == 0) ++skipped;
+  if (skipped) std::copy(weights + skipped, weights + count, weights);
+  return {first + skipped, count - skipped};
 }
 
 }  // namespace
 
-int64_t tap_room(int64_t from, int64_t to) { return 2 * int64_t(std::ceil(line_of(from, to).support)) + 1; }
+int64_t tap_capacity(int64_t from, int64_t to) { return 2 * int64_t(std::ceil(make_filter(from, to).support)) + 1; }
 
-int64_t find_taps(int64_t from, int64_t to, int64_t begin, int64_t n, int64_t room, int32_t* first, int32_t* count,
-                  int32_t* shares) {
-  const Line line = line_of(from, to);
+int64_t find_taps(int64_t from, int64_t to, int64_t begin, int64_t n, int64_t capacity, int32_t* first, int32_t* count,
+                  int32_t* weights) {
+  const Filter filter = make_filter(from, to);
   constexpr int64_t kFew = 64;
   double few[kFew];
-  std::vector<double> many(size_t(room > kFew ? room : 0));
-  double* const share = room > kFew ? many.data() : few;
-  int64_t most = 1;
-  for (int64_t i = 0; i < n; ++i, shares += room) {
-    const TapRange range = tap(line, begin + i, share, shares);
-    std::fill(shares + range.count, shares + room, 0);
+  std::vector<double> many(size_t(capacity > kFew ? capacity : 0));
+  double* const unscaled = capacity > kFew ? many.data() : few;
+  int64_t max_taps = 1;
+  for (int64_t i = 0; i < n; ++i, weights += capacity) {
+    const TapRange range = find_taps_of_pixel(filter, begin + i, unscaled, weights);
+    std::fill(weights + range.count, weights + capacity, 0);
     first[i] = int32_t(range.first), count[i] = int32_t(range.count);
-    most = std::max(most, range.count);
+    max_taps = std::max(max_taps, range.count);
   }
-  return most;
+  return max_taps;
 }
 
 }  // namespace udskd

@@ -1,26 +1,26 @@
-// Which pixels of a line a resized line's pixels are made of, and in what shares: bilinear with antialiasing, in
-// Pillow's very arithmetic. No PyTorch headers.
+// The filter taps of a resize: which pixels of a line of the source a pixel of the result is computed from, and with
+// which weights. Bilinear with antialiasing, in exactly Pillow's arithmetic. Includes no header of PyTorch.
 #pragma once
 
 #include <cstdint>
 
 namespace udskd {
 
-constexpr int kShareBits = 22;  // a share of 1 is 2^22
+constexpr int kWeightBits = 22;  // a weight of 1 is 2^22
 
-// Whether the columns are resized before the rows, as Pillow 13 has it: what lies between is rounded, so the order
-// shows. (Pillow up to 12 always begins with the rows.)
+// Whether columns are resized before rows. Intermediate results are rounded, so the order changes the result. This is
+// the order of Pillow 13; Pillow up to 12 always begins with the rows.
 inline bool columns_first(int64_t from_width, int64_t from_height, int64_t width, int64_t height) {
   return from_height > height && from_height - height > 2 * (from_width - width);
 }
 
-// No position has more taps than this.
-int64_t tap_room(int64_t from, int64_t to);
+// An upper bound of the number of taps of a pixel.
+int64_t tap_capacity(int64_t from, int64_t to);
 
-// For positions begin ... begin + n - 1 of a line of `from` pixels that is resized to `to`: the first pixel, the number
-// of taps, and their shares, zero up to `room`. Taps without a share are left out at either end. Returns the largest
-// number of taps.
-int64_t find_taps(int64_t from, int64_t to, int64_t begin, int64_t n, int64_t room, int32_t* first, int32_t* count,
-                  int32_t* shares);
+// For the pixels begin ... begin + n - 1 of a line that is resized from `from` pixels to `to`: the first tap, the
+// number of taps, and their weights, of which there are `capacity` for each pixel; those beyond the taps are 0. Taps of
+// weight 0 at either end are left out. Returns the largest number of taps.
+int64_t find_taps(int64_t from, int64_t to, int64_t begin, int64_t n, int64_t capacity, int32_t* first, int32_t* count,
+                  int32_t* weights);
 
 }  // namespace udskd

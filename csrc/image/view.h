@@ -1,4 +1,4 @@
-// Views of images, as the operators are given them, and what is wrong with them.
+// The views of images that the operators take, and their checks.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -15,9 +15,9 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr int64_t kViewColumns = 8;
-constexpr int64_t kMostPixels = 1 << 24;  // of a line: exact in Pillow's float32 boxes, and far from 2^31
+constexpr int64_t kMaxPixels = 1 << 24;  // of a line: exact in the float32 of Pillow's boxes, and far below 2^31
 
-// udskd/data/resize.py says what they are; as a row of `views`.
+// A row of `views`; udskd/data/resize.py documents the fields.
 struct View {
   int64_t left, top, right, bottom, width, height, x, y;
 };
@@ -27,19 +27,20 @@ struct Shape {
   int64_t height, width;
 };
 
-// `row` is the image's in its batch. Every message begins alike: udskd/data/resize.py looks for it.
+// `row` is the image's index in its batch. Every message begins with "crop_resize: ", for which udskd/data/resize.py
+// looks.
 inline void check_view(const View& v, const Shape& shape, int64_t size, int64_t row) {
-  STD_TORCH_CHECK(shape.height >= 1 && shape.height <= kMostPixels && shape.width >= 1 && shape.width <= kMostPixels,
+  STD_TORCH_CHECK(shape.height >= 1 && shape.height <= kMaxPixels && shape.width >= 1 && shape.width <= kMaxPixels,
                   "crop_resize: image ", row, " is ", shape.height, " x ", shape.width, " pixels, expected 1 to ",
-                  kMostPixels, " a side");
+                  kMaxPixels, " a side");
   STD_TORCH_CHECK(0 <= v.left && v.left < v.right && v.right <= shape.width && 0 <= v.top && v.top < v.bottom &&
                       v.bottom <= shape.height,
                   "crop_resize: image ", row, " has the box (left ", v.left, ", top ", v.top, ", right ", v.right,
                   ", bottom ", v.bottom, "), which is empty or not within its ", shape.height, " x ", shape.width,
                   " pixels");
-  STD_TORCH_CHECK(v.width >= 1 && v.width <= kMostPixels && v.height >= 1 && v.height <= kMostPixels,
+  STD_TORCH_CHECK(v.width >= 1 && v.width <= kMaxPixels && v.height >= 1 && v.height <= kMaxPixels,
                   "crop_resize: image ", row, " is to be resized to width ", v.width, ", height ", v.height,
-                  ", expected 1 to ", kMostPixels);
+                  ", expected 1 to ", kMaxPixels);
   STD_TORCH_CHECK(0 <= v.x && v.x <= v.width - size && 0 <= v.y && v.y <= v.height - size, "crop_resize: image ", row,
                   " has the window of ", size, " pixels at x ", v.x, ", y ", v.y, ", which is not within width ",
                   v.width, ", height ", v.height);
@@ -61,7 +62,7 @@ inline void check_int64(const Tensor& x, const char* name, int64_t rows, int64_t
   check_storage(name, x);
 }
 
-// Images one after the other in `pixels`; `offsets` is on their device, the shapes and the views are on the CPU.
+// A batch of images, concatenated in `pixels`. `offsets` is on the same device, shapes and views are on the CPU.
 struct Batch {
   const uint8_t* pixels;
   int64_t bytes;

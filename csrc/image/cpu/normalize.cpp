@@ -1,4 +1,4 @@
-// From views of images, as bytes, to what the networks take: the SIMD levels, and the threads over rows.
+// The operator normalize_views on the CPU: checks, the choice of the SIMD level, and the threads.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -28,12 +28,12 @@ void split(const float* from, int64_t pixels, float* planes, int64_t plane) {
   for (int64_t i = 0; i < 3 * pixels; ++i) planes[i % 3 * plane + i / 3] = from[i];
 }
 
-constexpr NormalizeLevel kPlain{mirror, normalize, split};
-const NormalizeLevel& level() { return kPlain; }
+constexpr NormalizeLevel kScalar{mirror, normalize, split};
+const NormalizeLevel& level() { return kScalar; }
 #endif
 
-constexpr int64_t kPattern = 3 * 16;  // numbers of three of the widest registers
-constexpr int64_t kGrain = 49152;     // numbers that are worth a thread
+constexpr int64_t kPattern = 3 * 16;  // floats of three of the widest registers
+constexpr int64_t kGrain = 49152;     // floats for which another thread pays off (unmeasured)
 
 struct NormalizeBatch {
   const uint8_t* pixels;
@@ -45,11 +45,13 @@ struct NormalizeBatch {
   bool channels_last;
 };
 
-// The rows of all images from begin to end, by one thread.
+// Normalises rows of the images, in one thread.
 class Rows {
  public:
   explicit Rows(const NormalizeBatch& images)
-      : images_(images), mirrored_(size_t(2 * room())), line_(size_t(images.channels_last ? 0 : 3 * images.width)) {}
+      : images_(images),
+        mirrored_(size_t(2 * mirrored_bytes())),
+        line_(size_t(images.channels_last ? 0 : 3 * images.width)) {}
 
   void run(int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) normalize(row / images_.height, row % images_.height);
@@ -61,7 +63,7 @@ class Rows {
   std::vector<uint8_t> mirrored_;
   std::vector<float> line_;
 
-  int64_t room() const { return 3 * images_.width + kMirrorSlack; }
+  int64_t mirrored_bytes() const { return 3 * images_.width + kMirrorSlack; }
 
   const uint8_t* source(int64_t image, int64_t y, uint8_t* mirrored) {
     const uint8_t* const from = images_.pixels + (image * images_.height + y) * 3 * images_.width;
@@ -75,7 +77,7 @@ class Rows {
     float* const out = images_.out + 3 * image * plane;
     const bool mixed = images_.mix;
     const NormalizeParams line{source(image, y, mirrored_.data()),
-                               mixed ? source(image + 1, y, mirrored_.data() + room()) : nullptr,
+                               mixed ? source(image + 1, y, mirrored_.data() + mirrored_bytes()) : nullptr,
                                mixed ? images_.mix[image] : 1,
                                3 * width,
                                images_.factor,
@@ -93,7 +95,7 @@ void check(const Tensor& x, ScalarType dtype, int64_t size, const char* what) {
   check_storage("normalize_views: an argument", x);
 }
 
-// Dimensions of one element have no stride that counts.
+// The stride of a dimension of one element is ignored.
 bool has_strides(const Tensor& x, const int64_t (&strides)[4]) {
   for (int64_t d = 0; d < 4; ++d)
     if (x.size(d) > 1 && x.stride(d) != strides[d]) return false;
@@ -109,7 +111,7 @@ void check_images(const Tensor& pixels, const Tensor& out, bool mixed) {
   STD_TORCH_CHECK(out.is_cpu() && out.scalar_type() == ScalarType::Float && out.dim() == 4 && out.size(1) == 3 &&
                       out.size(2) == height && out.size(3) == width,
                   "normalize_views: out must be float32 [images, 3, ", height, ", ", width, "] on the CPU");
-  const int64_t rows = images + mixed;  // an empty batch has none at all
+  const int64_t rows = images + mixed;  // an empty batch may have no row at all
   STD_TORCH_CHECK(pixels.size(0) == rows || (images == 0 && pixels.size(0) == 0), "normalize_views: ", images,
                   mixed ? " mixed" : "", " images are made of ", rows, " rows of pixels, but there are ",
                   pixels.size(0));

@@ -1,4 +1,4 @@
-// Casts, mixes and normalises lines of pixels.
+// Mirrors, casts, mixes and normalises a line of pixels, and splits its channels.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@ UDSKD_TARGET_BEGIN
 namespace udskd::UDSKD_LEVEL {
 namespace {
 
-// Bytes as floats; a difference of bytes is signed.
+// Bytes, or differences of bytes, which are signed, as floats.
 INLINE Single as_single(Word x) {
   typedef int32_t Integer __attribute__((vector_size(UDSKD_VECTOR_BYTES)));
   return __builtin_convertvector((Integer)x, Single);
@@ -26,16 +26,17 @@ INLINE Single load_singles(const float* from) {
 
 template <bool kMixed>
 INLINE Single pixels_at(int64_t at, const NormalizeParams& line) {
-  const Word pixels = widened(line.pixels + at);
+  const Word pixels = load_widened(line.pixels + at);
   if (!kMixed) return as_single(pixels);
-  const Word partner = widened(line.partner + at);
-  return as_single(pixels - partner) * line.share + as_single(partner);
+  const Word partner = load_widened(line.partner + at);
+  return as_single(pixels - partner) * line.weight + as_single(partner);
 }
 
-// The channels come round again after three registers. Returns how many values are done. Streaming stores gain nothing
-// here, and lose where the memory is new or the result stays in the cache.
+// Normalises three registers at a time, after which the channels repeat, and returns the number of values. Non-temporal
+// stores are no faster here, and slower where the memory is new or the result stays in the cache.
 template <bool kMixed>
-INLINE int64_t three_registers(const NormalizeParams line) {  // a copy, which the stores cannot change
+INLINE int64_t
+three_registers(const NormalizeParams line) {  // by value: the compiler knows that stores leave it as it is
   Single factor[3], offset[3];
 #pragma GCC unroll 3
   for (int k = 0; k < 3; ++k)
@@ -54,7 +55,7 @@ inline void normalize(const NormalizeParams& line) {
   normalize_from(line.partner ? three_registers<true>(line) : three_registers<false>(line), line);
 }
 
-// Five pixels at a time, read together with the byte before them, so that nothing is read beyond the line.
+// Loads five pixels and the byte before them at a time, so that nothing is read beyond the line.
 inline void mirror(const uint8_t* from, int64_t pixels, uint8_t* to) {
   int64_t at = 0;
 #if UDSKD_VECTOR_BYTES > 16

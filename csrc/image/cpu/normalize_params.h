@@ -1,29 +1,29 @@
-// A line of pixels cast, mixed and normalised: what a SIMD level is given, and the arithmetic, number by number.
+// The parameters of the CPU kernels that cast, mix and normalise a line of pixels.
 #pragma once
 
 #include <cstdint>
 
 namespace udskd {
 
-constexpr int64_t kMirrorSlack = 16;  // bytes that mirroring may write beyond its line
+constexpr int64_t kMirrorSlack = 16;  // bytes beyond the line that mirroring may write
 
 struct NormalizeParams {
-  const uint8_t* pixels;         // red, green, blue, red ...
-  const uint8_t* partner;        // what they are mixed with, or null
-  float share;                   // of the pixels in the mixture
-  int64_t values;                // three a pixel
-  const float *factor, *offset;  // of three channels, again and again for three of the widest registers
+  const uint8_t* pixels;         // red, green, blue, red, ...
+  const uint8_t* partner;        // the pixels that they are mixed with, or null
+  float weight;                  // of `pixels` in the mixture
+  int64_t values;                // three for each pixel
+  const float *factor, *offset;  // of the three channels, repeated to fill three of the widest registers
   float* out;
 };
 
-// What a SIMD level has. `mirror` and `split` are told the number of pixels; `planes` are `plane` numbers apart.
+// The functions of one SIMD level. `planes` are `plane` numbers apart.
 struct NormalizeLevel {
   void (*mirror)(const uint8_t* from, int64_t pixels, uint8_t* to);
   void (*normalize)(const NormalizeParams&);
   void (*split)(const float* from, int64_t pixels, float* planes, int64_t plane);
 };
 
-// Each is in a source file of its own, kernels_LEVEL.cpp. Other processors than x86 have none.
+// Defined in kernels_baseline.cpp, kernels_avx2.cpp and kernels_avx512.cpp, on x86 alone.
 namespace baseline {
 extern const NormalizeLevel kNormalizeLevel;
 }

@@ -1,4 +1,4 @@
-// Normalises and mirrors a line of pixels number by number: the rest of a line that fills no register, and all of it on
+// Normalises and mirrors a line of pixels without vectors: the end of a line that fills no register, or all of it on
 // processors other than x86.
 #pragma once
 
@@ -6,8 +6,8 @@
 
 #include "normalize_params.h"
 
-// Between these, multiplications are not fused with additions: each step is rounded as PyTorch's separate operators
-// round it, at every level.
+// Code between these macros fuses no multiplication with an addition, so that each step is rounded as PyTorch's
+// separate operators round it (udskd/data/normalize.py) and all levels give the same bits.
 #ifdef __clang__
 #define UDSKD_SEPARATE_ROUNDING_BEGIN _Pragma("clang fp contract(off)")
 #define UDSKD_SEPARATE_ROUNDING_END _Pragma("clang fp contract(on)")
@@ -19,17 +19,18 @@
 UDSKD_SEPARATE_ROUNDING_BEGIN
 namespace udskd {
 
-// The values from `at` on. Each step is rounded: PyTorch's separate operators are the model (udskd/data/normalize.py).
-// A difference of bytes is exact, so that a share of 1 or 0 gives the one or the other line itself.
+// Normalises the values from `at` on. A difference of bytes is exact, so that a weight of 1 or 0 gives exactly one of
+// the two lines.
 inline void normalize_from(int64_t at, const NormalizeParams& line) {
   for (; at < line.values; ++at) {
     float x = float(line.pixels[at]);
-    if (line.partner) x = float(line.pixels[at] - line.partner[at]) * line.share + float(line.partner[at]);
+    if (line.partner) x = float(line.pixels[at] - line.partner[at]) * line.weight + float(line.partner[at]);
     line.out[at] = x * line.factor[at % 3] + line.offset[at % 3];
   }
 }
 
-// The pixels of the result from `at` on. Four bytes are quicker than three; the fourth belongs to the next pixel.
+// Writes the pixels of the mirrored line from `at` on. Copies of four bytes are faster than copies of three; the next
+// copy overwrites the fourth byte.
 inline void mirror_from(int64_t at, const uint8_t* from, int64_t pixels, uint8_t* to) {
   if (at == 0 && pixels > 0) __builtin_memcpy(to, from + 3 * (pixels - 1), 3), at = 1;
   for (; at < pixels; ++at) __builtin_memcpy(to + 3 * at, from + 3 * (pixels - 1 - at), 4);

@@ -1,4 +1,5 @@
-// Views of images on the CPU: the SIMD levels, the threads over images, and a plain version for what no level does.
+// The operators crop_resize and crop_resize_one on the CPU: checks, the choice of the SIMD level, the threads, and a
+// scalar version for views that the kernels do not take.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -20,18 +21,19 @@ namespace {
 
 constexpr size_t kKept = 4 << 20;  // bytes of scratch that a thread keeps from call to call
 
-// The sum of one result's taps, `step` bytes apart.
-uint8_t blend(const uint8_t* from, int64_t step, int64_t count, const int32_t* shares) {
-  int32_t sum = 1 << (kShareBits - 1);
-  for (int64_t k = 0; k < count; ++k) sum += from[k * step] * shares[k];
-  return uint8_t(std::min(sum >> kShareBits, 255));
+// One byte of the result: the weighted sum of its taps, which are `step` bytes apart.
+uint8_t blend(const uint8_t* from, int64_t step, int64_t count, const int32_t* weights) {
+  int32_t sum = 1 << (kWeightBits - 1);
+  for (int64_t k = 0; k < count; ++k) sum += from[k * step] * weights[k];
+  return uint8_t(std::min(sum >> kWeightBits, 255));
 }
 
-// n results of an axis for each of `lines` lines across it. `step`: from pixel to pixel of the axis, `next`: from line
-// to line, in bytes of the source and of the result.
+// Distances in bytes: `step` from pixel to pixel along the axis, `next` from line to line.
 struct Steps {
   int64_t step, next;
 };
+
+// Resizes along one axis: n pixels of each of `lines` lines.
 void resize_axis(const Axis& axis, int64_t n, int64_t lines, const uint8_t* from, Steps source, uint8_t* to,
                  Steps result) {
   for (int64_t line = 0; line < lines; ++line)
@@ -39,12 +41,12 @@ void resize_axis(const Axis& axis, int64_t n, int64_t lines, const uint8_t* from
       const int64_t at = i / 3, channel = i % 3;
       to[line * result.next + at * result.step + channel] =
           blend(from + line * source.next + (axis.first[at] - axis.begin()) * source.step + channel, source.step,
-                axis.count[at], axis.shares + at * axis.most);
+                axis.count[at], axis.weights + at * axis.max_taps);
     }
 }
 
-// On other processors, and for images that are made thousands of times smaller.
-void resize_plainly(const ResizeParams& params) {
+// For processors other than x86, and for more than kMaxTaps taps.
+void resize_scalar(const ResizeParams& params) {
   const int64_t n = params.size, columns = params.x.end(n) - params.x.begin(),
                 rows = params.y.end(n) - params.y.begin();
   const uint8_t* const from = params.box + params.y.begin() * params.stride + 3 * params.x.begin();
@@ -63,23 +65,23 @@ void resize(const ResizeParams& params) {
   const ResizeLevel& level = simd_level() == kAvx512 ? avx512::kResizeLevel
                              : simd_level() == kAvx2 ? avx2::kResizeLevel
                                                      : baseline::kResizeLevel;
-  if (std::max(params.x.most, params.y.most) <= kMostTaps)
+  if (std::max(params.x.max_taps, params.y.max_taps) <= kMaxTaps)
     return with_scratch<kKept>(level.scratch_bytes(params), [&](void* scratch) { level.resize(params, scratch); });
 #endif
-  resize_plainly(params);
+  resize_scalar(params);
 }
 
-// An axis's taps, with memory that is kept from call to call.
-class Taps {
+// Finds the taps of an axis, in memory that is kept from call to call.
+class TapBuffer {
  public:
   Axis find(int64_t from, int64_t to, int64_t begin, int64_t n) {
-    const int64_t room = tap_room(from, to);
-    if (int64_t(memory_.size()) < n * (room + 2)) memory_.resize(size_t(n * (room + 2)));
-    int32_t *first = memory_.data(), *count = first + n, *shares = count + n;
-    const int64_t most = find_taps(from, to, begin, n, room, first, count, shares);
-    for (int64_t i = 1; i < n && most < room; ++i)  // closer together
-      std::copy(shares + i * room, shares + i * room + most, shares + i * most);
-    return {most, first, count, shares};
+    const int64_t capacity = tap_capacity(from, to);
+    if (int64_t(memory_.size()) < n * (capacity + 2)) memory_.resize(size_t(n * (capacity + 2)));
+    int32_t *first = memory_.data(), *count = first + n, *weights = count + n;
+    const int64_t most = find_taps(from, to, begin, n, capacity, first, count, weights);
+    for (int64_t i = 1; i < n && most < capacity; ++i)  // without the gaps
+      std::copy(weights + i * capacity, weights + i * capacity + most, weights + i * most);
+    return {most, first, count, weights};
   }
   void trim() {
     if (memory_.size() > 1 << 20) memory_ = {};
@@ -97,7 +99,7 @@ void resize_view(const uint8_t* pixels, const uint8_t* end, const Shape& shape, 
     for (int64_t y = 0; y < size; ++y) std::copy_n(box + (v.y + y) * stride + 3 * v.x, 3 * size, out + y * 3 * size);
     return;
   }
-  thread_local Taps across, down;
+  thread_local TapBuffer across, down;
   resize({box, stride, end, size, across.find(width, v.width, v.x, size), down.find(height, v.height, v.y, size),
           columns_first(width, height, v.width, v.height), out});
   across.trim(), down.trim();

@@ -1,4 +1,4 @@
-// One view as the CPU's kernels are given it.
+// The parameters of the CPU kernels that resize one view.
 #pragma once
 
 #include <cstddef>
@@ -6,36 +6,37 @@
 
 namespace udskd {
 
-// taps.h: of one axis, for each of the window's pixels.
+// The filter taps (taps.h) along one axis for each pixel of the window.
 struct Axis {
-  int64_t most;  // taps of a pixel; `shares` has so many for each
-  const int32_t *first, *count, *shares;
+  int64_t max_taps;  // the number of weights of each pixel in `weights`
+  const int32_t *first, *count, *weights;
 
-  // The source's pixels from the first to behind the last that any of n pixels is made of.
+  // The range of the source's pixels that n pixels have taps on.
   int64_t begin() const { return first[0]; }
   int64_t end(int64_t n) const { return int64_t(first[n - 1]) + count[n - 1]; }
 };
 
 struct ResizeParams {
-  const uint8_t* box;  // its first pixel
-  int64_t stride;      // bytes from row to row
-  const uint8_t* end;  // of the memory that may be read
-  int64_t size;        // of the window
+  const uint8_t* box;  // the first pixel of the box of the source
+  int64_t stride;      // bytes from row to row of the source
+  const uint8_t* end;  // the end of the memory that may be read
+  int64_t size;        // pixels of the window a side
   Axis x, y;
   bool columns_first;
   uint8_t* out;
 };
 
-// Of more taps a level's scratch would be large; of very many, sums may round to 256, which the levels do not expect.
-constexpr int64_t kMostTaps = 1024;
+// The kernels take no more taps than this: their scratch memory would be large, and sums of very many taps can round to
+// 256, which the kernels do not clamp.
+constexpr int64_t kMaxTaps = 1024;
 
-// What a SIMD level has: the scratch that a job needs, aligned to 64 bytes, and its work.
+// The functions of one SIMD level. `scratch` is aligned to 64 bytes.
 struct ResizeLevel {
   size_t (*scratch_bytes)(const ResizeParams&);
   void (*resize)(const ResizeParams&, void* scratch);
 };
 
-// Each is in a source file of its own, kernels_LEVEL.cpp. Other processors than x86 have none.
+// Defined in kernels_baseline.cpp, kernels_avx2.cpp and kernels_avx512.cpp, on x86 alone.
 namespace baseline {
 extern const ResizeLevel kResizeLevel;
 }

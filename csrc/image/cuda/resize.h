@@ -1,3 +1,4 @@
+// The launch of the kernel that resizes views of images.
 #pragma once
 
 #include "../../common/cuda/cuda_host.h"
@@ -5,7 +6,7 @@
 
 namespace udskd::cuda {
 
-// One kernel, on a stream of the current device. Errors are left for cudaGetLastError().
-void launch_resize(const Views& views, cudaStream_t stream);
+// Launches the kernel on a stream of the current device. cudaGetLastError() returns its error.
+void launch_resize(const DeviceViews& views, cudaStream_t stream);
 
 }  // namespace udskd::cuda
