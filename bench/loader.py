@@ -138,8 +138,8 @@ def measurements(
     out["plain PyTorch", "files", "float32"] = plain_loader(files, options)
     out["plain PyTorch, no loader", "files", "float32"] = plain_core(files)
     if options.device == "cuda":
-        for name, dtype in (("uint8", torch.uint8), ("float32", torch.float32)):
-            out["host to device alone", "pinned memory", name] = copies_to_device(options, dtype)
+        for name, copied in (("uint8", torch.uint8), ("float32", torch.float32)):
+            out["host to device alone", "pinned memory", name] = copies_to_device(options, copied)
     return out
 
 

@@ -49,7 +49,7 @@ def loop_of(call: Callable[[], object], library: bool) -> TimedLoop:
 
 
 def loops_of(batch: Batch) -> dict[str, TimedLoop]:
-    loops = {}
+    loops: dict[str, TimedLoop] = {}
     for name, memory_format in FORMATS.items():
         call = partial(normalize_batch, batch, CONFIG, "cpu", 10, memory_format)
         loops |= {f"PyTorch, {name}": loop_of(call, False), f"udskd, {name}": loop_of(call, True)}
