@@ -50,7 +50,7 @@ def test_a_failing_command_does_not_stop_the_next(command: Any) -> None:
     assert [result.detail for result in results] == ["fine", "wrong", "no output", "fine, too"]
 
 
-def test_a_program_that_is_not_there_fails_and_one_that_need_not_be_is_skipped(command: Any, tmp_path: Path) -> None:
+def test_a_missing_program_fails_and_an_optional_one_is_skipped(command: Any, tmp_path: Path) -> None:
     nowhere = Command("nowhere", lambda _: ["/nowhere/to/be/found"], 30, tmp_path / "log")
     absent = command("absent", "print()", missing="not installed")
     nowhere, absent = run_all([[nowhere], [absent]], 60)
@@ -261,7 +261,7 @@ def test_initcheck_watches_all_kernels_and_the_others_ours(tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_gpu_the_message_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu.main(["--out", str(tmp_path / "new")]) == 1
     assert capsys.readouterr().out == "udskd: no GPU: PyTorch sees no CUDA device\n"
     assert not (tmp_path / "new").exists()
@@ -275,7 +275,7 @@ def simulate_gpu(monkeypatch: pytest.MonkeyPatch, groups: list[list[Command]], h
     monkeypatch.setattr(gpu, "all_parts", lambda *rest: groups)
 
 
-def test_without_nvcc_it_says_so_in_one_line(
+def test_without_nvcc_the_message_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     simulate_gpu(monkeypatch, [], home=None)

@@ -43,7 +43,7 @@ def run(command: str) -> int:
     return loss.main(shlex.split(command))
 
 
-def test_rows_are_whole_and_sane(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_are_complete_and_plausible(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "new" / "rows.json"
     shapes = "--shapes 4x10,3x7 --dtypes float32,bfloat16"
     assert run(f"{TINY} {shapes} --providers eager,udskd,liger --rounds 3 --json {file}") == 0
@@ -160,7 +160,7 @@ def test_a_provider_that_raises_is_left_out(
     assert "skipped: liger, which fails on 4 x 10, float32, forward: not with these\n" in capsys.readouterr().out
 
 
-def test_a_run_without_rows_says_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_run_without_rows_fails_with_a_message(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert run(f"{TINY} --providers quack --plot {tmp_path}") == 1
     assert capsys.readouterr().err == "None of the providers can run any of the cases.\n"
 

@@ -138,7 +138,7 @@ def test_kernels_that_do_the_work_do_not_spill() -> None:
 
 
 @needs_table
-def test_the_table_is_whole() -> None:
+def test_the_table_has_all_architectures() -> None:
     _, kernels = resources.read(TABLE)
     assert {kernel.arch for kernel in kernels} == set(cuda_toolkit.ARCHS)
     assert kernels == merged(kernels)
