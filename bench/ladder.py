@@ -115,8 +115,8 @@ class Ladder:
         self.output.mkdir(parents=True, exist_ok=True)
         with open(f"{folder}.log", "a", encoding="utf-8") as log:
             environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
-            # A session of its own: else a signal to the terminal's process group and the ladder's own would be two,
-            # and a run ends at once at the second.
+            # A session of its own: otherwise a run receives two signals, the terminal's and the ladder's, and ends at once
+            # at the second.
             process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
             )

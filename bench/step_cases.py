@@ -100,9 +100,10 @@ def udskd_loop(name: str, benchmark: StepBenchmark, options: argparse.Namespace)
     """A variant after its first steps; only its step if that is a CUDA graph."""
     inputs, graph = benchmark.inputs(benchmark.batch()), benchmark.config.training.cuda_graph
     parts = {"step": repeat(partial(benchmark.train_step, inputs))} | ({} if graph else udskd_parts(benchmark, inputs))
-    peak = run_once(parts, options.device, times=4 if graph else 1)  # the fourth step captures the graph
+    warm_up(parts, times=4 if graph else 1)  # the fourth step captures the graph
+    peak = None if graph else memory.peak_bytes(parts["step"], options.device)
     print(f"ready: {name}", flush=True)
-    return TrainingLoop(name, parts, None if graph else peak, benchmark.config.data.loader, benchmark.train_epoch)
+    return TrainingLoop(name, parts, peak, benchmark.config.data.loader, benchmark.train_epoch)
 
 
 # --- the plain loop ---------------------------------------------------------------------------------------------------
@@ -138,7 +139,8 @@ def plain_loops(benchmark: StepBenchmark, images: int, classes: int, options: ar
     for name, layout in LAYOUTS.items():
         plain = make_plain(benchmark.config, classes, benchmark, layout)
         parts = plain_parts(plain, benchmark.inputs(benchmark.batch()))
-        peak = run_once(parts, options.device)
+        warm_up(parts)
+        peak = memory.peak_bytes(parts["step"], options.device)
         loops.append(TrainingLoop(name, parts, peak, "files", partial(plain.epoch, batches)))
         print(f"ready: {name}", flush=True)
     return loops
@@ -147,11 +149,9 @@ def plain_loops(benchmark: StepBenchmark, images: int, classes: int, options: ar
 # --- both -------------------------------------------------------------------------------------------------------------
 
 
-def run_once(parts: Mapping[str, TimedLoop], device: str, times: int = 1) -> int:
-    """Runs all parts, then measures the peak memory of the step."""
+def warm_up(parts: Mapping[str, TimedLoop], times: int = 1) -> None:
     for loop in parts.values():
         loop(times)
-    return memory.peak_bytes(parts["step"], device)
 
 
 def with_zero_gradients(modules: Iterable[nn.Module], update: Callable[[], object]) -> Callable[[], object]:
