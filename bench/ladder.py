@@ -115,8 +115,8 @@ class Ladder:
         self.output.mkdir(parents=True, exist_ok=True)
         with open(f"{folder}.log", "a", encoding="utf-8") as log:
             environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
-            # A session of its own: otherwise a run receives two signals, the terminal's and the ladder's, and ends at once
-            # at the second.
+            # In the same session a run would receive two signals, the terminal's and the ladder's, and end at once at
+            # the second.
             process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
             )
