@@ -1,14 +1,15 @@
-"""Builds udskd._C: a pybind11 module that also registers PyTorch operators through the stable ABI, with CUDA kernels
-when nvcc is found.
+"""Builds udskd._C, a pybind11 module that also registers PyTorch operators through the stable ABI.
 
-UDSKD_CUDA=auto|0|1     build the CUDA kernels: if nvcc is found / never / or fail       (default: auto)
-TORCH_CUDA_ARCH_LIST    GPU architectures, e.g. "8.0;9.0+PTX"                            (default: all that nvcc knows
-from sm_75 to sm_120)
-UDSKD_STRICT=1          warnings are errors, as the Makefile and CI have it; other compilers may find other ones
-UDSKD_DEBUG=1           -O0 -g
-UDSKD_SANITIZE=1        AddressSanitizer and UndefinedBehaviorSanitizer in the C++ code; `make sanitize` shows how to
-load such a library
-UDSKD_NATIVE=0          compile nothing: the reference backend alone, or a library that was built in place before
+Environment variables:
+
+UDSKD_CUDA=auto|0|1     compiles the CUDA kernels if nvcc is found (auto, the default), never, or fails without nvcc
+TORCH_CUDA_ARCH_LIST    GPU architectures, such as "8.0;9.0+PTX"; by default all of sm_75 to sm_120 that nvcc supports
+UDSKD_STRICT=1          treats warnings as errors, as the Makefile and CI do
+UDSKD_DEBUG=1           compiles with -O0 -g
+UDSKD_SANITIZE=1        compiles the C++ code with AddressSanitizer and UndefinedBehaviorSanitizer; `make sanitize`
+                        shows how to load such a library
+UDSKD_NATIVE=0          compiles nothing: the package then has the reference backend alone, or the library that was
+                        built in place before
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ except ModuleNotFoundError as missing:
     )
 
 CSRC = Path("csrc")
-TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # the oldest PyTorch that can load the library: 2.11
+TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # the oldest PyTorch that can load the library is 2.11
 STRICT = os.getenv("UDSKD_STRICT") == "1"
 DEBUG = os.getenv("UDSKD_DEBUG") == "1"
 SANITIZE = os.getenv("UDSKD_SANITIZE") == "1"
@@ -43,11 +44,11 @@ PIP_NVCC = "'nvidia-cuda-nvcc==13.0.*' 'nvidia-cuda-crt==13.0.*' 'nvidia-nvvm==1
 
 
 def find_cuda() -> str | None:
-    """The CUDA toolkit's folder, or None when the kernels are not to be built."""
-    want = os.getenv("UDSKD_CUDA", "auto")
-    if want not in ("auto", "0", "1"):
-        sys.exit(f"UDSKD_CUDA={want!r}: use auto, 0 or 1")
-    if want == "0":
+    """The folder of the CUDA toolkit, or None if the CUDA kernels are not compiled."""
+    mode = os.getenv("UDSKD_CUDA", "auto")
+    if mode not in ("auto", "0", "1"):
+        sys.exit(f"UDSKD_CUDA={mode!r}: use auto, 0 or 1")
+    if mode == "0":
         return None
     homes = [os.getenv("CUDA_HOME"), os.getenv("CUDA_PATH"), toolkit_on_path()]
     packages = Path(sysconfig.get_path("purelib"), "nvidia").glob("cu*")  # pip's nvidia-cuda-nvcc
@@ -55,26 +56,26 @@ def find_cuda() -> str | None:
     for home in homes:
         if home and Path(home, "bin/nvcc").exists():
             return home
-    if want == "1":
+    if mode == "1":
         sys.exit(
-            f"UDSKD_CUDA=1, but no nvcc: install the CUDA toolkit or set CUDA_HOME, or\n    pip install {PIP_NVCC}"
+            f"UDSKD_CUDA=1, but nvcc is missing: install the CUDA toolkit or set CUDA_HOME, or\n    pip install {PIP_NVCC}"
         )
-    print("udskd: no nvcc found, building the CPU kernels only", file=sys.stderr)
+    print("udskd: nvcc is missing, building the CPU kernels alone", file=sys.stderr)
     return None
 
 
 def toolkit_on_path() -> str | None:
-    """The toolkit behind `nvcc`, seen through wrapper scripts such as Debian's and ccache's."""
+    """The folder of the toolkit of the `nvcc` on PATH, which may be a wrapper script such as Debian's or ccache's."""
     nvcc = shutil.which("nvcc")
     if not nvcc:
         return None
-    dry = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
-    top = re.search(r"^#\$ TOP=(.+)$", dry, re.M)
+    commands = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
+    top = re.search(r"^#\$ TOP=(.+)$", commands, re.M)
     return os.path.normpath(top[1].strip()) if top else None
 
 
 def default_archs(home: str) -> str:
-    """Every architecture that nvcc supports from Turing on, and PTX of the newest."""
+    """The architectures from Turing on that nvcc supports, and PTX of the newest."""
     out = subprocess.check_output([f"{home}/bin/nvcc", "--list-gpu-arch"], text=True)
     found = {int(n) for n in re.findall(r"compute_(\d+)\b", out)}
     return ";".join(f"{n // 10}.{n % 10}" for n in sorted(found & {75, 80, 86, 89, 90, 100, 120})) + "+PTX"
@@ -91,14 +92,14 @@ def extension() -> Extension:
             for path in (CSRC / folder).glob("*.cpp")
         ),
     ]
-    # -Wno-psabi: vectors are passed by value between functions that are all inlined, so no ABI is involved.
+    # -Wno-psabi: functions that take vectors by value are always inlined, so their ABI does not matter.
     warnings = ["-Wall", "-Wextra", "-Wno-psabi", *(["-Werror"] if STRICT else [])]
-    # No value changes by these two: they only promise that nobody reads floating-point traps and errno, so that
-    # selections vectorise.
+    # These two change no result. The code reads neither floating-point traps nor errno, and without them the compiler
+    # can vectorise selections.
     vectorise = ["-fno-trapping-math", "-fno-math-errno"]
     optimise = ["-O0", "-g"] if DEBUG else ["-O3", "-g0"]
     sanitize: list[str] = []
-    if SANITIZE:  # -fno-wrapv: Python's own flags define signed overflow, which would then go unnoticed
+    if SANITIZE:  # -fno-wrapv: Python's flags contain -fwrapv, which hides signed overflow from the sanitizer
         optimise = ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-wrapv"]
         sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     cxx = [TARGET, "-fvisibility=hidden", *warnings, *vectorise, *optimise, *sanitize]
@@ -107,22 +108,22 @@ def extension() -> Extension:
         "-Xcompiler=-fvisibility=hidden",
         *(["--Werror=all-warnings"] if STRICT else []),
         "--threads=0",
-        "--compress-mode=size",  # a third of the size; it is unpacked for the one architecture at hand
+        "--compress-mode=size",  # a third of the size
         *(["-G"] if DEBUG else ["-O3"]),
     ]
-    # pybind11's own headers come first: PyTorch bundles a copy that the stable ABI refuses. -isystem keeps warnings
-    # to our own code.
+    # pybind11's headers come first, since the stable ABI does not allow the copy that PyTorch contains. -isystem turns
+    # off warnings in the headers of others.
     system = [flag for path in [pybind11.get_include(), *cpp_extension.include_paths()] for flag in ("-isystem", path)]
     library_dirs, libraries = cpp_extension.library_paths(), ["c10", "torch_cpu"]
     if cuda:
-        cpp_extension.CUDA_HOME = cuda  # None under a CPU-only PyTorch, whatever the environment says
+        cpp_extension.CUDA_HOME = cuda  # a CPU-only PyTorch ignores the environment and sets None
         archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default_archs(cuda))
         cxx.append(f'-DUDSKD_CUDA_ARCHS="{archs.replace(" ", ";")}"')
         for folder in ("loss/cuda", "image/cuda"):
             sources += [*(CSRC / folder).glob("*.cpp"), *(CSRC / folder).glob("*.cu")]
         system += ["-isystem", f"{cuda}/include"]
         library_dirs += [lib for lib in (f"{cuda}/lib64", f"{cuda}/lib") if Path(lib).is_dir()]
-        libraries += ["cudart_static", "dl", "rt", "pthread"]  # static: the library also loads where there is no CUDA
+        libraries += ["cudart_static", "dl", "rt", "pthread"]  # static: the library also loads without CUDA
     return Extension(
         "udskd._C",
         sorted(map(str, sources)),

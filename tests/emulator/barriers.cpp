@@ -1,63 +1,64 @@
-// How threads wait for each other, and when they go on.
+// Barriers: how threads wait for each other, and when they continue.
 #include <bit>
 #include <cstring>
 
-#include "gang.h"
+#include "scheduler.h"
 
 namespace emu {
 namespace {
 
-void park(Wait wait, const char* call, const Here& here) {
-  self->wait = wait, self->call = call, self->here = here;
+void suspend(Wait wait, const char* call, const Location& location) {
+  self->wait = wait, self->call = call, self->location = location;
   Fiber::suspend();
 }
 
-bool same_place(const Thread& a, const Thread& b) {
-  return a.call == b.call && a.here.line() == b.here.line() && a.here.column() == b.here.column() &&
-         (a.here.file_name() == b.here.file_name() || !std::strcmp(a.here.file_name(), b.here.file_name()));
+bool same_location(const Thread& a, const Thread& b) {
+  return a.call == b.call && a.location.line() == b.location.line() && a.location.column() == b.location.column() &&
+         (a.location.file_name() == b.location.file_name() ||
+          !std::strcmp(a.location.file_name(), b.location.file_name()));
 }
 
 bool complete(const Warp& warp, const Thread& first) {
   const unsigned gone = first.mask & ~warp.alive;
   if (gone) {
-    die("%s at %s:%u: the mask %08x names lane %d, which has exited or never was", first.call, first.here.file_name(),
-        first.here.line(), first.mask, std::countr_zero(gone));
+    fatal("%s at %s:%u: the mask %08x names lane %d, which has exited or never was", first.call,
+          first.location.file_name(), first.location.line(), first.mask, std::countr_zero(gone));
   }
   if (first.mask & ~warp.waiting) return false;
   for (unsigned rest = first.mask; rest; rest &= rest - 1) {
     const Thread& other = warp.threads[std::countr_zero(rest)];
-    if (other.mask != first.mask || !same_place(first, other)) return false;
+    if (other.mask != first.mask || !same_location(first, other)) return false;
   }
   return true;
 }
 
 }  // namespace
 
-void wait_for_warp(unsigned mask, const char* call, const Here& here) {
+void wait_for_warp(unsigned mask, const char* call, const Location& location) {
   if (!(mask >> self->lane & 1)) {
-    die("%s at %s:%u: the mask %08x leaves out the caller, lane %u", call, here.file_name(), here.line(), mask,
-        self->lane);
+    fatal("%s at %s:%u: the mask %08x leaves out the caller, lane %u", call, location.file_name(), location.line(),
+          mask, self->lane);
   }
   self->mask = mask;
   self->warp->waiting |= 1u << self->lane;
-  park(Wait::kWarp, call, here);
+  suspend(Wait::kWarp, call, location);
 }
 
-void wait_for_block(int vote, const char* call, const Here& here) {
+void wait_for_block(int vote, const char* call, const Location& location) {
   self->vote = vote;
   ++self->block->at_barrier;
-  park(Wait::kBlock, call, here);
+  suspend(Wait::kBlock, call, location);
 }
 
-void wait_for_cluster(const Here& here) {
-  if (self->block->launch->cooperative) die("cluster_sync() in a cooperative launch, which has no clusters");
+void wait_for_cluster(const Location& location) {
+  if (self->block->launch->cooperative) fatal("cluster_sync() in a cooperative launch, which has no clusters");
   ++self->block->at_cluster_barrier;
-  park(Wait::kCluster, "cluster_sync()", here);
+  suspend(Wait::kCluster, "cluster_sync()", location);
 }
 
-void yield_to_others(Here here) {
-  ++self->block->giving_way;
-  park(Wait::kTurn, "yield_to_others()", here);
+void yield_to_others(Location location) {
+  ++self->block->yielding;
+  suspend(Wait::kYield, "yield_to_others()", location);
 }
 
 bool release(Warp& warp) {
@@ -82,7 +83,7 @@ bool release(Block& block) {
   if (block.at_barrier != block.threads.size()) return false;
   block.votes = 0;
   for (const Thread& thread : block.threads) {
-    if (!same_place(thread, block.threads[0])) explain(*block.gang);
+    if (!same_location(thread, block.threads[0])) report_deadlock(*block.group);
     block.votes += thread.vote != 0;
   }
   for (Thread& thread : block.threads) thread.wait = Wait::kNothing;
@@ -94,7 +95,7 @@ bool release(std::vector<Block>& cluster) {
   for (const Block& block : cluster) {
     if (block.at_cluster_barrier != block.threads.size()) return false;
     for (const Thread& thread : block.threads) {
-      if (!same_place(thread, cluster[0].threads[0])) explain(cluster);
+      if (!same_location(thread, cluster[0].threads[0])) report_deadlock(cluster);
     }
   }
   for (Block& block : cluster) {
@@ -104,16 +105,16 @@ bool release(std::vector<Block>& cluster) {
   return true;
 }
 
-bool wake(std::vector<Block>& gang) {
-  bool woken = false;
-  for (Block& block : gang) {
-    if (!block.giving_way) continue;
+bool resume_yielded(std::vector<Block>& group) {
+  bool any = false;
+  for (Block& block : group) {
+    if (!block.yielding) continue;
     for (Thread& thread : block.threads) {
-      if (thread.wait == Wait::kTurn) thread.wait = Wait::kNothing;
+      if (thread.wait == Wait::kYield) thread.wait = Wait::kNothing;
     }
-    block.giving_way = 0, woken = true;
+    block.yielding = 0, any = true;
   }
-  return woken;
+  return any;
 }
 
 }  // namespace emu

@@ -37,7 +37,7 @@ cudaError_t failed(cudaError_t error) {
   return error;
 }
 
-// As if registers were never what limits it.
+// The limit by threads and shared memory. The emulator does not count registers.
 int blocks_per_sm(unsigned threads, size_t shared) {
   const int by_threads = kThreadsPerSm / 32 / int((threads + 31) / 32);
   const int by_shared = (device().shared + kReservedShared) / (int(shared) + kReservedShared);
@@ -50,7 +50,7 @@ cudaError_t check(const void* kernel, const Launch& launch) {
   if (!fits_grid(launch.grid, launch.block)) return cudaErrorInvalidConfiguration;
   if (launch.shared > size_t(allowed.shared) || launch.shared > size_t(device().shared)) return cudaErrorInvalidValue;
   if (launch.cooperative) {
-    if (launch.grid.x % launch.together) die("%u blocks in groups of %u", launch.grid.x, launch.together);
+    if (launch.grid.x % launch.group_blocks) fatal("%u blocks in groups of %u", launch.grid.x, launch.group_blocks);
     const uint64_t at_once = uint64_t(device().sms) * uint64_t(blocks_per_sm(launch.threads(), launch.shared));
     return launch.blocks() > at_once ? cudaErrorCooperativeLaunchTooLarge : cudaSuccess;
   }
@@ -62,7 +62,7 @@ cudaError_t check(const void* kernel, const Launch& launch) {
 
 }  // namespace emu
 
-// Hidden, so that they neither replace nor are replaced by those of a CUDA runtime in the same process.
+// Hidden, so that a CUDA runtime in the same process neither replaces these functions nor is replaced by them.
 #define LOCAL extern "C" __attribute__((visibility("hidden")))
 
 LOCAL cudaError_t cudaGetLastError() { return std::exchange(emu::last_error, cudaSuccess); }
@@ -126,7 +126,7 @@ LOCAL cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, i
       {cudaDevAttrClusterLaunch, device.capability >= 90},
   };
   const auto found = values.find(attribute);
-  if (found == values.end()) emu::die("cudaDeviceGetAttribute() has no answer to attribute %d yet", int(attribute));
+  if (found == values.end()) emu::fatal("cudaDeviceGetAttribute() does not know attribute %d", int(attribute));
   return *value = found->second, cudaSuccess;
 }
 
@@ -162,6 +162,6 @@ extern "C" __attribute__((visibility("default"))) void emulator_device(const cha
       {"l2", &emu::Device::l2},
   };
   const auto found = properties.find(property);
-  if (found == properties.end()) emu::die("a device has no property '%s'", property);
+  if (found == properties.end()) emu::fatal("a device has no property '%s'", property);
   emu::device().*found->second = value;
 }

@@ -1,4 +1,4 @@
-// The device that is emulated, its limits, and CUDA's functions for the host.
+// The emulated device, its limits, and CUDA's functions for the host.
 #pragma once
 
 #include "thread.h"
@@ -10,20 +10,20 @@ struct Device {
 };
 Device& device();
 
-// What CUDA would answer to such a launch.
+// The error that CUDA returns for such a launch.
 cudaError_t check(const void* kernel, const Launch& launch);
-// Leaves it for cudaGetLastError(), and returns it.
+// Stores the error for cudaGetLastError(), and returns it.
 cudaError_t failed(cudaError_t error);
 
-// Whether what is submitted is recorded rather than run: its memory has to stay, as that of a CUDA graph does.
-bool recording_now();
+// Whether operations are recorded instead of run. Their memory must then stay allocated, like that of a CUDA graph.
+bool is_recording();
 
-// A memset, in the stream's order.
+// Runs or records a memset, in the order of the stream.
 void submit_memset(void* to, int value, size_t bytes);
 
 }  // namespace emu
 
-// Those of cuda_runtime.h, which only nvcc can read.
+// The overloads of cuda_runtime.h, which only nvcc can compile.
 template <class... P>
 cudaError_t cudaFuncSetAttribute(void (*kernel)(P...), cudaFuncAttribute attribute, int value) {
   return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), attribute, value);

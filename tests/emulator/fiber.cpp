@@ -19,7 +19,7 @@
 namespace emu {
 namespace {
 
-constexpr size_t kMostKept = 16384;  // stacks; more would hold more memory than they save time
+constexpr size_t kMaxKept = 16384;  // stacks that are kept for later launches (unmeasured)
 
 struct Region {
   char* base;
@@ -27,19 +27,19 @@ struct Region {
 };
 std::mutex idle_lock;
 std::vector<Region>& idle() {
-  static auto* regions = new std::vector<Region>;  // never destroyed: threads may end after static objects do
+  static auto* regions = new std::vector<Region>;  // never destroyed, since threads may outlive static objects
   return *regions;
 }
 
 char* map_stacks(size_t count) {
   constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
   void* base = mmap(nullptr, count * kStackBytes, PROT_READ | PROT_WRITE, kFlags, -1, 0);
-  if (base == MAP_FAILED) die("no memory for the stacks of %zu threads", count);
+  if (base == MAP_FAILED) fatal("no memory for the stacks of %zu threads", count);
   return static_cast<char*>(base);
 }
 
-// Whoever is given these addresses next, such as Python for its objects, must not find the red zones of fibers that
-// never returned.
+// Fibers that never return leave red zones. They must be removed before the addresses are mapped again, for instance
+// for Python's objects.
 void unmap_stacks(char* base, size_t count) {
 #if defined(__SANITIZE_ADDRESS__)
   __asan_unpoison_memory_region(base, count * kStackBytes);
@@ -49,9 +49,9 @@ void unmap_stacks(char* base, size_t count) {
 
 }  // namespace
 
-constinit thread_local Home home;
+constinit thread_local CallerContext caller;
 
-// All other registers are the caller's to save, as for any function call.
+// Saves the callee-saved registers. The caller saves the others, as for any function call.
 __attribute__((naked, noinline)) void swap_stacks(void** /*save*/, void* /*load*/) {
   asm(R"(
     pushq %rbp
@@ -75,21 +75,21 @@ __attribute__((naked, noinline)) void swap_stacks(void** /*save*/, void* /*load*
 void Fiber::start(char* stack, void (*main)()) {
   stack_ = stack, main_ = main;
   auto* top = reinterpret_cast<uintptr_t*>(stack + kStackBytes) - 2;  // on entry, rsp is 8 modulo 16
-  *--top = 0;                                                         // where first() returns to: nowhere
-  *--top = reinterpret_cast<uintptr_t>(&first);
+  *--top = 0;  // the return address of entry(), which never returns
+  *--top = reinterpret_cast<uintptr_t>(&entry);
   for (int saved = 0; saved < 6; ++saved) *--top = 0;
   sp_ = top;
 }
 
-// Not instrumented, since its frame is never left: its red zones would be in the way of the stack's next fiber.
-__attribute__((no_sanitize("address", "undefined"))) void Fiber::first() {
-  arrived(nullptr, &home.stack, &home.bytes);
-  home.running->main_();
-  home.running->leave(true);
+// Not instrumented: this function never returns, so that its red zones would stay on the stack for the next fiber.
+__attribute__((no_sanitize("address", "undefined"))) void Fiber::entry() {
+  arrived(nullptr, &caller.stack, &caller.bytes);
+  caller.running->main_();
+  caller.running->leave(true);
   __builtin_unreachable();
 }
 
-void Fiber::too_deep() { die("a thread needs more than the %zu bytes of stack that it has", kStackBytes); }
+void Fiber::stack_overflow() { fatal("a thread needs more than the %zu bytes of stack that it has", kStackBytes); }
 
 Stacks::Stacks(size_t count) : base_(nullptr), count_(count) {
   const std::lock_guard lock(idle_lock);
@@ -107,7 +107,7 @@ Stacks::Stacks(size_t count) : base_(nullptr), count_(count) {
 
 Stacks::~Stacks() {
   const std::lock_guard lock(idle_lock);
-  if (count_ > kMostKept) {
+  if (count_ > kMaxKept) {
     unmap_stacks(base_, count_);
   } else {
     idle().push_back({base_, count_});

@@ -1,4 +1,4 @@
-// Execution contexts that one OS thread switches between: a fiber for each CUDA thread.
+// Fibers: execution contexts between which one OS thread switches, one for each CUDA thread.
 #pragma once
 
 #include <cstddef>
@@ -14,20 +14,20 @@ constexpr size_t kStackBytes = 256 << 10;  // red zones make frames large
 #else
 constexpr size_t kStackBytes = 64 << 10;
 #endif
-constexpr size_t kSpareBytes = 4 << 10;  // that a thread which suspends itself has to leave
+constexpr size_t kSpareBytes = 4 << 10;  // that must be free when a fiber suspends itself
 
 class Fiber {
  public:
-  // The stack is the lowest address of kStackBytes; an earlier fiber may have left anything there.
+  // `stack` is the lowest address of kStackBytes with any content.
   void start(char* stack, void (*main)());
-  // Runs it until it suspends itself or its main returns. Called by the OS thread, not by another fiber.
+  // Runs the fiber until it suspends itself or its main function returns. Not to be called in a fiber.
   void resume();
-  // Called by the fiber that runs: back to whoever resumed it.
+  // Called in the running fiber: returns to the caller of resume().
   static void suspend();
 
  private:
-  [[noreturn]] static void first();
-  [[noreturn]] static void too_deep();
+  [[noreturn]] static void entry();
+  [[noreturn]] static void stack_overflow();
   void leave(bool forever);
 
   void* sp_ = nullptr;
@@ -35,7 +35,7 @@ class Fiber {
   void (*main_)() = nullptr;
 };
 
-// Stacks for one OS thread. They outlive it: the next one that asks gets them with their pages already there.
+// The stacks of one OS thread. They are kept for the next OS thread, which thus needs no page faults.
 class Stacks {
  public:
   explicit Stacks(size_t count);
@@ -49,17 +49,17 @@ class Stacks {
   size_t count_;
 };
 
-// Saves the caller's registers and where it is, and goes on where another has done so.
+// Saves the registers and the stack pointer of the caller, and loads those that another call has saved.
 void swap_stacks(void** save, void* load);
 
-// Where the running fiber goes back to.
-struct Home {
+// The context to which the running fiber returns.
+struct CallerContext {
   Fiber* running = nullptr;
   void* sp = nullptr;
-  const void* stack = nullptr;  // AddressSanitizer wants to know the stack that it returns to
+  const void* stack = nullptr;  // AddressSanitizer needs the bounds of the stack to which the fiber returns
   size_t bytes = 0;
 };
-extern constinit thread_local Home home __attribute__((tls_model("initial-exec")));
+extern constinit thread_local CallerContext caller __attribute__((tls_model("initial-exec")));
 
 #if defined(__SANITIZE_ADDRESS__)
 inline void leaving(void** fake, const void* to, size_t bytes) { __sanitizer_start_switch_fiber(fake, to, bytes); }
@@ -73,20 +73,20 @@ inline void arrived(void*, const void**, size_t*) {}
 
 inline void Fiber::resume() {
   void* fake = nullptr;
-  home.running = this;
+  caller.running = this;
   leaving(&fake, stack_, kStackBytes);
-  swap_stacks(&home.sp, sp_);
+  swap_stacks(&caller.sp, sp_);
   arrived(fake, nullptr, nullptr);
-  if (static_cast<char*>(sp_) < stack_ + kSpareBytes) too_deep();
+  if (static_cast<char*>(sp_) < stack_ + kSpareBytes) stack_overflow();
 }
 
-inline void Fiber::suspend() { home.running->leave(false); }
+inline void Fiber::suspend() { caller.running->leave(false); }
 
 inline void Fiber::leave(bool forever) {
   void* fake = nullptr;
-  leaving(forever ? nullptr : &fake, home.stack, home.bytes);
-  swap_stacks(&sp_, home.sp);
-  arrived(fake, &home.stack, &home.bytes);
+  leaving(forever ? nullptr : &fake, caller.stack, caller.bytes);
+  swap_stacks(&sp_, caller.sp);
+  arrived(fake, &caller.stack, &caller.bytes);
 }
 
 }  // namespace emu

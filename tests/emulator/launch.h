@@ -1,4 +1,4 @@
-// Launches of kernels from C++, through macros that a header of the kernels' own makes CUDA's launches.
+// Kernel launches. Without the emulator, csrc/common/cuda/cuda.h defines the same macros as CUDA's launches.
 #pragma once
 
 #include <string>
@@ -11,10 +11,10 @@
 
 namespace emu {
 
-// Runs it, records it, or leaves an error for cudaGetLastError().
+// Runs or records the launch, or stores an error for cudaGetLastError().
 void submit(const void* kernel, Launch launch);
 
-// As the compiler knows it, without the namespaces that it is in.
+// The name of a kernel with its template arguments, without its namespaces.
 template <auto kKernel>
 std::string name_of() {
   std::string_view name = __PRETTY_FUNCTION__;  // ... [with auto kKernel = namespaces::kernel<...>; ...]
@@ -24,7 +24,7 @@ std::string name_of() {
   return std::string(scope == name.npos ? name : name.substr(scope + 2));
 }
 
-// Arguments are converted and copied here, as by CUDA.
+// Converts and copies the arguments, as CUDA does.
 template <class... P>
 void launch(Launch launch, void (*kernel)(P...), std::type_identity_t<P>... args) {
   static_assert((!std::is_reference_v<P> && ...), "a kernel's parameters are copied: no references");
@@ -38,23 +38,24 @@ inline Launch shaped(std::string kernel, dim3 grid, dim3 block, size_t shared, c
 }
 
 inline Launch cooperative(unsigned group, Launch launch) {
-  launch.together = group, launch.cooperative = true;
+  launch.group_blocks = group, launch.cooperative = true;
   return launch;
 }
 
 }  // namespace emu
 
-// `kernel` is a constant expression, in parentheses if it has commas. There is only one stream, whatever is given.
+// `kernel` is a constant expression, in parentheses if it contains commas. `stream` is ignored: there is one stream.
 #define UDSKD_LAUNCH(kernel, grid, block, bytes, stream, ...)                          \
   ::emu::launch(::emu::shaped(::emu::name_of<(kernel)>(), grid, block, bytes, stream), \
                 kernel __VA_OPT__(, ) __VA_ARGS__)
 
-// `cluster` blocks share their shared memory.
+// The blocks of a cluster can map each other's shared memory.
 #define UDSKD_LAUNCH_CLUSTER(kernel, cluster, grid, block, bytes, stream, ...)                  \
   ::emu::launch(::emu::shaped(::emu::name_of<(kernel)>(), grid, block, bytes, stream, cluster), \
                 kernel __VA_OPT__(, ) __VA_ARGS__)
 
-// `group` blocks can wait for each other through global memory, where they call yield_to_others() or __nanosleep().
+// The blocks of a group of `group` blocks can wait for each other through global memory: a loop that waits calls
+// yield_to_others() or __nanosleep().
 #define UDSKD_LAUNCH_COOPERATIVE(kernel, group, grid, block, bytes, stream, ...)                                  \
   ::emu::launch(::emu::cooperative(group, ::emu::shaped(::emu::name_of<(kernel)>(), grid, block, bytes, stream)), \
                 kernel __VA_OPT__(, ) __VA_ARGS__)

@@ -1,4 +1,4 @@
-// Memory as kernels see it: shared memory, that of the cluster's other blocks, loads, stores, fences and atomics.
+// Memory of kernels: shared memory, also of the cluster's other blocks, loads, stores, fences and atomics.
 #pragma once
 
 #include <atomic>
@@ -10,7 +10,7 @@ namespace emu {
 
 void* map_shared(const void* mine, size_t bytes, unsigned rank);
 
-// Where in the shared memory of the cluster's block `rank` lies what `mine` is in that of the calling block.
+// The address in the shared memory of the cluster's block `rank` that corresponds to `mine` in that of this block.
 template <class T>
 T* cluster_map(T* mine, unsigned rank) {
   return static_cast<T*>(map_shared(mine, sizeof(T), rank));
@@ -20,7 +20,7 @@ T* cluster_map(T* mine, unsigned rank) {
 template <class T>
 T* aligned(T* p, const char* call) {
   if (reinterpret_cast<uintptr_t>(p) % sizeof(T))
-    die("%s of %zu bytes at the misaligned %p", call, sizeof(T), (void*)p);
+    fatal("%s of %zu bytes at the misaligned %p", call, sizeof(T), (void*)p);
   return p;
 }
 
@@ -29,7 +29,7 @@ std::atomic_ref<T> atomic(T* p, const char* call) {
   return std::atomic_ref<T>(*aligned(p, call));
 }
 
-// Replaces *p by next(*p), and returns what it was.
+// Replaces *p by next(*p), and returns the old value.
 template <class T, class Next>
 T update(T* p, const char* call, Next next) {
   const std::atomic_ref<T> x = atomic(p, call);
@@ -98,7 +98,7 @@ template <class T>
 T atomicOr(T* p, emu::Same<T> x) {
   return emu::atomic(p, "atomicOr()").fetch_or(x);
 }
-// Counts up to `last`, then starts again at 0.
+// Counts up to `last`, then from 0 again.
 inline unsigned atomicInc(unsigned* p, unsigned last) {
   return emu::update(p, "atomicInc()", [last](unsigned was) { return was >= last ? 0 : was + 1; });
 }

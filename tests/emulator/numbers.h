@@ -1,4 +1,5 @@
-// Device functions on numbers, with the hardware's accuracy where a kernel could come to rely on a better one.
+// Mathematical device functions. Where the hardware is less accurate than the C library, so is the emulator, so that
+// kernels cannot rely on a better result.
 #pragma once
 
 #include <algorithm>
@@ -47,7 +48,7 @@ inline float __fdividef(float x, float y) { return std::isfinite(y) && std::fabs
 
 namespace emu {
 
-// The same for the same input, between -1 and 1, and as good as random otherwise.
+// A hash of the input, between -1 and 1.
 inline double noise(uint32_t bits) {
   bits = (bits ^ bits >> 16) * 0x7feb352du;
   bits = (bits ^ bits >> 15) * 0x846ca68bu;
@@ -56,10 +57,10 @@ inline double noise(uint32_t bits) {
 
 }  // namespace emu
 
-// 2^x as ex2.approx.ftz.f32 has it: subnormal numbers are zero, integers are exact; three quarters of the rest are
-// rounded correctly, and none is more than 1.41 units in the last place off, which is what Oberman and Siu (A
-// High-Performance Area-Efficient Multifunction Interpolator, ARITH 2005) give for NVIDIA's. Powers of two are not
-// left.
+// 2^x as by ex2.approx.ftz.f32. Subnormal numbers are zero and integers are exact. Of the other results, three quarters
+// are rounded correctly, and none is more than 1.41 units in the last place off, as Oberman and Siu (A High-Performance
+// Area-Efficient Multifunction Interpolator, ARITH 2005) state for NVIDIA's hardware. Results stay in the interval
+// between the powers of two that enclose them.
 inline float emu_ex2(float x) {
   if (std::isnan(x)) return std::numeric_limits<float>::quiet_NaN();
   if (x >= 128) return std::numeric_limits<float>::infinity();

@@ -1,4 +1,4 @@
-// The order in which whatever is free to run does so: as numbered, the other way round, or at random.
+// The order in which blocks, warps and lanes run: ascending, descending, or random.
 #pragma once
 
 #include <algorithm>
@@ -11,12 +11,12 @@ namespace emu {
 
 class Order {
  public:
-  // 0 as numbered, 1 the other way round, else at random from that seed; each stream of random numbers is another.
+  // Seed 0 is ascending, 1 descending, any other a random order that also depends on `stream`.
   void start(unsigned seed, uint64_t stream) {
     seed_ = seed;
     random_.seed(seed * 2654435761u + unsigned(stream) * 40503u);
   }
-  // 0, 1, ... count - 1 in that order.
+  // Sets `numbers` to 0, 1, ... count - 1 in that order.
   template <class T>
   void first(std::vector<T>& numbers, size_t count) {
     numbers.resize(count);
@@ -28,7 +28,7 @@ class Order {
   void next(std::vector<T>& numbers) {
     if (seed_ > 1) std::shuffle(numbers.begin(), numbers.end(), random_);
   }
-  // Whether to let others go first, though one could go on.
+  // Whether to run others first, though the current one could continue.
   bool pause() { return seed_ > 1 && (random_() & 64); }
 
  private:

@@ -1,5 +1,5 @@
-// The one stream: what is submitted runs at once, on all cores, unless it is being recorded. And what the tests ask of
-// it.
+// The stream: operations run immediately, on all cores, unless they are recorded. And the functions that the tests
+// call.
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "device.h"
-#include "gang.h"
 #include "launch.h"
+#include "scheduler.h"
 
 namespace emu {
 namespace {
@@ -39,19 +39,19 @@ void submit(Operation operation) {
   }
 }
 
-// OS threads take gangs in turn, in the order that was asked for; two on two cores still overlap as they like.
+// OS threads take the groups of blocks in the order of the seed. Groups of several OS threads overlap in any order.
 void run_grid(const Launch& launch) {
   Order order;
-  std::vector<uint32_t> gangs;
+  std::vector<uint32_t> groups;
   order.start(order_seed, launch.blocks());
-  order.first(gangs, launch.blocks() / launch.together);
+  order.first(groups, launch.blocks() / launch.group_blocks);
   std::atomic<size_t> next{0};
   const auto work = [&] {
-    Gang gang(launch, order_seed);
-    for (size_t i; (i = next++) < gangs.size();) gang.run(gangs[i]);
+    Scheduler scheduler(launch, order_seed);
+    for (size_t i; (i = next++) < groups.size();) scheduler.run(groups[i]);
   };
   std::vector<std::thread> others;
-  const size_t wanted = std::min<size_t>(std::thread::hardware_concurrency(), gangs.size());
+  const size_t wanted = std::min<size_t>(std::thread::hardware_concurrency(), groups.size());
   for (size_t i = 1; i < wanted; ++i) others.emplace_back(work);
   work();
   for (std::thread& other : others) other.join();
@@ -60,7 +60,7 @@ void run_grid(const Launch& launch) {
 std::string describe(const Launch& launch) {
   return launch.kernel + " grid=" + std::to_string(launch.grid.x) + " block=" + std::to_string(launch.block.x) +
          " shared=" + std::to_string(launch.shared) + " cluster=" + std::to_string(launch.cluster) +
-         (launch.cooperative ? " group=" + std::to_string(launch.together) : "") + "\n";
+         (launch.cooperative ? " group=" + std::to_string(launch.group_blocks) : "") + "\n";
 }
 
 }  // namespace
@@ -71,7 +71,7 @@ void submit(const void* kernel, Launch launch) {
   submit(Operation{std::move(text), [launch = std::move(launch)] { run_grid(launch); }});
 }
 
-bool recording_now() {
+bool is_recording() {
   const std::lock_guard guard(lock);
   return recording;
 }
@@ -84,7 +84,7 @@ void submit_memset(void* to, int value, size_t bytes) {
 
 #define FOR_TESTS extern "C" __attribute__((visibility("default")))
 
-// 0 as numbered, 1 the other way round, else at random from that seed: blocks, warps and lanes.
+// The order of blocks, warps and lanes: 0 ascending, 1 descending, else random with that seed.
 FOR_TESTS void emulator_order(unsigned seed) { emu::order_seed = seed; }
 
 FOR_TESTS void emulator_capture_begin() {
@@ -93,7 +93,7 @@ FOR_TESTS void emulator_capture_begin() {
   emu::recording = true;
 }
 
-// How many operations were recorded.
+// Returns the number of recorded operations.
 FOR_TESTS int emulator_capture_end() {
   const std::lock_guard guard(emu::lock);
   emu::recording = false;
@@ -105,8 +105,8 @@ FOR_TESTS void emulator_replay() {
   for (const emu::Operation& operation : emu::recorded) emu::execute(operation);
 }
 
-// What has been executed since the log was last read, one line each. Returns its length with the final zero, and
-// copies and empties it if `size` is enough for that.
+// The log: a line for each operation that ran since the log was last read. Returns its length with the final zero; if
+// `size` is large enough, also copies and empties it.
 FOR_TESTS int emulator_log(char* to, int size) {
   const std::lock_guard guard(emu::lock);
   const int needed = int(emu::executed.size()) + 1;

@@ -1,5 +1,5 @@
-"""The emulator on which the CUDA kernels' tests rely: it computes what a GPU would, in whatever order, and finds the
-mistakes that a GPU might forgive."""
+"""The emulator on which the tests of the CUDA kernels rely: it computes the same as a GPU in any order of threads, and
+reports mistakes that have no visible effect on a GPU."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DEVICE = {"sms": 4, "capability": 90, "shared": 232448, "l2": 50 << 20}
 
 
 def reason() -> str:
-    """Why nothing of this can run here; empty if it can."""
+    """Why the emulator cannot run here, or an empty string."""
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         return "the emulator is for Linux on x86-64"
     if not shutil.which("g++"):
@@ -46,7 +46,7 @@ def compiler(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def build(folder: Path, kernels: str, *flags: str) -> Path:
-    """The emulator with those of the kernels here."""
+    """The path of a library of the emulator and the kernels that match `kernels`."""
 
     def compile_one(source: Path) -> Path:
         to = folder / f"{source.name}.o"
@@ -70,7 +70,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def runtime(name: str) -> str:
-    """A library of the compiler's own: its path, or only its name where there is none."""
+    """The path of a library that comes with the compiler, or only its name if there is none."""
     return subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
 
 
@@ -78,11 +78,11 @@ def runtime(name: str) -> str:
 def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not Path(runtime("libasan.so")).is_absolute():
         pytest.skip("no AddressSanitizer")
-    return build(tmp_path_factory.mktemp("sanitized"), "[mt]*", *SANITIZERS)  # mistakes, teams
+    return build(tmp_path_factory.mktemp("sanitized"), "[mr]*", *SANITIZERS)  # mistakes, reductions
 
 
 class Library:
-    """Calls functions of the library: arrays go as pointers."""
+    """Calls functions of a library with arrays as pointers."""
 
     def __init__(self, path: Path) -> None:
         self.library = ctypes.CDLL(str(path))
@@ -119,14 +119,14 @@ def gpu(built: Path) -> Iterator[Library]:
 
 
 def numbers(*shape: int) -> np.ndarray:
-    """Whose sums are exact in float32, in whatever order they are added."""
+    """Integers as float32, whose sums are exact in any order."""
     return np.random.default_rng(0).integers(-100, 100, shape).astype(np.float32)
 
 
 in_every_order = pytest.mark.parametrize("order", ORDERS)
 
 
-# --- it computes ------------------------------------------------------------------------------------------------------
+# --- results ----------------------------------------------------------------------------------------------------------
 
 
 @in_every_order
@@ -323,8 +323,8 @@ def test_sixteen_blocks_make_a_cluster_where_that_was_allowed(gpu: Library) -> N
 
 def test_a_cooperative_launch_fits_on_the_device_at_once(gpu: Library) -> None:
     to = np.zeros(1, np.int32)
-    assert gpu.text("run_together", to, 8) == "cudaSuccess"  # 4 multiprocessors with 2048 threads
-    assert gpu.text("run_together", to, 9) == "cudaErrorCooperativeLaunchTooLarge"
+    assert gpu.text("run_cooperatively", to, 8) == "cudaSuccess"  # 4 multiprocessors with 2048 threads
+    assert gpu.text("run_cooperatively", to, 9) == "cudaErrorCooperativeLaunchTooLarge"
     assert to[0] == 8 * 1024
 
 
@@ -440,7 +440,7 @@ def gpu(name, *arguments):
 
 
 def python(library: Path, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Another Python, in which gpu() calls the library."""
+    """Runs code in another Python process, in which gpu() calls the library."""
     command = [sys.executable, "-c", START.format(library=str(library)) + code]
     return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
 
@@ -460,7 +460,7 @@ MISTAKES = {
     "block_against_cluster": r"wait at different barriers: .* __syncthreads\(\) .* cluster_sync\(\)",
     "map_of_another_memory": r"cluster_map\(\) of 0x.*, which is not in the calling block's shared memory",
     "map_beyond_the_cluster": r"cluster_map\(\) to block 2 of a cluster of 2",
-    "wait_for_the_next": r"deadlock: .* waits, in yield_to_others\(\) at .*, for what none .* will do",
+    "wait_for_the_next": r"deadlock: .* waits, in yield_to_others\(\) at .*, for something that no block .* will do",
     "deep": r"a thread needs more than the 65536 bytes of stack",
 }
 
@@ -498,7 +498,7 @@ def test_static_shared_variables_do_not_compile(tmp_path: Path) -> None:
 
 
 def under_sanitizers(library: Path, code: str) -> subprocess.CompletedProcess[str]:
-    """As in the Makefile: the runtime goes before Python, and libstdc++ with it."""
+    """Runs code with the runtimes of the sanitizers and libstdc++ preloaded, as in the Makefile."""
     runtimes = f"{runtime('libasan.so')} {runtime('libstdc++.so')}"
     options = "detect_leaks=0:abort_on_error=1"
     return python(library, code, LD_PRELOAD=runtimes, ASAN_OPTIONS=options)

@@ -1,9 +1,9 @@
-// CUDA's own types, error codes and host-side number formats, then its keywords as plain C++.
+// CUDA's types, error codes and number formats from its headers, and its keywords as plain C++.
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
-#include <cuda_runtime_api.h>  // included by the two above anyway; device.cpp defines the functions that kernels' hosts use
+#include <cuda_runtime_api.h>  // device.cpp defines the functions of it that csrc calls
 
 #undef __global__
 #undef __device__
@@ -19,12 +19,12 @@
 #define __device__
 #define __host__
 #define __constant__
-#define __noinline__  // empty, so that __attribute__((__noinline__)) in the headers of others stays valid
+#define __noinline__  // empty, so that __attribute__((__noinline__)) in other headers stays valid
 #define __launch_bounds__(...)
 #define __grid_constant__
 // __forceinline__ is left as CUDA's headers define it for a host compiler.
 
-// Static arrays would have neither a poisoned start nor AddressSanitizer's red zones, and a cluster could not map them.
+// Static arrays would neither start with NaN nor have AddressSanitizer's red zones, and a cluster could not map them.
 #define __shared__ static_assert(false, "the emulator has no __shared__ variables: use UDSKD_SHARED");
 #define __cluster_dims__(...) static_assert(false, "the emulator has no __cluster_dims__: use UDSKD_LAUNCH_CLUSTER");
 

@@ -44,7 +44,7 @@ class DeviceScope {
   // A CUDA graph needs its memory at every replay.
   static void keep_for_replay(const torch::stable::Tensor& x) {
     static std::deque<torch::stable::Tensor> kept;
-    if (emu::recording_now()) kept.push_back(x);
+    if (emu::is_recording()) kept.push_back(x);
   }
 
 #else

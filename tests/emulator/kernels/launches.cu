@@ -1,4 +1,4 @@
-// Launches that CUDA refuses, those that it records, and what a host asks of the device.
+// Launches that CUDA refuses or records, and queries of the device.
 #include "emulator.h"
 
 namespace {
@@ -14,7 +14,7 @@ __global__ void other(int* to) { atomicAdd(to, 1); }
 
 extern "C" {
 
-// All of them add `x` to *to, once for each block.
+// The kernels add a number to *to, once for each block.
 const char* run_add(int* to, int x, int grid, int block, long long shared) {
   UDSKD_LAUNCH((add<int, 1>), grid, block, shared, nullptr, to, x);
   return cudaGetErrorName(cudaGetLastError());
@@ -27,7 +27,7 @@ const char* run_other(int* to, int shared) {
   UDSKD_LAUNCH(other, 1, 1, shared, nullptr, to);
   return cudaGetErrorName(cudaGetLastError());
 }
-const char* run_together(int* to, int grid) {
+const char* run_cooperatively(int* to, int grid) {
   UDSKD_LAUNCH_COOPERATIVE(other, 1, grid, 1024, 0, nullptr, to);
   return cudaGetErrorName(cudaGetLastError());
 }

@@ -1,4 +1,4 @@
-// Kernels that do what CUDA leaves undefined, and that may well seem to work on a GPU. None of them returns.
+// Kernels with undefined behaviour, which may seem to work on a GPU. The emulator ends the process in each of them.
 #include "emulator.h"
 
 namespace {
@@ -60,7 +60,7 @@ __global__ void map_beyond_the_cluster() {
   *emu::cluster_map(shared, 2) = 1;
 }
 
-// Waits for a block that need not run at the same time.
+// Waits for a block that may not run at the same time.
 __global__ void wait_for_the_next(unsigned* arrived) {
   atomicAdd(arrived, 1);
   while (*static_cast<volatile unsigned*>(arrived) < 1000) __nanosleep(100);
@@ -81,7 +81,7 @@ __global__ void beyond_shared(int n) {
 
 __global__ void beyond_global(float* x, int n) { x[n + int(threadIdx.x)] = 1; }
 
-// The pointer is older than the last barrier at which the blocks met.
+// Reads the memory of another block after the last barrier, when that block may have exited.
 __global__ void read_late(int* out) {
   UDSKD_SHARED(shared);
   auto* const mine = reinterpret_cast<int*>(shared);

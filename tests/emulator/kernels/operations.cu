@@ -1,9 +1,9 @@
-// One operation of each kind, whose results tests compare with what CUDA's manual says.
+// Operations of each kind, whose results the tests compare with CUDA's manual.
 #include "emulator.h"
 
 namespace {
 
-// A warp: for each lane, what it gets from its shuffles.
+// The result of each shuffle in each lane of a warp.
 __global__ void shuffles(float* out, float by, int width) {
   const int lane = int(threadIdx.x);
   out[lane] = __shfl_sync(~0u, float(lane), int(by), width);
@@ -12,7 +12,7 @@ __global__ void shuffles(float* out, float by, int width) {
   out[96 + lane] = __shfl_xor_sync(~0u, float(lane), int(by), width);
 }
 
-// Two halves of a warp, each on its own way.
+// The two halves of a warp execute different branches.
 __global__ void halves(double* out) {
   const int lane = int(threadIdx.x);
   double x = lane;
@@ -72,7 +72,7 @@ __global__ void powers(const float* x, float* y, int n) {
     y[i] = emu_ex2(x[i]);
 }
 
-// The how many-th a thread was.
+// The position of each thread in the order of execution.
 __global__ void arrivals(unsigned* out, unsigned* count) {
   out[blockIdx.x * blockDim.x + threadIdx.x] = atomicAdd(count, 1);
 }

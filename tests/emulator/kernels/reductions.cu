@@ -1,4 +1,4 @@
-// Kernels whose threads add numbers up together, each in another way; some can be told to leave out a barrier.
+// Kernels that add numbers up in different ways. Some of them can omit a barrier.
 #include "emulator.h"
 
 namespace {
@@ -14,10 +14,10 @@ __device__ float add_up_block(float x, float* shared) {
   if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
   __syncthreads();
   x = threadIdx.x < blockDim.x / 32 ? shared[threadIdx.x] : 0;
-  return add_up_warp(x);  // right in the first warp
+  return add_up_warp(x);  // valid in the first warp
 }
 
-// The rows that a block adds up use the same shared memory one after the other.
+// A block uses the same shared memory for one row after the other.
 __global__ void row_sums(const float* x, float* sums, int rows, int n, bool every_barrier) {
   UDSKD_SHARED(shared);
   for (int row = int(blockIdx.x); row < rows; row += int(gridDim.x)) {
@@ -29,7 +29,7 @@ __global__ void row_sums(const float* x, float* sums, int rows, int n, bool ever
   }
 }
 
-// Each cluster adds up a row, and every block of it finds the sum.
+// Each cluster adds up a row, and every block of it gets the sum.
 template <bool kFirstBarrier, bool kLastBarrier>
 __global__ void cluster_sums(const float* x, float* sums, int n) {
   UDSKD_SHARED(shared);
@@ -46,7 +46,7 @@ __global__ void cluster_sums(const float* x, float* sums, int n) {
   if (threadIdx.x == 0) sums[blockIdx.x] = all;
 }
 
-// Who comes last adds up what the others have left.
+// The block that finishes last adds up the partial sums of the others.
 __global__ void ticket_sum(const float* x, float* partial, unsigned* tickets, float* sum, int n) {
   UDSKD_SHARED(shared);
   auto* const last = reinterpret_cast<unsigned*>(shared);
