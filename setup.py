@@ -58,7 +58,8 @@ def find_cuda() -> str | None:
             return home
     if mode == "1":
         sys.exit(
-            f"UDSKD_CUDA=1, but nvcc is missing: install the CUDA toolkit or set CUDA_HOME, or\n    pip install {PIP_NVCC}"
+            "UDSKD_CUDA=1, but nvcc is missing: install the CUDA toolkit, set CUDA_HOME, or\n"
+            f"    pip install {PIP_NVCC}"
         )
     print("udskd: nvcc is missing, building the CPU kernels alone", file=sys.stderr)
     return None
