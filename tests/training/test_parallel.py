@@ -183,7 +183,7 @@ def broken_tree(folder: Path) -> Path:
     """A tree in which nothing of what process 1 of two sees in the first step can be read."""
     tree = write_tree(folder)
     train, _ = open_sets(tiny_config(tree, RUN).data)
-    for index in augment.order(0, 0, len(train))[6:12]:
+    for index in augment.permutation(0, 0, len(train))[6:12]:
         Path(train.name(int(index))).write_bytes(b"not an image")
     return tree
 

@@ -16,7 +16,7 @@ from udskd.data.workers import Poll
 from udskd.errors import CheckpointError, Interrupted
 from udskd.models import loading
 from udskd.progress import Display
-from udskd.training.evaluation.evaluate import MAX_EVALUATION_BATCH, evaluate, format_metrics
+from udskd.training.evaluation.evaluate import MAX_EVALUATION_BATCH, Evaluator, format_metrics
 from udskd.training.runtime.device import Runtime
 from udskd.training.runtime.distributed import StopConsensus, World
 from udskd.training.runtime.signals import Stopped, StopRequest
@@ -40,7 +40,8 @@ def evaluate_run(run: Path, data_root: str | None = None) -> dict[str, Any]:
             world.run_on_all_ranks(lambda: compare_listings(data, {"val": loader.images}, world))
             if data_root is None:
                 world.run_on_all_ranks(lambda: _compare_with_run(run, loader.images, display, world, stop.poll))
-            results = evaluate(networks, loader, data, runtime, display, StopConsensus(world, stop).poll)
+            evaluator = Evaluator(loader, data, runtime, display, StopConsensus(world, stop).poll)
+            results = evaluator.evaluate(networks)
     except Stopped:
         raise Interrupted("stopped before the evaluation was complete") from None
     except Exception as error:

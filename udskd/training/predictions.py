@@ -12,7 +12,6 @@ from torch import nn
 
 from udskd.files import PREDICTIONS, write_atomic
 from udskd.training.engine.session import Session
-from udskd.training.evaluation.evaluate import predict
 
 LARGEST = 256 * 2**20  # bytes
 
@@ -26,7 +25,6 @@ def write(session: Session, networks: Mapping[str, nn.Module]) -> None:
     if size > LARGEST:
         session.display.line(f"{PREDICTIONS}: left out, it would take {size / 2**20:.0f} MiB")
         return
-    data, runtime = session.config.data, session.runtime
-    rows = predict(networks, session.val, data, runtime, session.display, session.consensus.poll)
+    rows = session.evaluator.predict(networks)
     if session.world.is_rank0:
         write_atomic(session.folder.path / PREDICTIONS, safetensors.numpy.save(rows))

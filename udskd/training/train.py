@@ -23,7 +23,7 @@ from udskd.progress import Display
 from udskd.training import predictions
 from udskd.training.engine.loop import fit
 from udskd.training.engine.session import Session
-from udskd.training.evaluation.evaluate import evaluate_and_classify, format_metrics
+from udskd.training.evaluation.evaluate import format_metrics
 from udskd.training.evaluation.teacher_check import SuspectedFault, find_fault
 from udskd.training.networks.trainable import Network
 from udskd.training.runtime.distributed import StopConsensus, World
@@ -130,10 +130,7 @@ def _measured(session: Session, taught: teacher.FrozenTeacher) -> dict[str, Any]
             f"{session.folder.path} was started with another teacher than {session.config.teacher.checkpoint}: "
             "put that one back, or start another run"
         )
-    networks = {"teacher": taught.model.module}
-    poll = session.consensus.poll
-    results = evaluate_and_classify(networks, session.val, session.config.data, session.runtime, session.display, poll)
-    metrics, answers = results["teacher"]
+    metrics, predicted = session.evaluator.evaluate_and_classify({"teacher": taught.model.module})["teacher"]
     if not math.isfinite(metrics["nll"]):
         precision = session.runtime.precision
         or_fp32 = "" if precision == "fp32" else ", or set training.precision to fp32"
@@ -146,7 +143,7 @@ def _measured(session: Session, taught: teacher.FrozenTeacher) -> dict[str, Any]
     taught_further = {} if stage is None else {"stage": stage.name}
     measured = {"model": taught.model.name, **taught_further, **metrics}
     session.display.line(f"teacher: {format_metrics(measured)}")
-    _warn(session, taught.model, find_fault(session.val.images.labels, answers, session.classes))
+    _warn(session, taught.model, find_fault(session.val.images.labels, predicted, session.classes))
     session.folder.log("teacher", fingerprint=taught.fingerprint, stem=taught.model.stem, **measured)
     return measured
 

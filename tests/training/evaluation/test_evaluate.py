@@ -15,7 +15,7 @@ from udskd.files import PREDICTIONS
 from udskd.models import zoo
 from udskd.progress import Display
 from udskd.training import predictions, train
-from udskd.training.evaluation.evaluate import evaluate
+from udskd.training.evaluation.evaluate import Evaluator
 from udskd.training.runtime.device import Runtime
 from udskd.training.runtime.signals import StopRequest
 
@@ -26,7 +26,8 @@ def loader_of(config: Config, batch_size: int = 7) -> EvalLoader:
 
 def results_of(networks: dict[str, nn.Module], config: Config, batch_size: int = 7) -> dict[str, dict[str, float]]:
     runtime = Runtime.from_config(config.training)
-    return evaluate(networks, loader_of(config, batch_size), config.data, runtime, Display(), StopRequest().poll)
+    loader = loader_of(config, batch_size)
+    return Evaluator(loader, config.data, runtime, Display(), StopRequest().poll).evaluate(networks)
 
 
 def test_networks_are_evaluated_in_eval_mode_and_do_not_change(config: Config) -> None:

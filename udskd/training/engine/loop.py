@@ -12,7 +12,7 @@ from udskd.training.engine.meter import means
 from udskd.training.engine.session import Session
 from udskd.training.engine.state import StateFile
 from udskd.training.engine.task import Task
-from udskd.training.evaluation.evaluate import evaluate, format_metrics
+from udskd.training.evaluation.evaluate import format_metrics
 from udskd.training.runtime.signals import Stopped
 from udskd.training.storage.loggers import TensorBoardLogger
 
@@ -94,9 +94,7 @@ class _Fit:
     def _evaluate(self, epoch: int) -> Metrics:
         """The metrics of each network (of its average, where one is kept) by role. ConfigError if the last update, or
         an earlier one through batch-norm's statistics or the average, left values that are not finite."""
-        session, poll = self._session, self._session.consensus.poll
-        results = {network.role: network.result for network in self._task.networks}
-        metrics = evaluate(results, session.val, session.config.data, session.runtime, session.display, poll)
+        metrics = self._session.evaluator.evaluate({network.role: network.result for network in self._task.networks})
         for role, values in metrics.items():
             if not math.isfinite(values["nll"]):
                 where = f"the answers of {role} are not finite after {self._task.title} epoch {epoch}"

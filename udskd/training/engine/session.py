@@ -13,6 +13,7 @@ from udskd.data.manifest import Manifest
 from udskd.models.checkpoints import WeightsInfo, save_weights
 from udskd.models.zoo import Model
 from udskd.progress import Display
+from udskd.training.evaluation.evaluate import Evaluator
 from udskd.training.runtime.device import Runtime
 from udskd.training.runtime.distributed import StopConsensus, World
 from udskd.training.storage.run_folder import RunFolder
@@ -38,6 +39,11 @@ class Session:
     @property
     def world(self) -> World:
         return self.runtime.world
+
+    @property
+    def evaluator(self) -> Evaluator:
+        """The evaluation on the validation images."""
+        return Evaluator(self.val, self.config.data, self.runtime, self.display, self.consensus.poll)
 
     def save_weights(self, path: Path, model: Model, result: nn.Module) -> None:
         """Write `result`, the trained network of a model. Only rank 0 writes."""

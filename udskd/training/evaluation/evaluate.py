@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,86 +25,82 @@ MAX_EVALUATION_BATCH = 256
 training step, which all ranks share."""
 
 
-@torch.inference_mode()
-def evaluate(
-    networks: Mapping[str, nn.Module],
-    loader: EvalLoader,
-    data: DataConfig,
-    runtime: Runtime,
-    display: Display,
-    poll: Callable[[], Any],
-) -> dict[str, dict[str, float]]:
-    """Metrics of each network by name; if the images' true posterior is known, also how well the network matches it.
+@dataclass(frozen=True)
+class Evaluator:
+    """Evaluates networks on the images of a loader.
 
-    The networks are in eval mode during the evaluation. The ranks share the batches; the result has the same bits for
-    every number of ranks. Each rank calls poll() after each batch, all of them equally often.
-
-    Raises DataError for an unreadable image, and what poll() raises.
+    The networks are in eval mode during the evaluation. The ranks share the batches; the results have the same bits for
+    every number of ranks. All ranks must call a method together, and each calls poll() after each batch, all of them
+    equally often. The methods raise DataError for an unreadable image, and what poll() raises.
     """
-    results = evaluate_and_classify(networks, loader, data, runtime, display, poll)
-    return {name: metrics for name, (metrics, _) in results.items()}
 
+    loader: EvalLoader
+    data: DataConfig
+    runtime: Runtime
+    display: Display
+    poll: Callable[[], Any]
 
-@torch.inference_mode()
-def evaluate_and_classify(
-    networks: Mapping[str, nn.Module],
-    loader: EvalLoader,
-    data: DataConfig,
-    runtime: Runtime,
-    display: Display,
-    poll: Callable[[], Any],
-) -> dict[str, tuple[dict[str, float], Classes]]:
-    """As evaluate(), with the predicted class of every image, int64 [N], beside each network's metrics."""
-    posterior = getattr(loader.images, "posterior", None)
-    keep = _log_p if posterior is not None else None
-    tables, log_p = _evaluate_images(networks, loader, data, runtime, display, poll, keep)
-    results = {name: summarise(table) for name, table in tables.items()}
-    for name, rows in log_p.items():
-        results[name] |= against_posterior(rows, np.asarray(posterior, dtype=np.float64))
-    return {
-        name: (results[name], table[:, COLUMNS.index("predicted")].astype(np.int64)) for name, table in tables.items()
-    }
+    def evaluate(self, networks: Mapping[str, nn.Module]) -> dict[str, dict[str, float]]:
+        """Metrics of each network by name. If the true posterior is known, also how well the network matches it."""
+        return {name: metrics for name, (metrics, _) in self.evaluate_and_classify(networks).items()}
 
+    @torch.inference_mode()
+    def evaluate_and_classify(self, networks: Mapping[str, nn.Module]) -> dict[str, tuple[dict[str, float], Classes]]:
+        """As evaluate(), with the predicted class of every image, int64 [N], beside each network's metrics."""
+        posterior = getattr(self.loader.images, "posterior", None)
+        tables, log_p = self._run(networks, None if posterior is None else _log_p)
+        metrics = {name: summarise(table) for name, table in tables.items()}
+        for name, rows in log_p.items():
+            metrics[name] |= against_posterior(rows, np.asarray(posterior, dtype=np.float64))
+        predicted = COLUMNS.index("predicted")
+        return {name: (metrics[name], table[:, predicted].astype(np.int64)) for name, table in tables.items()}
 
-@torch.inference_mode()
-def predict(
-    networks: Mapping[str, nn.Module],
-    loader: EvalLoader,
-    data: DataConfig,
-    runtime: Runtime,
-    display: Display,
-    poll: Callable[[], Any],
-) -> dict[str, npt.NDArray[np.float16]]:
-    """Each network's p(class | image), float16 [N, C] in the order of the images; otherwise as evaluate()."""
-    return _evaluate_images(networks, loader, data, runtime, display, poll, _half_p)[1]
+    @torch.inference_mode()
+    def predict(self, networks: Mapping[str, nn.Module]) -> dict[str, npt.NDArray[np.float16]]:
+        """Each network's p(class | image), float16 [N, C] in the order of the images."""
+        return self._run(networks, _half_p)[1]
 
-
-def _evaluate_images(
-    networks: Mapping[str, nn.Module],
-    loader: EvalLoader,
-    data: DataConfig,
-    runtime: Runtime,
-    display: Display,
-    poll: Callable[[], Any],
-    keep: Callable[[Tensor], Tensor] | None,
-) -> tuple[dict[str, Floats], dict[str, Any]]:
-    """By network: the metrics of every image, [N, COLUMNS], and keep(logits) of every image."""
-    for module in networks.values():
-        runtime.world.broadcast_from_rank0(module.buffers())
-    modes = {name: module.training for name, module in networks.items()}
-    try:
+    def _run(
+        self, networks: Mapping[str, nn.Module], keep: Callable[[Tensor], Tensor] | None
+    ) -> tuple[dict[str, Floats], dict[str, Any]]:
+        """By network: the metrics of every image, [N, COLUMNS], and keep(logits) of every image."""
+        world = self.runtime.world
         for module in networks.values():
+            world.broadcast_from_rank0(module.buffers())
+        own = _RankResults(networks, keep)
+        with _eval_mode(networks.values()), closing(self._batches()) as batches:
+            for images, labels, number in batches:
+                own.add(images, labels, number, self.runtime)
+        tables, kept = (_merge(world.gather(part)) for part in own.by_batch())
+        return (
+            {name: np.concatenate(parts) for name, parts in tables.items()},
+            {name: np.concatenate(parts) for name, parts in kept.items()},
+        )
+
+    def _batches(self) -> Generator[tuple[Tensor, Tensor, int]]:
+        """Normalised images, labels and number of each of this rank's batches."""
+        loader, runtime = self.loader, self.runtime
+        classes, rounds = len(loader.images.classes), -(-loader.batches // runtime.world.ranks)
+        with self.display.steps("evaluate", rounds) as advance, closing(runtime.prefetch(loader)) as batches:
+            for _ in range(rounds):  # a rank with one batch less than the others must call poll() equally often
+                if (batch := next(batches, None)) is not None:
+                    device, memory_format = runtime.device, runtime.memory_format
+                    yield *normalize_batch(batch, self.data, device, classes, memory_format), batch.step
+                advance()
+                self.poll()
+
+
+@contextmanager
+def _eval_mode(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Put modules into eval mode, and afterwards back into the mode that each was in."""
+    modes = [(module, module.training) for module in modules]
+    try:
+        for module, _ in modes:
             module.eval()
-        own = _RankEvaluation(networks, keep)
-        own.run(loader, data, runtime, display, poll)
+        yield
     finally:
-        for name, module in networks.items():
-            module.train(modes[name])
-    tables, kept = (_merge(runtime.world.gather(part)) for part in own.by_batch())
-    return (
-        {name: np.concatenate(parts) for name, parts in tables.items()},
-        {name: np.concatenate(parts) for name, parts in kept.items()},
-    )
+        for module, training in modes:
+            module.train(training)
 
 
 def _log_p(logits: Tensor) -> Tensor:
@@ -119,8 +116,8 @@ ByBatch = dict[str, dict[int, Floats]]
 """By network and by number of the batch: a row for each image of the batch."""
 
 
-class _RankEvaluation:
-    """The evaluation of one rank's batches with all networks."""
+class _RankResults:
+    """The metrics of one rank's batches for all networks, and what is kept of their logits."""
 
     def __init__(self, networks: Mapping[str, nn.Module], keep: Callable[[Tensor], Tensor] | None) -> None:
         self._networks, self._keep = networks, keep
@@ -128,21 +125,9 @@ class _RankEvaluation:
         self._kept: dict[str, list[Tensor]] = {name: [] for name in networks}
         self._sizes: dict[int, int] = {}
 
-    def run(
-        self, loader: EvalLoader, data: DataConfig, runtime: Runtime, display: Display, poll: Callable[[], Any]
-    ) -> None:
-        classes, rounds = len(loader.images.classes), -(-loader.batches // runtime.world.ranks)
-        with display.steps("evaluate", rounds) as advance, closing(runtime.prefetch(loader)) as batches:
-            for _ in range(rounds):  # a rank with one batch less than the others must call poll() equally often
-                if (batch := next(batches, None)) is not None:
-                    self._sizes[batch.step] = len(batch)
-                    self._evaluate_batch(
-                        *normalize_batch(batch, data, runtime.device, classes, runtime.memory_format), runtime
-                    )
-                advance()
-                poll()
-
-    def _evaluate_batch(self, images: Tensor, labels: Tensor, runtime: Runtime) -> None:
+    def add(self, images: Tensor, labels: Tensor, number: int, runtime: Runtime) -> None:
+        """Evaluate all networks on batch `number`, so that each image is decoded once."""
+        self._sizes[number] = len(images)
         for name, module in self._networks.items():
             with runtime.autocast():
                 logits = module(images)

@@ -155,7 +155,7 @@ class MethodModule(Trainable):
         super().__init__(role, module, lr, training.weight_decay, training, runtime, epochs, steps_per_epoch)
 
     def update(self, scaler: GradScaler) -> None:
-        """ExponentialMovingAverage gradients and buffers over the ranks, then clip and update.
+        """Average gradients and buffers over the ranks, then clip and update.
 
         DistributedDataParallel cannot do this: it expects one forward pass of a module for each backward pass.
         """
