@@ -1,4 +1,5 @@
-"""Files of weights: udskd's own safetensors, which say what they hold, other safetensors, and PyTorch's state dicts."""
+"""Files of weights: udskd's safetensors, whose metadata describe the network, other safetensors, and PyTorch's state
+dicts."""
 
 from __future__ import annotations
 
@@ -25,13 +26,13 @@ from udskd.models import tiny
 from udskd.models.zoo import BuiltStem
 
 FORMAT = "udskd-weights-3"
-_OLDER = "udskd-weights-2"  # has no stem mark, no eval_crop and no hash of its metadata
-STATE = b"udskd-state-1 "  # begins a file of training state, which is none of weights
+_OLDER = "udskd-weights-2"  # without stem mark, eval_crop and hash of the metadata
+STATE = b"udskd-state-1 "  # the first bytes of a file of training state, which is no file of weights
 
 
 @dataclass(frozen=True)
 class WeightsInfo:
-    """What a weights file says about itself."""
+    """The metadata of a weights file."""
 
     model: str
     stem: str
@@ -40,7 +41,7 @@ class WeightsInfo:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     eval_crop: float | None = None
-    """data.eval_crop of the run; None in a file of an older udskd, which did not record it."""
+    """data.eval_crop of the run; None if an older udskd wrote the file, without recording it."""
 
     @property
     def class_hash(self) -> str:
@@ -49,12 +50,12 @@ class WeightsInfo:
 
 
 def save_weights(path: Path, tensors: dict[str, Tensor], info: WeightsInfo) -> None:
-    """Write a network's state dict and what it belongs to. CheckpointError if the disk does not take it.
+    """Write a network's state dict and its metadata. CheckpointError if the file cannot be written.
 
-    A network of torchvision's with another stem gets one tensor more, see stem_mark(); `tensors` may have it already.
+    The file of a torchvision network with a changed stem has one tensor more, see stem_mark(). `tensors` may have it.
     """
     tensors, _ = take_stem_mark(tensors)
-    # safetensors keeps no strides: whoever loads channels_last weights lays them out again
+    # safetensors stores no strides: channels_last is set again after loading
     contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     metadata = {
         "format": FORMAT,
@@ -74,7 +75,7 @@ def save_weights(path: Path, tensors: dict[str, Tensor], info: WeightsInfo) -> N
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], WeightsInfo]:
-    """Read what save_weights wrote. CheckpointError if it is missing, truncated, or not one of udskd's."""
+    """Read a file of save_weights. CheckpointError if it is missing or truncated, or udskd did not write it."""
     tensors, metadata = _read_safetensors(path)
     if not is_own(metadata):
         raise CheckpointError(f"{path} holds no udskd metadata (model, classes): it was not written by udskd")
@@ -82,13 +83,13 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], WeightsInfo]:
 
 
 def load_safetensors_file(path: Path) -> tuple[dict[str, Tensor], WeightsInfo | None]:
-    """As load_weights, but a file that udskd did not write is a plain state dict, without WeightsInfo."""
+    """Like load_weights, but accepts a file that udskd did not write, as a plain state dict without WeightsInfo."""
     tensors, metadata = _read_safetensors(path)
     return _checked(path, tensors, metadata) if is_own(metadata) else (_plain(path, tensors), None)
 
 
 def is_own(metadata: Mapping[str, str]) -> bool:
-    """Whether a safetensors file's metadata are of save_weights, of whatever version."""
+    """Whether a safetensors file's metadata are of any version of save_weights."""
     return metadata.get("format", "").startswith("udskd-weights-")
 
 
@@ -125,17 +126,17 @@ def _metadata_sum(metadata: Mapping[str, str]) -> str:
 
 
 def _info(metadata: Mapping[str, str]) -> WeightsInfo:
-    """ValueError, in words, for what save_weights cannot have written."""
+    """The metadata, parsed. ValueError for entries that save_weights cannot have written."""
     values: dict[str, Any] = {}
-    for name, (read, is_sound) in _METADATA.items():
+    for name, (read, check) in _METADATA.items():
         if name not in metadata and name != "eval_crop":
             raise ValueError(f"there is no {name}")
         try:
             values[name] = read(metadata[name]) if name in metadata else None
-            sound = is_sound(values[name])
+            is_valid = check(values[name])
         except (ValueError, TypeError):
-            sound = False
-        if not sound:
+            is_valid = False
+        if not is_valid:
             raise ValueError(f"{name} is {metadata[name]!r}"[:200])
     return WeightsInfo(**values)
 
@@ -144,7 +145,7 @@ def _floats(text: str) -> tuple[float, ...]:
     return tuple(map(float, json.loads(text)))
 
 
-# Entry of the metadata: how it is read, and whether what was read makes sense.
+# For each entry of the metadata: its parser, and the check of the parsed value.
 _METADATA: dict[str, tuple[Callable[[str], Any], Callable[[Any], bool]]] = {
     "model": (str, bool),
     "stem": (str, lambda stem: stem in get_args(BuiltStem)),
@@ -164,29 +165,29 @@ _MARKED = re.compile(re.escape(_MARK).replace(r"\{\}", r"(\w+)"))
 
 
 def stem_mark(model: str, stem: str) -> dict[str, Tensor]:
-    """A tensor whose name says that a network of torchvision's has another stem than there; {} where it has not.
+    """A tensor whose name says that the stem of a torchvision network has been changed; {} if it has not.
 
-    With other strides, many networks keep the names and the shapes of all their weights. torchvision's network would
-    take them without a word and be wrong; the mark is a key that load_state_dict does not expect and names.
+    With other strides, the weights of many networks keep their names and shapes. torchvision's network would load them
+    without an error and give wrong logits. With the mark, load_state_dict reports an unexpected key.
     """
     return {} if stem == "imagenet" or tiny.is_tiny(model) else {_MARK.format(stem): torch.zeros(1, dtype=torch.uint8)}
 
 
 def take_stem_mark(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
-    """The tensors without a stem_mark, and the stem that it names."""
+    """The tensors without the stem_mark, and the stem that the mark names."""
     marks = {name: match[1] for name in tensors if (match := _MARKED.fullmatch(name))}
     rest = {name: tensor for name, tensor in tensors.items() if name not in marks}
     return rest, next(iter(marks.values()), None)
 
 
 def keep_stem_mark(module: nn.Module, model: str, stem: str) -> None:
-    """Have the module's own state_dict() contain its stem_mark, and its load_state_dict() accept the mark.
+    """Make the module's state_dict() contain its stem_mark, and its load_state_dict() accept the mark.
 
-    Without it, a state dict that a user saves loses the stem. A state dict without a mark can still be loaded; the mark
-    of another stem stays an unexpected key.
+    So a state dict that a user saves records the stem. A state dict without a mark can still be loaded; the mark of
+    another stem stays an unexpected key.
     """
     if mark := stem_mark(model, stem):
-        # partial objects of functions that are found by name: a module with these hooks can be copied and pickled
+        # partial objects of module-level functions, so that the module can be copied and pickled
         module.register_state_dict_post_hook(partial(_add_mark, tuple(mark)))  # type: ignore[no-untyped-call]
         module.register_load_state_dict_pre_hook(partial(_drop_mark, tuple(mark)))  # type: ignore[no-untyped-call]
 
@@ -201,7 +202,7 @@ def _drop_mark(names: tuple[str, ...], _module: nn.Module, tensors: dict[str, Te
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 (hex) of tensors by name: names, dtypes, shapes and bytes, wherever they lie."""
+    """SHA-256 (hex) of tensors by name: names, dtypes, shapes and bytes, whatever the device and strides."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -211,7 +212,8 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 
 def load_state_dict(path: Path) -> dict[str, Tensor]:
-    """A plain PyTorch state dict (torchvision's files), also under "model" or "state_dict", or from DataParallel."""
+    """A plain PyTorch state dict, as in torchvision's files, also under the key "model" or "state_dict", or saved from
+    DataParallel."""
     data = read_bytes(path)
     if data.startswith(STATE):
         raise CheckpointError(f"{path} is the state of a training, for --resume: give a .safetensors file of that run")

@@ -1,4 +1,4 @@
-"""Where a convolutional network changes its resolution, found by looking and not by name; and its features there."""
+"""The stages of a convolutional network, found from the shapes of its feature maps; and its features there."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from udskd.config.suggest import did_you_mean
 from udskd.errors import ConfigError
 
 _GLOBAL_POOLING = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-# what udskd.models.zoo takes out of a stem leaves an Identity behind
+# An Identity stands in place of a layer that udskd.models.zoo has removed from a stem.
 _NO_STAGE = (*_GLOBAL_POOLING, nn.AvgPool2d, nn.MaxPool2d, nn.LPPool2d, nn.FractionalMaxPool2d, nn.Identity)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer that gives feature maps [B, channels, side, side]."""
+    """A layer whose output is feature maps [B, channels, side, side]."""
 
     name: str
     channels: int
@@ -29,26 +29,26 @@ class Layer:
 
 
 def find_stages(module: nn.Module, image_size: int) -> list[Layer]:
-    """The last layer of each resolution along the trunk, for images [B, 3, image_size, image_size], in their order.
+    """The last layer of each resolution along the trunk, for images [B, 3, image_size, image_size], in order.
 
-    The trunk is the chain of layers that run one after the other. A layer that shrinks its input by more than two,
-    with resolutions between, is a chain of its own (`features`) and is looked into. Pooling is no stage, and neither
-    is what comes after the global one.
+    The trunk is the chain of layers that run one after the other. A layer that down-samples by more than two and has
+    resolutions in between (`features`) is replaced by the layers in it. Pooling layers and the layers after the global
+    pooling are not stages.
 
     Raises ConfigError for a network without such layers, such as a vision transformer.
     """
-    return _stages(module, _watch(module, image_size))
+    return _stages(module, trace(module, image_size))
 
 
 def choose_layers(module: nn.Module, image_size: int, wanted: str, count: int, option: str) -> tuple[Layer, ...]:
-    """The layers that an option asks for: "auto", the last `count` stages, or names joined by commas.
+    """The layers that an option selects: the last `count` stages for "auto", or those whose names it lists with commas.
 
-    option: its full name, such as "sdkd.teacher_layers"; that of the count is "stages" in the same section.
+    option: its full name, such as "sdkd.teacher_layers"; the option for the count is "stages" in the same section.
 
-    Raises ConfigError for fewer stages than asked for, a name that the network does not have, a layer that does not
-    run exactly once or gives no feature maps, and layers that are not named in the order in which they run.
+    Raises ConfigError for fewer stages than `count`, an unknown name, a layer that does not run exactly once or whose
+    output is not feature maps, and layers that are not listed in the order in which they run.
     """
-    root = _watch(module, image_size)
+    root = trace(module, image_size)
     try:
         stages = _stages(module, root)
     except ConfigError as error:
@@ -66,95 +66,95 @@ def choose_layers(module: nn.Module, image_size: int, wanted: str, count: int, o
 
 
 class FeatureExtractor(nn.Module):
-    """A network that also gives away what some of its layers gave: images -> (logits, these layers' outputs).
+    """A network that also returns the outputs of some of its layers: images -> (logits, outputs of the layers).
 
-    Whoever calls the network itself gets the logits alone, and nothing is kept of that call.
+    A call of the wrapped network itself returns the logits alone and keeps no outputs.
     """
 
     def __init__(self, module: nn.Module, layers: Sequence[str]) -> None:
         super().__init__()
         self.module = module
         self._layers = tuple(layers)
-        self._taken = _Taken()
+        self._capture = _Capture()
         for name in self._layers:
-            module.get_submodule(name).register_forward_hook(_Tap(name, self._taken))
+            module.get_submodule(name).register_forward_hook(_CaptureHook(name, self._capture))
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Logits [B, C] of images [B, 3, S, S], and the layers' outputs in the order in which they were named."""
+        """Logits [B, C] of images [B, 3, S, S], and the outputs of the layers in the order of `layers`."""
         outputs: dict[str, Tensor] = {}
-        self._taken.into = outputs
+        self._capture.into = outputs
         try:
             logits = self.module(images)
         finally:
-            self._taken.into = None
+            self._capture.into = None
         return logits, tuple(outputs[name] for name in self._layers)
 
 
-class _Taken:
-    """Where the outputs of the call in progress go; None while somebody else calls the network."""
+class _Capture:
+    """The outputs of the extractor's active call; None while it is not active."""
 
     def __init__(self) -> None:
         self.into: dict[str, Tensor] | None = None
 
 
-class _Tap:
-    """The hook of one layer; an object and not a closure, so that a deep copy's hooks belong to the copy."""
+class _CaptureHook:
+    """The hook of one layer. A deep copy of the network has a copy of this object, while it would share a closure."""
 
-    def __init__(self, name: str, taken: _Taken) -> None:
-        self._name, self._taken = name, taken
+    def __init__(self, name: str, capture: _Capture) -> None:
+        self._name, self._capture = name, capture
 
     def __call__(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        if self._taken.into is not None:
-            self._taken.into[self._name] = output
+        if self._capture.into is not None:
+            self._capture.into[self._name] = output
 
 
 @dataclass
-class _Call:
+class Call:
     """One call of a layer, and the calls within it."""
 
     name: str
     layer: nn.Module
-    before: int
-    """Side of the feature maps that it was given; 0 if it was given something else."""
+    input_side: int
+    """Side of the input feature maps; 0 if the input is not feature maps."""
     shape: tuple[int, ...] = ()
-    """Of its output; () if that is no tensor."""
-    within: list[_Call] = field(default_factory=list)
+    """Shape of the output; () if it is not a tensor."""
+    within: list[Call] = field(default_factory=list)
 
     @property
     def side(self) -> int:
-        """Of the feature maps that it gave; 0 if it gave something else."""
+        """Side of the output feature maps; 0 if the output is not feature maps."""
         return _side(self.shape)
 
-    def all(self) -> Iterator[_Call]:
-        """The calls within it, however deep, and itself, in the order in which they end."""
+    def all(self) -> Iterator[Call]:
+        """The calls within it at any depth, and itself, in the order in which they end."""
         for call in self.within:
             yield from call.all()
         yield self
 
-    def trunk(self) -> Iterator[_Call]:
-        """The calls that follow one another, up to the global pooling, looking into those that are several stages."""
+    def trunk(self) -> Iterator[Call]:
+        """The consecutive calls up to the global pooling; a call of several stages is replaced by the calls in it."""
         for call in self.within:
-            if call._pools_all():
+            if call._pools_globally():
                 return
             inner = list(call.trunk())
-            several = call.before > 2 * call.side and any(call.side < part.side < call.before for part in inner)
+            between = any(call.side < part.side < call.input_side for part in inner)
             if call.side:
-                yield from inner if several else [call]
+                yield from inner if between and call.input_side > 2 * call.side else [call]
 
-    def _pools_all(self) -> bool:
-        """Whether it is the global pooling, or a head with it inside (SqueezeNet's)."""
-        inside = self.side == 1 < self.before and any(isinstance(call.layer, _GLOBAL_POOLING) for call in self.within)
-        return inside or isinstance(self.layer, _GLOBAL_POOLING)
+    def _pools_globally(self) -> bool:
+        """Whether it is the global pooling, or a head that contains it (SqueezeNet's)."""
+        has_pooling = any(isinstance(call.layer, _GLOBAL_POOLING) for call in self.within)
+        return isinstance(self.layer, _GLOBAL_POOLING) or (has_pooling and self.side == 1 < self.input_side)
 
 
-def _watch(module: nn.Module, image_size: int) -> _Call:
-    """The network's call, and all within, of one forward pass in eval mode."""
-    twin = copy.deepcopy(module).to("meta", torch.float32).eval()  # shapes only: costs no arithmetic
-    pending = [_Call("", twin, 0)]
+def trace(module: nn.Module, image_size: int) -> Call:
+    """The call of the network in one forward pass in eval mode, with all calls within it."""
+    twin = copy.deepcopy(module).to("meta", torch.float32).eval()  # shapes without arithmetic
+    pending = [Call("", twin, 0)]
 
     def begin(name: str) -> Callable[..., None]:
         def hook(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-            call = _Call(name, layer, _side(_shape(inputs[0])) if inputs else 0)
+            call = Call(name, layer, _side(_shape(inputs[0])) if inputs else 0)
             pending[-1].within.append(call)
             pending.append(call)
 
@@ -172,8 +172,8 @@ def _watch(module: nn.Module, image_size: int) -> _Call:
     return pending[0]
 
 
-def _stages(module: nn.Module, root: _Call) -> list[Layer]:
-    """As find_stages. A sequence of patches along the trunk is what tells a transformer."""
+def _stages(module: nn.Module, root: Call) -> list[Layer]:
+    """See find_stages. A network with a sequence of patches along the trunk is a transformer."""
     kind, calls = type(module).__name__, list(root.all())
     for call in root.within:
         if len(call.shape) == 3:
@@ -190,18 +190,18 @@ def _stages(module: nn.Module, root: _Call) -> list[Layer]:
 
 def _last(stages: list[Layer], count: int, option: str) -> tuple[Layer, ...]:
     if not 1 <= count <= len(stages):
-        name, have = f"{option.rpartition('.')[0]}.stages", _in_words(stages)
+        name, have = f"{option.rpartition('.')[0]}.stages", _listed(stages)
         raise ConfigError(
             f'{name} must be from 1 to {len(stages)} where {option} is "auto", got {count}: the network has {have}'
         )
     return tuple(stages[-count:])
 
 
-def _named(module: nn.Module, calls: list[_Call], stages: list[Layer], name: str, option: str) -> Layer:
+def _named(module: nn.Module, calls: list[Call], stages: list[Layer], name: str, option: str) -> Layer:
     known = [known for known, _ in module.named_modules() if known]
     if name not in known:
         near = did_you_mean(name, [stage.name for stage in stages]) or did_you_mean(name, known)
-        raise ConfigError(f'{option}: there is no layer "{name}"{near}; the stages are {_in_words(stages)}')
+        raise ConfigError(f'{option}: there is no layer "{name}"{near}; the stages are {_listed(stages)}')
     times = _times(calls, name)
     if times != 1:
         raise ConfigError(f'{option}: layer "{name}" must run once for each image, but it runs {times} times')
@@ -212,11 +212,11 @@ def _named(module: nn.Module, calls: list[_Call], stages: list[Layer], name: str
     return Layer(name, call.shape[1], call.side)
 
 
-def _in_words(layers: list[Layer]) -> str:
+def _listed(layers: list[Layer]) -> str:
     return ", ".join(f"{layer.name} ({layer.side} px)" for layer in layers)
 
 
-def _times(calls: list[_Call], name: str) -> int:
+def _times(calls: list[Call], name: str) -> int:
     return sum(call.name == name for call in calls)
 
 
@@ -225,5 +225,5 @@ def _shape(output: Any) -> tuple[int, ...]:
 
 
 def _side(shape: tuple[int, ...]) -> int:
-    """S of [B, C, S, S], else 0. The images are square, which tells [B, S, S, C] apart (Swin)."""
+    """S of [B, C, S, S], else 0. The images are square, so that [B, S, S, C] (Swin) gives 0 too."""
     return shape[-1] if len(shape) == 4 and shape[-1] == shape[-2] else 0

@@ -30,31 +30,31 @@ OneImage: TypeAlias = "Image.Image | npt.NDArray[np.uint8] | Tensor"
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A trained network with all that it needs to be used."""
+    """A trained network with the preprocessing of its images and the names of its classes."""
 
     name: str
-    """Of the model, such as "mobilenet_v2"."""
+    """Name of the model, such as "mobilenet_v2"."""
     stem: str
-    """First layers: "imagenet" is torchvision's network, "half" and "small" are not."""
+    """The first layers: "imagenet" is torchvision's network; in "half" and "small" they down-sample less."""
     classes: tuple[str, ...] = field(repr=False)
-    """Their names, in the order of the logits."""
+    """Names of the classes, in the order of the logits."""
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     eval_crop: float
-    """Share of the resized image's side that preprocess() keeps."""
+    """Part of the resized image's shorter side that preprocess() keeps."""
     module: nn.Module = field(repr=False)
-    """Images float32 [B, 3, S, S] -> logits [B, C]; in eval mode, on the CPU. Its state dict names the stem if that is
-    not torchvision's, so that it cannot be loaded into torchvision's network."""
+    """Images float32 [B, 3, S, S] -> logits [B, C]; in eval mode, on the CPU. If the stem is not torchvision's, the
+    state dict names it, so that torchvision's network refuses the state dict."""
 
     def preprocess(self, images: OneImage | Sequence[OneImage]) -> Tensor:
-        """What the network takes, float32 [B, 3, S, S] with S = image_size, bit for bit as in the run's evaluation.
+        """The input of the network, float32 [B, 3, S, S] with S = image_size, with the same bits as in the evaluation.
 
-        images: one PIL image (turned upright by its EXIF orientation), one array or tensor uint8 [H, W, 3] in RGB, or
-        a sequence of these, also as one uint8 [B, H, W, 3]; their sizes may differ.
+        images: a PIL image, whose EXIF orientation is applied; an RGB array or tensor uint8 [H, W, 3]; a sequence of
+        these, whose sizes may differ; or an array or tensor uint8 [B, H, W, 3].
 
-        Give a PIL image as Image.open() returned it: a copy has lost its format and the tags of a TIFF. Of images with
-        more than 8 bits, a copy of mode "I" is refused, and one of a TIFF whose 0 is white comes out inverted.
+        Give a PIL image as Image.open() returned it: a copy has lost its format and the tags of a TIFF. So with more
+        than 8 bits, a copy of mode "I" is refused, and a copy of a TIFF whose 0 is white is inverted.
 
         Raises ValueError for arrays of another shape or dtype, DataError for an image that PIL cannot decode.
         """
@@ -65,8 +65,8 @@ class LoadedModel:
             mean=_three(self.mean),
             std=_three(self.std),
         )
-        given = _Given(images, self.classes)
-        batch, unreadable = EvalViews(given, data)[BatchRequest(0, 0, np.arange(len(given)))]
+        image_list = _ImageList(images, self.classes)
+        batch, unreadable = EvalViews(image_list, data)[BatchRequest(0, 0, np.arange(len(image_list)))]
         if batch is None:
             name, reason = unreadable[0]
             raise DataError(f"{name} cannot be decoded: {reason}")
@@ -74,15 +74,15 @@ class LoadedModel:
 
     @torch.no_grad()
     def predict(self, images: OneImage | Sequence[OneImage]) -> Tensor:
-        """p(class | image), float32 [B, C], of images as preprocess() takes them."""
+        """p(class | image), float32 [B, C], of images as for preprocess()."""
         parameter = next(self.module.parameters())
         return torch.softmax(self.module(self.preprocess(images).to(parameter)).float(), -1)
 
 
 def load(path: str | os.PathLike[str]) -> LoadedModel:
-    """The network in a .safetensors file that a run wrote: a student, the teacher, teacher_shaped, or a best one.
+    """The network in a .safetensors file of a run: a student, the teacher, teacher_shaped, or one of the best.
 
-    Nothing in the file is executed. Raises CheckpointError if it is missing, damaged, or was not written by udskd.
+    Loading executes no code of the file. Raises CheckpointError if it is missing, damaged or not udskd's.
     """
     file = _weights_file(path)
     model, info = load_own_network(file)
@@ -98,7 +98,7 @@ def load(path: str | os.PathLike[str]) -> LoadedModel:
 
 
 def _weights_file(path: str | os.PathLike[str]) -> Path:
-    """The path with the home folder in place of ~. CheckpointError for what can be seen to be no file of weights."""
+    """The path with the home folder in place of ~. CheckpointError if it cannot be a file of weights."""
     try:
         file = Path(path).expanduser()
     except RuntimeError:
@@ -107,7 +107,7 @@ def _weights_file(path: str | os.PathLike[str]) -> Path:
         raise CheckpointError(f"{file} is a folder{_files(file)}")
     if file.exists() and file.suffix.lower() != ".safetensors":
         raise CheckpointError(
-            f"{file} is not a .safetensors file: udskd.load takes those of udskd train, which say what they hold"
+            f"{file} is not a .safetensors file: udskd.load takes those of udskd train, which describe their network"
         )
     if file.exists() and file.name == PREDICTIONS:
         raise CheckpointError(f"{file} holds the students' predictions, not weights{_files(file.parent)}")
@@ -124,8 +124,8 @@ def _three(values: tuple[float, ...]) -> tuple[float, float, float]:
     return first, second, third
 
 
-class _Given(ImageSet):
-    """Images that the caller has; they have no labels."""
+class _ImageList(ImageSet):
+    """The caller's images, without labels."""
 
     def __init__(self, images: OneImage | Sequence[OneImage], classes: tuple[str, ...]) -> None:
         several = isinstance(images, Sequence) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4)
@@ -149,7 +149,7 @@ class _Given(ImageSet):
 
 
 def _refuse_copy(image: Image.Image) -> None:
-    """ValueError for pixels whose brightness range only their file's format tells, if the format is lost."""
+    """ValueError for pixels whose brightness range follows from the file's format, if the format is lost."""
     if image.mode == "I" and image.format is None:
         raise ValueError(
             'its pixels are of mode "I" and it has no format, so their brightness range is not known: give the image '

@@ -1,4 +1,4 @@
-"""Networks out of files: udskd's own safetensors, and plain PyTorch state dicts."""
+"""Networks from files of weights: udskd's safetensors, and plain PyTorch state dicts."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from udskd.models.checkpoints import WeightsInfo, load_safetensors_file, load_st
 
 
 def load_network(path: Path, options: TeacherConfig | None, classes: tuple[str, ...], data: DataConfig) -> zoo.Model:
-    """A trained network for images of these classes; with options, it must be the model (and stem) that they ask for.
+    """A trained network for images of these classes. With options, it must have their model and stem.
 
-    Stem "auto" is the stem that the file names. A file that names none is torchvision's, at every image size.
+    Stem "auto" is the stem that the file names. In a file that names none, it is torchvision's, at every image size.
 
     Raises CheckpointError if the file is missing, truncated, or holds another model, another stem, other classes (or
     the same in another order), another normalisation of the images, or weights that are not finite.
@@ -34,13 +34,13 @@ def load_network(path: Path, options: TeacherConfig | None, classes: tuple[str, 
 
 
 def load_own_network(path: Path) -> tuple[zoo.Model, WeightsInfo]:
-    """The network in a file of save_weights, for images as it was trained on. CheckpointError as for load_network."""
+    """The network in a file of save_weights, for the image size of its training. CheckpointError as in load_network."""
     tensors, info = load_weights(path)
     return _own_network(path, tensors, info, info.image_size), info
 
 
 def stem_of(path: Path, options: TeacherConfig) -> Stem:
-    """The stem that the network of a file gets. CheckpointError as for load_network."""
+    """The stem of the network in a file. CheckpointError as in load_network."""
     tensors, info = _read(path)
     return _plain_stem(path, tensors, options)[1] if info is None else _stem(path, info.stem, options)
 
@@ -93,9 +93,10 @@ def _plain_network(
 
 
 def _plain_stem(path: Path, tensors: dict[str, Tensor], options: TeacherConfig) -> tuple[dict[str, Tensor], Stem]:
-    """A state dict without its stem mark, if it has one because it was copied from a file of udskd's; and its stem.
+    """A state dict without its stem mark, and its stem.
 
-    torchvision's own files say nothing about themselves. An explicit stem is taken at its word there.
+    A state dict copied from a file of udskd's has a mark. torchvision's own files do not record a stem, so that an
+    explicit option decides.
     """
     tensors, mark = take_stem_mark(tensors)
     if mark is not None:
@@ -105,40 +106,46 @@ def _plain_stem(path: Path, tensors: dict[str, Tensor], options: TeacherConfig) 
 
 def _load_into(path: Path, module: nn.Module, tensors: dict[str, Tensor]) -> None:
     wanted = module.state_dict()
+    _check_state_dict(path, wanted, tensors)
+    wanted.update({name: tensors[name] for name in wanted})
+    try:
+        module.load_state_dict(wanted)  # not `tensors`, which lacks the version number that MNASNet's needs
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path} does not fit the network: {reason}") from None
+    if (fault := find_fault(module.state_dict())) is not None:  # after loading: a value may overflow in the dtype
+        raise CheckpointError(f"{path} holds no usable network: {fault}; give the weights of a training that succeeded")
+
+
+def _check_state_dict(path: Path, wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """CheckpointError if the tensors differ from a network's state dict in their names, shapes or kinds of dtypes."""
     missing, unknown = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     if missing or unknown:
         what = f"it lacks {missing[0]}" if missing else f"it has {unknown[0]}, which the network has not"
         counts = f"{len(missing)} missing, {len(unknown)} unknown"
         raise CheckpointError(f"{path} does not fit the network: {what} ({counts})")
-    for name in wanted:
-        if tensors[name].shape != wanted[name].shape:
+    for name, ours in wanted.items():
+        theirs = tensors[name]
+        if theirs.shape != ours.shape:
             raise CheckpointError(
-                f"{path} does not fit the network: {name} is {list(tensors[name].shape)} in the file and "
-                f"{list(wanted[name].shape)} in the network (another number of classes, stem or image size)"
+                f"{path} does not fit the network: {name} is {list(theirs.shape)} in the file and "
+                f"{list(ours.shape)} in the network (another number of classes, stem or image size)"
             )
-        if not _is_compatible(tensors[name].dtype, wanted[name].dtype):
-            theirs, ours = (str(t.dtype).removeprefix("torch.") for t in (tensors[name], wanted[name]))
+        if not _is_compatible(theirs.dtype, ours.dtype):
+            found, needed = (str(t.dtype).removeprefix("torch.") for t in (theirs, ours))
             raise CheckpointError(
-                f"{path} does not fit the network: {name} is {theirs} in the file and {ours} in the network"
+                f"{path} does not fit the network: {name} is {found} in the file and {needed} in the network"
             )
-        wanted[name] = tensors[name]
-    try:
-        module.load_state_dict(wanted)  # not `tensors`: MNASNet asks for its version, which a state dict carries
-    except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{path} does not fit the network: {reason}") from None
-    if (fault := find_fault(module.state_dict())) is not None:  # also of what overflows in the network's dtype
-        raise CheckpointError(f"{path} holds no usable network: {fault}; give the weights of a training that succeeded")
 
 
 def _is_compatible(theirs: torch.dtype, ours: torch.dtype) -> bool:
-    """Whether the network can take values of a file's dtype: no complex ones, and no integers for weights."""
+    """Whether the network can load a file's dtype: no complex values, and no integers for floating-point weights."""
     return not theirs.is_complex and (theirs.is_floating_point or not ours.is_floating_point)
 
 
 def find_fault(tensors: Mapping[str, Tensor]) -> str | None:
-    """What no trained network's weights have, by the name of the first tensor that has it: a value that is not finite,
-    or a negative variance, of which batch-norm takes the root. None if all is well."""
+    """The first tensor that no trained network has: one with a value that is not finite, or with a negative variance,
+    of which batch-norm takes the square root. None if there is no such tensor."""
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             bad = int((~tensor.isfinite()).sum())

@@ -1,4 +1,4 @@
-"""Two tiny convolutional networks, for the demo, for tests, and for a first try on a laptop."""
+"""Two families of tiny convolutional networks, for the demo, for tests, and for a first run on a laptop."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _NAME = re.compile(r"(tiny_plain|tiny_separable)_(\d{1,4})")
 
 
 class TinyNet(nn.Module):
-    """Three stages of two convolutions each, W, 2W and 4W channels, batch-norm and ReLU, then the mean over the image
-    and one layer.
+    """Three stages of two convolutions with W, 2W and 4W channels, each with batch-norm and ReLU; then global average
+    pooling and a linear layer.
 
     Input: float [B, 3, S, S] with S >= 8. Output: logits [B, num_classes]. With separable=True every convolution but
     the first is depthwise 3x3 followed by pointwise 1x1, as in MobileNet.
@@ -38,7 +38,7 @@ class TinyNet(nn.Module):
 
 
 def is_tiny(name: str) -> bool:
-    """Whether the name is one of this file's networks, tiny_plain_W or tiny_separable_W."""
+    """Whether the name is tiny_plain_W or tiny_separable_W."""
     return _NAME.fullmatch(name) is not None
 
 

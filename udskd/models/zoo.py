@@ -1,23 +1,23 @@
-"""Classification networks by name, with a stem that suits the size of the images."""
+"""Classification networks by name, with a stem that fits the image size."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from udskd.config.schema import Stem
 from udskd.config.suggest import did_you_mean
 from udskd.errors import ConfigError
 from udskd.models import tiny
+from udskd.models.features import trace
 
 BuiltStem = Literal["imagenet", "half", "small"]
-_FIXED_STRIDE = ("VisionTransformer", "MaxVit")  # built for one size: the stride of the patches cannot change
-SMALL_BELOW = 96  # pixels: the side of the image below which "auto" keeps the early resolution
+_FIXED_STRIDE = ("VisionTransformer", "MaxVit")  # built for one image size: the stride of the patches cannot change
+SMALL_BELOW = 96  # pixels: for smaller images, "auto" removes the early down-sampling
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Model:
     image_size: int
     module: nn.Module
     trained_at: int | None = None
-    """Side of the images that its weights were trained on, in pixels, where their file records it."""
+    """Image size in pixels that the weights were trained at, if their file records it."""
 
     def describe(self) -> str:
-        """One line for the log: name, parameters, stem, and the size of its training images if it is another one."""
+        """One line for the log: name, parameters, stem, and the image size of its training if that is another."""
         text = f"{self.name}, {parameter_count(self.module) / 1e6:.3g} M parameters, stem {self.stem}"
         other = self.trained_at not in (None, self.image_size)
         return f"{text}, trained on images of {self.trained_at} px" if other else text
@@ -47,9 +47,9 @@ def parameter_count(module: nn.Module) -> int:
 def build(name: str, num_classes: int, image_size: int, stem: Stem = "auto") -> Model:
     """A randomly initialised network for images [B, 3, image_size, image_size] -> logits [B, num_classes].
 
-    Most of torchvision's networks shrink the image by four before their first stage, which suits 224 px. stem
-    "imagenet" leaves that as it is, "half" shrinks by two, "small" not at all; "auto" is "small" below 96 px and
-    "imagenet" otherwise, and where a network has no stem to change (vision transformers) always "imagenet".
+    Most of torchvision's networks down-sample the image by four before their first stage, which suits 224 px. Stem
+    "imagenet" keeps that, "half" down-samples by two, "small" not at all. "auto" is "small" below 96 px and "imagenet"
+    otherwise; for networks without a stem to change (vision transformers) it is always "imagenet".
 
     Raises ConfigError for an unknown name, a stem that the network cannot have, and images too small for it.
     """
@@ -96,11 +96,10 @@ def _torchvision(name: str, num_classes: int, image_size: int) -> nn.Module:
 
 
 def _reduce_stride(module: nn.Module, stem: BuiltStem) -> bool:
-    """Take the first factor of four in down-sampling out of the network, or of it only the second two for "half".
+    """Remove the first factor of four of the network's down-sampling, or for "half" only its second factor of two.
 
-    The layers that down-sample are found by looking, not by name: those with a stride, in the order in which they
-    run, grouped by the resolution that they receive (parallel branches of a block receive the same). False if there
-    are none that can be changed.
+    The layers that down-sample are those with a stride, in the order in which they run, grouped by the resolution of
+    their input (parallel branches of a block have the same input). False if there are none that can be changed.
     """
     if type(module).__name__ in _FIXED_STRIDE:
         return False
@@ -108,7 +107,7 @@ def _reduce_stride(module: nn.Module, stem: BuiltStem) -> bool:
     if not groups:
         return False
     first = groups[0]
-    if _stride(first[0][1]) == 4:  # one convolution does it all (ConvNeXt, AlexNet)
+    if _stride(first[0][1]) == 4:  # a single convolution down-samples by four (ConvNeXt, AlexNet)
         _set_stride(module, first, 2 if stem == "half" else 1)
         return True
     for group in groups[1:2] if stem == "half" else groups[:2]:
@@ -118,20 +117,10 @@ def _reduce_stride(module: nn.Module, stem: BuiltStem) -> bool:
 
 def _strided_layers(module: nn.Module) -> list[list[tuple[str, nn.Module]]]:
     groups: dict[int, list[tuple[str, nn.Module]]] = {}
-    twin = copy.deepcopy(module).to("meta").eval()  # shapes only: costs no arithmetic
-
-    def record(name: str) -> Callable[..., None]:
-        def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            groups.setdefault(inputs[0].shape[-1], []).append((name, layer))
-
-        return hook
-
-    for name, layer in twin.named_modules():
-        if isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)) and _stride(layer) > 1:
-            layer.register_forward_pre_hook(record(name))
-    with torch.no_grad():
-        twin(torch.zeros(1, 3, 224, 224, device="meta"))
-    return [groups[size] for size in sorted(groups, reverse=True)]
+    for call in trace(module, 224).all():
+        if isinstance(call.layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)) and _stride(call.layer) > 1:
+            groups.setdefault(call.input_side, []).append((call.name, call.layer))
+    return [groups[side] for side in sorted(groups, reverse=True)]
 
 
 def _stride(layer: nn.Module) -> int:
@@ -151,7 +140,7 @@ def _set_stride(module: nn.Module, layers: list[tuple[str, nn.Module]], stride: 
 
 
 def _first_convolution(old: nn.Conv2d, stride: int) -> nn.Conv2d:
-    """3x3 in place of the larger kernels that go with an early stride."""
+    """A 3x3 convolution in place of the larger kernel of a strided one."""
     new = nn.Conv2d(3, old.out_channels, 3, stride, 1, bias=old.bias is not None)
     nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
     if new.bias is not None:
@@ -160,7 +149,7 @@ def _first_convolution(old: nn.Conv2d, stride: int) -> nn.Conv2d:
 
 
 def _check_image_size(name: str, module: nn.Module, num_classes: int, image_size: int) -> None:
-    """One pass of shapes, so that images too small for the network are refused before anything is trained."""
+    """ConfigError if the network cannot take images of this size, from one pass on the meta device."""
     twin = copy.deepcopy(module).to("meta").eval()
     try:
         with torch.no_grad():
