@@ -1,4 +1,4 @@
-"""Small image trees made with PIL, image sets that live in memory, and loaders of every kind."""
+"""Small image trees made with PIL, image sets in memory, and the loaders that tests compare."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""views: pure functions of (seed, epoch, index) with the right distributions."""
+"""augment: pure functions of (seed, epoch, index) with the expected distributions."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from udskd.data import augment
 
 @settings(deadline=None, max_examples=50)
 @given(seed=SEEDS, epoch=st.integers(0, 1000), n=st.integers(1, 300))
-def test_order_is_a_permutation(seed: int, epoch: int, n: int) -> None:
+def test_permutation_has_every_index_once(seed: int, epoch: int, n: int) -> None:
     assert sorted(augment.permutation(seed, epoch, n).tolist()) == list(range(n))
 
 
-def test_order_puts_every_image_everywhere() -> None:
+def test_permutation_is_uniform() -> None:
     first = np.array([augment.permutation(0, epoch, 10)[0] for epoch in range(5000)])
     counts = np.bincount(first, minlength=10)
-    assert ((counts - 500) ** 2 / 500).sum() < 40  # chi-squared, 9 degrees of freedom: once in 100 000 times
+    assert ((counts - 500) ** 2 / 500).sum() < 40  # chi-squared, 9 degrees of freedom: exceeded once in 100 000 times
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.25, 1.0])
-def test_flips_happen_with_their_probability(probability: float) -> None:
-    share = augment.flips(3, 1, MANY, probability).mean()
-    assert abs(share - probability) <= 5 * math.sqrt(probability * (1 - probability) / len(MANY))
+def test_flips_have_their_probability(probability: float) -> None:
+    fraction = augment.flips(3, 1, MANY, probability).mean()
+    assert abs(fraction - probability) <= 5 * math.sqrt(probability * (1 - probability) / len(MANY))
 
 
 @settings(deadline=None, max_examples=200)
@@ -69,7 +69,7 @@ def test_crops_are_distributed_as_torchvisions(size: tuple[int, int], scale: tup
     assert abs(np.corrcoef(ours[:, 2], ours[:, 3])[0, 1] - np.corrcoef(theirs[:, 2], theirs[:, 3])[0, 1]) < 0.06
 
 
-def test_crop_without_a_fitting_try_is_the_central_one() -> None:
+def test_without_a_try_that_fits_the_crop_is_central() -> None:
     hopeless = np.full((augment.CROP_TRIES, 4), 0.5)
     assert augment.crop_box(hopeless, 300, 30, (1.0, 1.0)) == (130, 0, 170, 30)
     assert augment.crop_box(hopeless, 30, 300, (1.0, 1.0)) == (0, 130, 30, 170)
@@ -103,7 +103,7 @@ def test_mixup_strengths_have_the_betas_mean_and_variance(alpha: float) -> None:
     assert strengths.var() == pytest.approx(variance, rel=0.06)
 
 
-def test_mixup_strength_of_an_image_is_its_own() -> None:
+def test_the_mixup_strength_of_an_image_does_not_depend_on_the_others() -> None:
     together = augment.mixup_strengths(2, 1, np.arange(500), 0.4)
     alone = np.concatenate([augment.mixup_strengths(2, 1, [index], 0.4) for index in range(500)])
     np.testing.assert_array_equal(together, alone)

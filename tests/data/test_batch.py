@@ -1,4 +1,4 @@
-"""batch: the pixels of one view, and what becomes of unreadable images and their mixup partners."""
+"""batch: the pixels of a view, and the effect of unreadable images on batches and mixup."""
 
 from __future__ import annotations
 
@@ -53,19 +53,19 @@ def test_random_view_has_torchvisions_pixels(width: int, height: int, size: int,
     width=st.integers(1, 80),
     height=st.integers(1, 80),
     size=st.integers(4, 40),
-    share=st.sampled_from([1.0, 0.875, 0.5]),
+    eval_crop=st.sampled_from([1.0, 0.875, 0.5]),
 )
-def test_central_view_has_torchvisions_pixels(width: int, height: int, size: int, share: float) -> None:
+def test_central_view_has_torchvisions_pixels(width: int, height: int, size: int, eval_crop: float) -> None:
     image = photo(1, (width, height))
-    theirs = F.center_crop(F.resize(image, [round(size / share)]), [size, size])
-    np.testing.assert_array_equal(cut(image, central_view(width, height, size, share), size), np.asarray(theirs))
+    theirs = F.center_crop(F.resize(image, [round(size / eval_crop)]), [size, size])
+    np.testing.assert_array_equal(cut(image, central_view(width, height, size, eval_crop), size), np.asarray(theirs))
 
 
 def test_views_depend_on_seed_epoch_and_index_only() -> None:
-    together = fetch(CONFIG, [5, 9, 2])
+    in_batch = fetch(CONFIG, [5, 9, 2])
     alone = fetch(CONFIG, [9])
-    assert torch.equal(together.images[1], alone.images[0])
-    assert together.flips[1] == alone.flips[0]
+    assert torch.equal(in_batch.images[1], alone.images[0])
+    assert in_batch.flips[1] == alone.flips[0]
 
 
 @pytest.mark.parametrize("other", [{"seed": 1}, {"epoch": 1}])
@@ -107,13 +107,13 @@ def test_flips_and_labels_stay_with_their_rows_when_others_are_left_out() -> Non
     assert rest.labels.tolist() == whole.labels[kept].tolist()
 
 
-def test_an_unreadable_spare_row_is_replaced_by_a_readable_one() -> None:
+def test_an_unreadable_last_partner_is_replaced_by_a_readable_image() -> None:
     batch = fetch(replace(CONFIG, mixup=0.4), [5, 9, 2, 7], bad=(7,))
     assert torch.equal(batch.images[-1], batch.images[-2])
 
 
 @pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, mixup=0.4)], ids=["plain", "mixup"])
-def test_where_nothing_is_readable_the_batch_has_no_rows(config: DataConfig) -> None:
+def test_a_batch_without_readable_images_has_no_rows(config: DataConfig) -> None:
     result = TrainViews(MemorySet(10, bad=[1, 2]), config, 0)[BatchRequest(0, 0, np.array([1, 2]))]
     assert result.batch is not None
     assert len(result.unreadable) == 2
@@ -124,7 +124,7 @@ def test_where_nothing_is_readable_the_batch_has_no_rows(config: DataConfig) -> 
     assert (len(images), len(target)) == (0, 0)
 
 
-def test_a_batch_survives_the_way_between_processes() -> None:
+def test_a_batch_can_be_pickled() -> None:
     for config in (CONFIG, replace(CONFIG, mixup=0.4)):
         batch = fetch(config, [5, 9, 2])
         again = pickle.loads(pickle.dumps(batch))
@@ -133,7 +133,7 @@ def test_a_batch_survives_the_way_between_processes() -> None:
             assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
 
 
-def test_mixup_brings_the_partner_of_the_last_row() -> None:
+def test_with_mixup_the_last_row_is_the_partner_of_the_one_before() -> None:
     config = replace(CONFIG, mixup=0.4)
     batch = fetch(config, [5, 9, 2])
     assert batch.indices.tolist() == [5, 9]
@@ -147,20 +147,20 @@ def test_mixup_brings_the_partner_of_the_last_row() -> None:
     ("bad", "unmixed"),
     [((5,), []), ((9,), [5]), ((2,), [9]), ((7,), [2]), ((5, 2), [9]), ((9, 7), [5, 2]), ((5, 9, 7), [2])],
 )
-def test_an_image_whose_partner_is_unreadable_stays_unmixed(bad: tuple[int, ...], unmixed: list[int]) -> None:
+def test_an_image_whose_partner_is_unreadable_is_not_mixed(bad: tuple[int, ...], unmixed: list[int]) -> None:
     config = replace(CONFIG, mixup=0.4)
     batch, whole = fetch(config, [5, 9, 2, 7], bad), fetch(config, [5, 9, 2, 7])
     assert batch.mix is not None
     assert whole.mix is not None
     kept = batch.indices.tolist()
-    assert kept == [index for index in (5, 9, 2) if index not in bad]  # 7 is only there as the partner of 2
+    assert kept == [index for index in (5, 9, 2) if index not in bad]  # 7 is only the partner of 2
     assert len(batch.images) == len(batch.labels) == len(batch.flips) == len(kept) + 1
     for row, index in enumerate(kept):
-        place = [5, 9, 2].index(index)
-        assert batch.mix[row] == (1.0 if index in unmixed else whole.mix[place])
+        position = [5, 9, 2].index(index)
+        assert batch.mix[row] == (1.0 if index in unmixed else whole.mix[position])
         if index not in unmixed:
-            assert torch.equal(batch.images[row + 1], whole.images[place + 1])
-            assert batch.labels[row + 1] == whole.labels[place + 1]
+            assert torch.equal(batch.images[row + 1], whole.images[position + 1])
+            assert batch.labels[row + 1] == whole.labels[position + 1]
 
 
 def test_evaluation_has_no_randomness_and_no_skipping() -> None:

@@ -1,4 +1,4 @@
-"""sets: what all image sets share."""
+"""dataset: class hashes, errors and checks that all image sets use."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ def test_class_hash_is_sha256_of_the_lines() -> None:
     assert class_hash(["cat", "dog"]) == hashlib.sha256(b"cat\ndog\n").hexdigest()
 
 
-def test_class_hash_knows_order_and_boundaries() -> None:
+def test_class_hash_depends_on_order_and_boundaries() -> None:
     assert len({class_hash(c) for c in (("a", "b"), ("b", "a"), ("ab",), ("a", "b", ""))}) == 4
 
 
-def test_class_hash_takes_names_that_are_no_utf8() -> None:
+def test_class_hash_accepts_names_that_are_not_utf8() -> None:
     assert class_hash(["caf\udce9"]) == hashlib.sha256(b"caf\xe9\n").hexdigest()
 
 
-def test_unreadable_image_survives_the_way_between_processes() -> None:
+def test_unreadable_image_can_be_pickled() -> None:
     error = pickle.loads(pickle.dumps(UnreadableImage("x.jpg", "truncated")))
     assert (error.name, error.reason, str(error)) == ("x.jpg", "truncated", "x.jpg: truncated")
 
 
-def test_few_says_how_many_are_left() -> None:
+def test_abbreviate_counts_the_other_items() -> None:
     assert abbreviate(["a", "b", "c"]) == "a, b, c"
     assert abbreviate("abcde") == "a, b, c and 2 more"
 

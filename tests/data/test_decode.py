@@ -1,4 +1,4 @@
-"""decode: every kind of image file becomes RGB, every kind of bad file one UnreadableImage."""
+"""decode: every kind of image file becomes RGB; every kind of bad file raises UnreadableImage."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def tiff(order: str, bits: int = 16, white_is_zero: bool = False) -> bytes:
         whole = (pairs[:, 0] << 12) | pairs[:, 1]
         data = np.stack([whole >> 16, whole >> 8 & 255, whole & 255], axis=1).astype(np.uint8).tobytes()
     tags = {256: 64, 257: 8, 258: bits, 259: 1, 262: int(not white_is_zero), 273: 0, 277: 1, 278: 8, 279: len(data)}
-    tags[273] = 8 + 2 + 12 * len(tags) + 4  # where the pixels begin
+    tags[273] = 8 + 2 + 12 * len(tags) + 4  # offset of the pixels
     entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags.items())
     head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(tags))
     return head + entries + struct.pack(f"{order}I", 0) + data
@@ -129,16 +129,14 @@ def test_bitmaps_become_black_and_white(tmp_path: Path, content: bytes) -> None:
     np.testing.assert_array_equal(pixels(read_pixels(str(tmp_path / "x.pbm")))[..., 0], expected)
 
 
-def test_signed_and_32_bit_pixels_are_refused_with_what_to_save(tmp_path: Path) -> None:
+def test_signed_and_32_bit_pixels_are_refused_with_advice(tmp_path: Path) -> None:
     path = saved(tmp_path / "x.tiff", Image.fromarray(RAMP.astype(np.int32)))
     with pytest.raises(UnreadableImage, match=r"save them as whole numbers of 8 or 16 bits without a sign"):
         read_pixels(path)
 
 
-def test_formats_that_are_not_known_are_refused_whatever_the_file_is_called(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An EPS would start Ghostscript."""
+def test_unknown_formats_are_refused_whatever_the_suffix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PIL would start Ghostscript for an EPS."""
     from PIL import EpsImagePlugin
 
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("Ghostscript was started"))
@@ -155,8 +153,8 @@ def test_a_file_may_have_the_suffix_of_another_known_format(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
-    # How a viewer turns the stored pixels [H, W] for each value, from the EXIF standard (row 0, column 0 of the scene).
-    turn = {
+    # What makes the stored pixels [H, W] upright for each value, from the EXIF standard.
+    transform = {
         1: lambda a: a,
         2: lambda a: a[:, ::-1],
         3: lambda a: a[::-1, ::-1],
@@ -169,7 +167,7 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     read = read_pixels(saved(tmp_path / "x.png", photo(), exif=exif))
-    np.testing.assert_array_equal(pixels(read), turn(pixels(photo())))
+    np.testing.assert_array_equal(pixels(read), transform(pixels(photo())))
 
 
 def test_damaged_exif_leaves_the_pixels(tmp_path: Path) -> None:
@@ -186,12 +184,12 @@ def test_exif_that_pil_cannot_parse_leaves_the_pixels(tmp_path: Path, monkeypatc
     np.testing.assert_array_equal(pixels(read_pixels(path)), pixels(photo()))
 
 
-def test_reason_is_one_line_whatever_pil_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wordy(_: str, **options: object) -> Image.Image:
+def test_the_reason_is_one_line_even_if_pils_message_has_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail_with_two_lines(_: str, **options: object) -> Image.Image:
         raise ValueError("two\nlines")
 
     path = saved(tmp_path / "x.png", photo())
-    monkeypatch.setattr(Image, "open", wordy)
+    monkeypatch.setattr(Image, "open", fail_with_two_lines)
     with pytest.raises(UnreadableImage, match="two lines"):
         read_pixels(path)
 
@@ -244,7 +242,7 @@ def test_bad_file_is_named_with_its_reason_on_one_line(tmp_path: Path, name: str
     assert "\n" not in caught.value.reason
 
 
-def test_every_shortened_file_is_refused_or_read_whole(tmp_path: Path) -> None:
+def test_every_shortened_file_is_refused(tmp_path: Path) -> None:
     for extension in ("jpg", "png", "webp"):
         content, path = whole(extension), tmp_path / f"x.{extension}"
         for length in range(0, len(content) - 64, 97):
@@ -260,8 +258,8 @@ def test_flipped_bytes_never_raise_anything_else(tmp_path: Path) -> None:
         content, path = np.frombuffer(whole(extension), dtype=np.uint8), tmp_path / f"x.{extension}"
         for _ in range(60):
             damaged = content.copy()
-            places = generator.integers(0, min(len(content), 400), 5)
-            damaged[places] = generator.integers(0, 256, 5)
+            positions = generator.integers(0, min(len(content), 400), 5)
+            damaged[positions] = generator.integers(0, 256, 5)
             path.write_bytes(damaged.tobytes())
             try:
                 assert read_pixels(str(path)).shape[2] == 3
@@ -275,7 +273,7 @@ def test_missing_file_is_unreadable(tmp_path: Path) -> None:
         read_pixels(str(tmp_path / "gone.jpg"))
 
 
-def test_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_is_refused_without_blocking(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(UnreadableImage, match="not a regular file"):
         read_pixels(str(tmp_path / "pipe.jpg"))
@@ -289,7 +287,7 @@ def test_float_image_has_no_known_range(tmp_path: Path) -> None:
 
 @pytest.fixture
 def unprivileged() -> Iterator[Path]:
-    """A folder open to everybody, and an ordinary user's rights: root may read any file."""
+    """A folder that every user can read, and the permissions of an ordinary user: root can read any file."""
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
         is_root = os.geteuid() == 0

@@ -1,7 +1,8 @@
-"""folder: which files and classes an ImageFolder tree has, and one clear error for each way it can be wrong."""
+"""folder: the files and classes of an ImageFolder tree, and one clear error for each way in which it can be invalid."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def test_first_classes_are_the_first_in_sorted_order(tmp_path: Path) -> None:
     assert all(Path(train.name(i)).parent.name == train.classes[train.label(i)] for i in range(len(train)))
 
 
-def test_hidden_files_and_folders_are_left_out(tree: Path) -> None:
+def test_hidden_files_and_folders_are_ignored(tree: Path) -> None:
     (tree / "train" / "cat" / "._0.png").write_bytes(b"resource fork")
     (tree / "train" / ".ipynb_checkpoints").mkdir()
     (tree / "train" / "cat" / "notes.txt").write_text("not an image by name")
@@ -64,14 +65,14 @@ def test_open_sets_takes_the_tree_of_the_config(tree: Path) -> None:
     assert (len(train), len(val)) == (6, 4)
 
 
-def test_open_sets_knows_the_embedded_set() -> None:
+def test_open_sets_opens_the_embedded_set() -> None:
     train, val = open_sets(DataConfig(root="embedded", classes=10))
     assert isinstance(train, EmbeddedSet)
     assert isinstance(val, EmbeddedSet)
     assert (train.split, val.split) == ("train", "val")
 
 
-def test_home_folder_is_understood(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_home_folder_is_expanded(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tree.parent))
     assert len(open_folder(f"~/{tree.name}")[0]) == 6
 
@@ -151,9 +152,7 @@ def test_an_empty_class_beyond_the_wanted_ones_does_not_matter(tmp_path: Path) -
     assert open_folder(tmp_path, classes=2)[0].classes == ("a", "b")
 
 
-def test_a_class_folder_that_cannot_be_listed_is_not_called_empty(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
+def test_a_class_folder_that_cannot_be_listed_is_an_error(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scandir = os.scandir
 
     def forbidden(path: str | Path) -> object:
@@ -166,6 +165,6 @@ def test_a_class_folder_that_cannot_be_listed_is_not_called_empty(tree: Path, mo
         open_folder(tree)
 
 
-def test_the_embedded_set_cannot_be_cut_down() -> None:
+def test_the_embedded_set_always_has_all_classes() -> None:
     with pytest.raises(DataError, match="always has 10 classes"):
         open_sets(DataConfig(root="embedded", classes=5))

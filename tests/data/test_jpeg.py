@@ -1,4 +1,4 @@
-"""decode: JPEGs go past PIL where that is faster, and nobody can tell from the pixels or the complaints."""
+"""decode: JPEGs that simplejpeg decodes have the pixels and the errors of PIL."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def jpeg(image: Image.Image, **options: object) -> bytes:
     return file.getvalue()
 
 
-def outcome(data: bytes) -> np.ndarray | str:
+def result_of(data: bytes) -> np.ndarray | str:
     try:
         return decode.decode(data, "x.jpg")
     except UnreadableImage as error:
@@ -49,9 +49,9 @@ def outcome(data: bytes) -> np.ndarray | str:
 
 
 def assert_as_pil(data: bytes) -> None:
-    found = outcome(data)
+    found = result_of(data)
     with without_simplejpeg():
-        expected = outcome(data)
+        expected = result_of(data)
     assert type(found) is type(expected)
     np.testing.assert_array_equal(found, expected)
 
@@ -100,16 +100,16 @@ def test_odd_jpegs_have_pils_bits(name: str) -> None:
     assert_as_pil(jpeg(photo(), **ODD[name]))
 
 
-@given(seed=st.integers(0, 10**6), places=st.integers(1, 4), header=st.booleans())
-def test_damaged_jpegs_end_as_with_pil(seed: int, places: int, header: bool) -> None:
+@given(seed=st.integers(0, 10**6), count=st.integers(1, 4), header=st.booleans())
+def test_damaged_jpegs_give_the_result_of_pil(seed: int, count: int, header: bool) -> None:
     data = bytearray(jpeg(noise(50, 40, 0), quality=80))
-    chance = random.Random(seed)
-    for _ in range(places):
-        data[chance.randrange(620 if header else len(data))] = chance.randrange(256)
+    generator = random.Random(seed)
+    for _ in range(count):
+        data[generator.randrange(620 if header else len(data))] = generator.randrange(256)
     assert_as_pil(bytes(data))
 
 
-def test_shortened_jpegs_end_as_with_pil() -> None:
+def test_shortened_jpegs_give_the_result_of_pil() -> None:
     for data in (jpeg(photo(), quality=80), jpeg(photo(), progressive=True)):
         for length in range(0, len(data) + 1, 7):
             assert_as_pil(data[:length])
@@ -119,7 +119,7 @@ def test_shortened_jpegs_end_as_with_pil() -> None:
 
 def test_a_jpeg_of_too_many_pixels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 30 // 3)
-    assert "exceeds limit" in str(outcome(jpeg(photo())))
+    assert "exceeds limit" in str(result_of(jpeg(photo())))
 
 
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason=f"needs {PHOTOS}")

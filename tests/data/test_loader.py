@@ -1,4 +1,4 @@
-"""loader: every image once an epoch, the same bits for any workers and any start, and honest about bad files."""
+"""loader: an epoch has every image once, with the same bits for any workers and first step; bad files are reported."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from udskd.errors import DataError
 
 @each_way
 @pytest.mark.parametrize("config", [CONFIG, MIXED], ids=["plain", "mixup"])
-def test_bits_do_not_depend_on_who_decodes(config: DataConfig, loader: str, workers: int) -> None:
+def test_bits_do_not_depend_on_the_workers(config: DataConfig, loader: str, workers: int) -> None:
     alone = TrainLoader(MemorySet(50), config, seed=3, batch_size=8)
-    helped = TrainLoader(MemorySet(50), by(config, loader, workers), seed=3, batch_size=8)
+    parallel = TrainLoader(MemorySet(50), by(config, loader, workers), seed=3, batch_size=8)
     for epoch in (0, 1):
-        assert_equal(alone.epoch(epoch), helped.epoch(epoch))
+        assert_equal(alone.epoch(epoch), parallel.epoch(epoch))
 
 
 @each_way
@@ -39,8 +39,8 @@ def test_an_epoch_can_be_entered_at_any_step(loader: str, workers: int) -> None:
     assert_equal(iter(whole[4:]), resumed.epoch(4, start_step=4))
 
 
-def test_bits_are_those_of_the_first_version(tmp_path: Path) -> None:
-    """A run can be continued by any later version."""
+def test_bits_do_not_depend_on_the_version(tmp_path: Path) -> None:
+    """So a later version can resume a run."""
     for split, label in itertools.product(("train", "val"), (0, 1)):
         (tmp_path / split / "ab"[label]).mkdir(parents=True)
         for k in range(6):
@@ -96,7 +96,7 @@ def test_a_single_image_is_its_own_partner() -> None:
     assert torch.equal(batch.images[0], batch.images[1])
 
 
-def test_epochs_leave_the_global_generator_alone() -> None:
+def test_epochs_do_not_use_the_global_generator() -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
     list(TrainLoader(MemorySet(10), replace(CONFIG, workers=1), seed=0, batch_size=4).epoch(0))
@@ -105,18 +105,18 @@ def test_epochs_leave_the_global_generator_alone() -> None:
 
 
 def test_unreadable_images_are_reported_once_and_counted() -> None:
-    said: list[tuple[str, str]] = []
+    reported: list[tuple[str, str]] = []
     config = replace(CONFIG, max_unreadable=0.1)
     images = MemorySet(40, bad=[7, 20])
-    loader = TrainLoader(images, config, seed=0, batch_size=40, on_unreadable=lambda *entry: said.append(entry))
+    loader = TrainLoader(images, config, seed=0, batch_size=40, on_unreadable=lambda *entry: reported.append(entry))
     for epoch in (0, 1):
         (batch,) = loader.epoch(epoch)
         assert sorted(batch.indices.tolist()) == [i for i in range(40) if i not in (7, 20)]
-    assert sorted(said) == [("memory/20", "bad on purpose"), ("memory/7", "bad on purpose")]
-    assert list(loader.unreadable.values()) == said
+    assert sorted(reported) == [("memory/20", "bad on purpose"), ("memory/7", "bad on purpose")]
+    assert list(loader.unreadable.values()) == reported
 
 
-def test_unreadable_images_are_warned_of_by_default() -> None:
+def test_unreadable_images_cause_a_warning_by_default() -> None:
     loader = TrainLoader(MemorySet(40, bad=[7]), replace(CONFIG, max_unreadable=0.1), seed=0, batch_size=40)
     with pytest.warns(UserWarning, match=r"cannot be read: memory/7 \(bad on purpose\)"):
         list(loader.epoch(0))
@@ -125,7 +125,7 @@ def test_unreadable_images_are_warned_of_by_default() -> None:
 @each_way
 def test_too_many_unreadable_images_stop_the_training(loader: str, workers: int) -> None:
     config = replace(by(CONFIG, loader, workers), max_unreadable=0.05)
-    bad = [1, 5, 9, 13, 17, 21]  # 6 of 100; five would be allowed
+    bad = [1, 5, 9, 13, 17, 21]  # 6 of 100, where 5 are allowed
     images = TrainLoader(MemorySet(100, bad), config, seed=0, batch_size=10, on_unreadable=lambda *_: None)
     with pytest.raises(DataError) as caught:
         list(images.epoch(0))
@@ -136,7 +136,7 @@ def test_too_many_unreadable_images_stop_the_training(loader: str, workers: int)
     assert "and 3 more" in message
 
 
-def test_exactly_the_allowed_share_may_be_unreadable() -> None:
+def test_exactly_the_allowed_fraction_may_be_unreadable() -> None:
     config = replace(CONFIG, max_unreadable=0.05)
     loader = TrainLoader(MemorySet(100, range(5)), config, seed=0, batch_size=10, on_unreadable=lambda *_: None)
     assert sum(len(batch) for batch in loader.epoch(0)) == 95
@@ -179,7 +179,7 @@ def test_check_readable_names_all_bad_images(loader: str, workers: int) -> None:
         check_readable(MemorySet(200, bad=[0, 64, 128, 199]), workers, loader=loader)
 
 
-def test_real_files_go_all_the_way(tmp_path: Path) -> None:
+def test_files_are_loaded_and_damaged_ones_reported(tmp_path: Path) -> None:
     make_tree(tmp_path, train=60, val=2)
     (tmp_path / "train" / "cat" / "7.png").write_bytes(b"")
     train, val = open_folder(tmp_path)

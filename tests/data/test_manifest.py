@@ -1,4 +1,4 @@
-"""manifest: what is the same set of images, what is another one, and how much of it has to be read to know."""
+"""manifest: which changes make another set of images, and which images are read to find them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def listed(root: Path, known: Manifest | None = None) -> Manifest:
 
 
 def after(root: Path, change: Callable[[Path], object]) -> str:
-    """The difference that a change makes."""
+    """The description of a change."""
     before = listed(root)
     change(root)
     return describe_changes(before, listed(root, before))
@@ -87,14 +87,14 @@ def test_every_change_of_a_tree_is_named(root: Path, change: Callable[[Path], ob
 
 
 @pytest.mark.parametrize(("change", "expected"), CHANGES.values(), ids=CHANGES)
-def test_every_change_is_named_when_files_are_old_and_their_marks_count(
+def test_every_change_is_named_if_marks_are_used(
     root: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], object], expected: str
 ) -> None:
     monkeypatch.setattr(dataset, "CLOCK_STEP", 0)
     assert after(root, change) == expected
 
 
-def test_a_copy_elsewhere_with_other_times_is_the_same_set(root: Path, tmp_path: Path) -> None:
+def test_a_copy_with_other_times_is_the_same_set(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root, tmp_path / "copy", copy_function=shutil.copyfile)
     before = listed(root)
     assert describe_changes(before, listed(tmp_path / "copy", before)) == ""
@@ -107,7 +107,7 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return reads
 
 
-def test_files_that_were_not_touched_are_not_read_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unchanged_files_are_not_read_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dataset, "CLOCK_STEP", 0)
     reads, before = count_reads(monkeypatch), listed(root)
     assert len(reads) == 10
@@ -121,8 +121,8 @@ def test_files_that_were_not_touched_are_not_read_again(root: Path, monkeypatch:
     assert reads == []
 
 
-def test_a_file_that_was_changed_a_moment_ago_is_read_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its times cannot tell a change from one just before it."""
+def test_a_file_that_has_just_changed_is_read_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second change within the resolution of its times would not show."""
     before, reads = listed(root), count_reads(monkeypatch)
     listed(root, before)
     assert len(reads) == 10
@@ -139,7 +139,7 @@ def test_unreadable_files_belong_to_the_set(root: Path, monkeypatch: pytest.Monk
     assert describe_changes(before, listed(root, before)) == "1 changed (train/cat/x.jpg)"
 
 
-def test_names_that_are_no_utf8_are_kept(root: Path) -> None:
+def test_names_that_are_not_utf8_are_kept(root: Path) -> None:
     with open(os.path.join(os.fsencode(root / "train" / "cat"), b"\xff.png"), "wb") as file:
         photo().save(file, "PNG")
     before = from_bytes(to_bytes(listed(root)))
@@ -173,7 +173,7 @@ def test_a_pack_that_was_damaged_or_copied_is_read_again(
 
 
 @pytest.mark.parametrize("first", ["tree", "packs"])
-def test_a_pack_of_the_originals_is_the_same_set_as_its_tree(root: Path, tmp_path: Path, first: str) -> None:
+def test_a_pack_of_unchanged_files_is_the_same_set_as_its_tree(root: Path, tmp_path: Path, first: str) -> None:
     pack(root, tmp_path / "packs", short_side=None)
     second = {"tree": "packs", "packs": "tree"}[first]
     before = listed(tmp_path / first)
@@ -198,7 +198,7 @@ def test_images_in_another_order_are_another_set() -> None:
     assert describe_changes(before, now) == "the same images in another order"
 
 
-def test_sets_without_files_are_known_by_their_pixels() -> None:
+def test_sets_without_files_are_identified_by_their_pixels() -> None:
     before = list_images({"train": EmbeddedSet("train", 5)})
     assert describe_changes(before, list_images({"train": EmbeddedSet("train", 5)}, before)) == ""
     other = EmbeddedSet("train", 5)
@@ -207,7 +207,7 @@ def test_sets_without_files_are_known_by_their_pixels() -> None:
     assert describe_changes(before, list_images({"train": other}, before)) == "1 changed (train/embedded/train/2)"
 
 
-def test_a_stop_is_heard_on_the_way_and_leaves_no_thread(root: Path) -> None:
+def test_poll_can_stop_the_listing_and_no_thread_remains(root: Path) -> None:
     class Stop(Exception):
         pass
 
@@ -227,15 +227,15 @@ def test_every_image_advances_the_display() -> None:
     assert len(seen) == 133
 
 
-def test_a_manifest_comes_back_from_its_bytes(root: Path) -> None:
+def test_a_manifest_survives_writing_and_reading(root: Path) -> None:
     manifest = listed(root)
     assert from_bytes(to_bytes(manifest)) == manifest
 
 
-@pytest.mark.parametrize("place", [0, 14, 30, 80, 100, -1])
-def test_one_altered_byte_is_found(root: Path, place: int) -> None:
+@pytest.mark.parametrize("position", [0, 14, 30, 80, 100, -1])
+def test_one_altered_byte_is_found(root: Path, position: int) -> None:
     data = bytearray(to_bytes(listed(root)))
-    data[place] ^= 1
+    data[position] ^= 1
     with pytest.raises(ValueError, match="SHA-256"):
         from_bytes(bytes(data))
 
@@ -248,6 +248,6 @@ def test_other_values_with_a_right_hash_are_refused(values: Any) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", MAGIC, b"{}", b"\n\n"])
-def test_what_is_no_manifest_is_refused(data: bytes) -> None:
+def test_other_files_are_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match="SHA-256"):
         from_bytes(data)

@@ -44,7 +44,7 @@ class Case(NamedTuple):
 
 
 def batch_of(case: Case) -> Batch:
-    """Noise, and shares that are often of the special kinds."""
+    """Noise; 0, 1 and 0.5 are frequent among the mixing weights."""
     generator = torch.Generator().manual_seed(case.seed)
     shape = (case.rows, case.size, case.size, 3)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
@@ -56,13 +56,13 @@ def batch_of(case: Case) -> Batch:
     return Batch(pixels.permute(0, 3, 1, 2), labels, indices, flips, mix if case.mixed else None)
 
 
-def prepared(case: Case) -> Tensor:
+def normalized(case: Case) -> Tensor:
     config = replace(CONFIG, flip=0.5 if case.flip else 0.0)
     return normalize_batch(batch_of(case), config, "cpu", 3, case.memory_format)[0]
 
 
 def expected(case: Case) -> np.ndarray:
-    """Each step rounded to float32, by NumPy."""
+    """The same steps by NumPy, each rounded to float32."""
     batch = batch_of(case)
     x = batch.images.permute(0, 2, 3, 1).numpy().astype(np.float32)
     if case.flip:
@@ -73,8 +73,8 @@ def expected(case: Case) -> np.ndarray:
     return x * (1 / (255 * std)).astype(np.float32) + (-mean / std).astype(np.float32)
 
 
-def assert_right(case: Case) -> None:
-    images = prepared(case)
+def assert_exact(case: Case) -> None:
+    images = normalized(case)
     assert case.images == 0 or images.is_contiguous(memory_format=case.memory_format)
     np.testing.assert_array_equal(images.permute(0, 2, 3, 1).numpy(), expected(case))
 
@@ -94,19 +94,19 @@ cases = st.builds(
 @example(Case(1, 1, True))
 @example(Case(2, 224, True))
 @example(Case(2, 224, False, memory_format=torch.contiguous_format))
-def test_images_have_the_bits(case: Case) -> None:
-    assert_right(case)
+def test_images_are_exact(case: Case) -> None:
+    assert_exact(case)
 
 
 @given(cases)
-def test_images_have_the_bits_without_the_library(case: Case) -> None:
+def test_images_are_exact_without_the_library(case: Case) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_native, "problem", "there is none, the test says")
-        assert_right(case)
+        patch.setattr(_native, "problem", "disabled by the test")
+        assert_exact(case)
 
 
 @pytest.mark.parametrize("level", RUNNABLE)
-def test_every_simd_level_has_the_bits(level: str) -> None:
+def test_every_simd_level_is_exact(level: str) -> None:
     command = [
         "-m",
         "pytest",
@@ -115,7 +115,7 @@ def test_every_simd_level_has_the_bits(level: str) -> None:
         "-p",
         "no:cacheprovider",
         "-k",
-        "images_have_the_bits and not without",
+        "images_are_exact and not without",
         __file__,
     ]
     environment = os.environ | {"UDSKD_SIMD": level}
@@ -126,28 +126,28 @@ def test_every_simd_level_has_the_bits(level: str) -> None:
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("mixed", [False, True])
-def test_any_number_of_threads_has_the_bits(count: int, memory_format: torch.memory_format, mixed: bool) -> None:
-    with threads(count):  # enough rows for three
-        assert_right(Case(15, 67, mixed, memory_format=memory_format))
+def test_any_number_of_threads_is_exact(count: int, memory_format: torch.memory_format, mixed: bool) -> None:
+    with threads(count):  # the case has enough rows for three
+        assert_exact(Case(15, 67, mixed, memory_format=memory_format))
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_no_rows_give_no_images(memory_format: torch.memory_format) -> None:
     for mixed in (False, True):
-        images = prepared(Case(0, 9, mixed, memory_format=memory_format))
+        images = normalized(Case(0, 9, mixed, memory_format=memory_format))
         assert images.shape == (0, 3, 9, 9)
         assert images.dtype == torch.float32
 
 
-@pytest.mark.parametrize("share", [0.0, 1.0])
-def test_the_whole_share_gives_the_image_itself(share: float) -> None:
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_a_mixing_weight_of_0_or_1_gives_the_image_itself(weight: float) -> None:
     batch = batch_of(Case(4, 20, True))
     rows = normalize_batch(replace(batch, mix=None), CONFIG, "cpu", 3)[0]
-    mixed = normalize_batch(replace(batch, mix=torch.full((4,), share)), CONFIG, "cpu", 3)[0]
-    assert torch.equal(mixed, rows[:-1] if share else rows[1:])
+    mixed = normalize_batch(replace(batch, mix=torch.full((4,), weight)), CONFIG, "cpu", 3)[0]
+    assert torch.equal(mixed, rows[:-1] if weight else rows[1:])
 
 
-def test_pixels_may_lie_otherwise_in_memory() -> None:
+def test_pixels_may_have_other_strides() -> None:
     batch = batch_of(Case(3, 20, False))
     found = normalize_batch(replace(batch, images=batch.images.contiguous()), CONFIG, "cpu", 3)[0]
     assert torch.equal(found, normalize_batch(batch, CONFIG, "cpu", 3)[0])
@@ -157,7 +157,7 @@ def test_pixels_need_not_be_square() -> None:
     batch = batch_of(Case(3, 20, True))
     batch = replace(batch, images=batch.images[:, :, 3:16])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_native, "problem", "there is none, the test says")
+        patch.setattr(_native, "problem", "disabled by the test")
         slow = normalize_batch(batch, CONFIG, "cpu", 3)[0]
     assert torch.equal(normalize_batch(batch, CONFIG, "cpu", 3)[0], slow)
 
@@ -199,16 +199,16 @@ def arguments(mixed: bool = True) -> dict[str, Any]:
     ],
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
 )
-def test_a_wrong_argument_is_said(changes: dict[str, Any], words: str) -> None:
+def test_a_wrong_argument_is_named(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(RuntimeError, match="normalize_views: ") as caught:
         torch.ops.udskd.normalize_views.default(*(arguments() | changes).values())
     assert words in str(caught.value)
 
 
-FENCED = """
+GUARDED = """
 import numpy as np, torch
 from tests.data.test_normalize import Case, batch_of
-from tests.data.test_resize import Fenced
+from tests.data.helpers.guard_page import GuardedBuffer
 
 factor, offset = torch.tensor([0.5, 0.25, 0.1]), torch.tensor([1.0, 2.0, 3.0])
 
@@ -216,8 +216,8 @@ def normalize(batch, pixels, out):
     torch.ops.udskd.normalize_views.default(pixels, batch.flips, batch.mix, factor, offset, out)
     return out
 
-def fenced(array):
-    memory = Fenced(array.nbytes).array(array.nbytes).view(array.dtype).reshape(array.shape)
+def guarded(array):
+    memory = GuardedBuffer(array.nbytes).array(array.nbytes).view(array.dtype).reshape(array.shape)
     memory[:] = array
     return torch.from_numpy(memory)
 
@@ -226,17 +226,17 @@ for size in (*range(1, 36), 48, 63, 64, 65):
         batch = batch_of(Case(2, size, mixed))
         pixels = batch.images.permute(0, 2, 3, 1)
         for shape, order in (((2, size, size, 3), (0, 3, 1, 2)), ((2, 3, size, size), (0, 1, 2, 3))):
-            out = fenced(np.full(shape, np.nan, np.float32)).permute(order)
-            normalize(batch, fenced(pixels.numpy()), out)
+            out = guarded(np.full(shape, np.nan, np.float32)).permute(order)
+            normalize(batch, guarded(pixels.numpy()), out)
             assert torch.equal(out, normalize(batch, pixels, torch.empty(2, 3, size, size))), (size, mixed, shape)
-print("whole")
+print("passed")
 """
 
 
 @needs_operator
 @pytest.mark.skipif(sys.platform == "win32", reason="needs mprotect")
 @pytest.mark.parametrize("level", RUNNABLE)
-def test_nothing_beyond_the_arguments_is_touched(level: str) -> None:
+def test_memory_beyond_the_arguments_is_not_accessed(level: str) -> None:
     environment = os.environ | {"UDSKD_SIMD": level, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", FENCED], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.stdout.strip() == "whole", (done.returncode, done.stderr[-2000:])
+    done = subprocess.run([sys.executable, "-c", GUARDED], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "passed", (done.returncode, done.stderr[-2000:])

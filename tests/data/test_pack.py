@@ -1,4 +1,4 @@
-"""pack, packed: a pack trains as its tree does, says what is wrong with it, and is there whole or not at all."""
+"""pack, packed: a pack gives the bits of its tree, a damaged pack is refused, and both packs are written or none."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from udskd.errors import ConfigError, DataError
 
 @pytest.fixture
 def packs(tmp_path: Path) -> Path:
-    """Packs of the originals of a tree of several formats, beside the tree."""
+    """Packs that keep the files of a tree of several formats."""
     tree = make_tree(tmp_path / "tree")
     photo(7, (60, 90)).save(tree / "train" / "cat" / "x.jpg")
     photo(8).save(tree / "train" / "dog" / "x.webp")
@@ -33,7 +33,7 @@ def packs(tmp_path: Path) -> Path:
     return tmp_path / "packs"
 
 
-def test_a_pack_of_the_originals_trains_as_the_tree(packs: Path) -> None:
+def test_a_pack_of_unchanged_files_gives_the_bits_of_the_tree(packs: Path) -> None:
     trees, packed = open_folder(packs.parent / "tree"), open_sets(DataConfig(root=str(packs)))
     for tree, images in zip(trees, packed, strict=True):
         assert isinstance(images, PackedSet)
@@ -45,11 +45,11 @@ def test_a_pack_of_the_originals_trains_as_the_tree(packs: Path) -> None:
 
 
 @pytest.mark.parametrize("loader", ["processes", "threads"])
-def test_a_pack_can_be_read_by_many(packs: Path, loader: Any) -> None:
+def test_threads_and_processes_can_read_a_pack(packs: Path, loader: Any) -> None:
     images = open_sets(DataConfig(root=str(packs)))[0]
-    helped = TrainLoader(images, replace(MIXED, loader=loader, workers=2), seed=0, batch_size=3)
-    assert_equal(TrainLoader(images, MIXED, seed=0, batch_size=3).epoch(0), helped.epoch(0))
-    helped.close()
+    parallel = TrainLoader(images, replace(MIXED, loader=loader, workers=2), seed=0, batch_size=3)
+    assert_equal(TrainLoader(images, MIXED, seed=0, batch_size=3).epoch(0), parallel.epoch(0))
+    parallel.close()
 
 
 def test_a_pickled_pack_is_opened_again(packs: Path) -> None:
@@ -59,7 +59,7 @@ def test_a_pickled_pack_is_opened_again(packs: Path) -> None:
     np.testing.assert_array_equal(again.pixels(3), images.pixels(3))
 
 
-def test_names_say_which_image_of_which_pack(packs: Path) -> None:
+def test_names_contain_the_pack_and_the_image(packs: Path) -> None:
     images = PackedSet(packs / "train.pack")
     assert images.name(0) == f"{packs}/train.pack: cat/0.png"
     assert images.name(len(images) - 1) == f"{packs}/train.pack: dog/x.webp"
@@ -86,7 +86,7 @@ def oriented() -> Image.Exif:
 
 
 def packed_alone(tmp_path: Path, name: str, image: Image.Image, **options: Any) -> tuple[bytes, bytes, np.ndarray]:
-    """A single image packed at 64 pixels: its file before and after, and its pixels."""
+    """A single image in a pack of short side 64: its file before and after, and its pixels."""
     tree = make_tree(tmp_path / "tree", train=1, val=1)
     (tree / "train" / "cat" / "0.png").unlink()
     image.save(tree / "train" / "cat" / name, **options)
@@ -121,7 +121,7 @@ def test_small_images_of_other_formats_become_jpegs_of_their_size(tmp_path: Path
     assert np.abs(pixels - np.asarray(photo()).astype(int)).mean() < 6
 
 
-def test_oriented_and_cmyk_jpegs_are_made_plain(tmp_path: Path) -> None:
+def test_oriented_and_cmyk_jpegs_become_upright_rgb(tmp_path: Path) -> None:
     _, after, pixels = packed_alone(tmp_path / "a", "x.jpg", photo(), exif=oriented(), quality=95)
     assert not Image.open(io.BytesIO(after)).getexif()
     assert np.abs(pixels - np.rot90(np.asarray(photo()), -1).astype(int)).mean() < 6
@@ -139,7 +139,7 @@ def test_the_number_of_threads_does_not_matter(tmp_path: Path) -> None:
     assert seen[:40] == [("train", k + 1, 40) for k in range(40)]
 
 
-def test_packing_says_what_became_of_the_images(tmp_path: Path) -> None:
+def test_pack_returns_a_summary(tmp_path: Path) -> None:
     tree = make_tree(tmp_path / "tree")
     photo().save(tree / "train" / "cat" / "x.jpg")
     packed = pack(tree, tmp_path / "packs")["train"]
@@ -167,7 +167,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, monkeypa
     assert list((tmp_path / "packs").iterdir()) == []
 
 
-def test_a_pack_that_is_there_survives_one_that_fails(packs: Path) -> None:
+def test_an_existing_pack_survives_a_failure(packs: Path) -> None:
     before = (packs / "train.pack").read_bytes()
     (packs.parent / "tree" / "val" / "cat" / "0.png").write_bytes(b"")
     with pytest.raises(DataError):
@@ -175,13 +175,13 @@ def test_a_pack_that_is_there_survives_one_that_fails(packs: Path) -> None:
     assert (packs / "train.pack").read_bytes() == before
 
 
-def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"cannot write packs to .*/file/packs: Not a directory"):
         pack(make_tree(tmp_path / "tree"), tmp_path / "file" / "packs")
 
 
-def test_packs_do_not_go_beside_their_tree(tree: Path) -> None:
+def test_packs_in_the_folder_of_their_tree_are_refused(tree: Path) -> None:
     with pytest.raises(DataError, match="name another folder"):
         pack(tree, tree)
 
@@ -192,9 +192,9 @@ def test_values_out_of_range_are_refused(tree: Path, options: Any) -> None:
         pack(tree, tree / "packs", **options)
 
 
-def change(path: Path, place: int, value: bytes) -> None:
+def change(path: Path, position: int, value: bytes) -> None:
     content = bytearray(path.read_bytes())
-    content[place : place + len(value)] = value
+    content[position : position + len(value)] = value
     path.write_bytes(content)
 
 
@@ -225,7 +225,7 @@ def test_packs_of_different_trees_are_refused(packs: Path, tmp_path: Path) -> No
         open_sets(DataConfig(root=str(packs)))
 
 
-def test_damage_to_an_image_is_that_images(packs: Path) -> None:
+def test_damage_to_an_image_makes_this_image_unreadable(packs: Path) -> None:
     before = PackedSet(packs / "train.pack")
     change(packs / "train.pack", (packs / "train.pack").stat().st_size - 20, b"??")
     images = PackedSet(packs / "train.pack")

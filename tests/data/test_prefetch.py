@@ -1,4 +1,4 @@
-"""ring: batches reach the device unchanged, and no slot is filled while anything may still read it."""
+"""prefetch: batches reach the device unchanged, and no slot is filled while the device may still read it."""
 
 from __future__ import annotations
 
@@ -21,69 +21,69 @@ from udskd.data.prefetch import Ring, Slot, copy_ahead
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-class Machine:
-    """A device whose streams get on as slowly as they are allowed to; each does its work in order."""
+class FakeDevice:
+    """A device with two streams, which do their work in order and only when a test calls step()."""
 
     def __init__(self) -> None:
         self.work: dict[str, deque[Any]] = {"copy": deque(), "compute": deque()}
         self.host: dict[int, int] = {}
-        self.there: dict[int, int] = {}
+        self.device: dict[int, int] = {}
         self.read: list[tuple[int, int]] = []
 
     def step(self, stream: str) -> None:
-        """One piece of work, or, if the stream waits for another one, a piece of that."""
+        """Do one piece of the stream's work, or of the work of the stream that it waits for."""
         if not self.work[stream]:
             return
-        kind, *what = self.work[stream][0]
-        if kind == "wait" and what[0].done < what[1]:
-            self.step(what[0].stream)
+        kind, *arguments = self.work[stream][0]
+        if kind == "wait" and arguments[0].done < arguments[1]:
+            self.step(arguments[0].stream)
             return
         self.work[stream].popleft()
         if kind == "copy":
-            self.there[what[0]] = self.host[what[0]]
+            self.device[arguments[0]] = self.host[arguments[0]]
         elif kind == "read":
-            self.read.append((self.there[what[0]], what[1]))
+            self.read.append((self.device[arguments[0]], arguments[1]))
         elif kind == "record":
-            what[0].done = what[1]
+            arguments[0].done = arguments[1]
 
 
 @dataclass
 class FakeEvent:
-    machine: Machine
+    device: FakeDevice
     stream: str = ""
     recorded: int = 0
     done: int = 0
 
     def record(self, stream: str) -> None:
         self.stream, self.recorded = stream, self.recorded + 1
-        self.machine.work[stream].append(("record", self, self.recorded))
+        self.device.work[stream].append(("record", self, self.recorded))
 
     def wait(self, stream: str) -> None:
-        self.machine.work[stream].append(("wait", self, self.recorded))
+        self.device.work[stream].append(("wait", self, self.recorded))
 
     def synchronize(self) -> None:
         while self.done < self.recorded:
-            self.machine.step(self.stream)
+            self.device.step(self.stream)
 
 
 @dataclass
-class Play:
-    """The filler and the user of a ring, one action at a time."""
+class RingUsers:
+    """The producer and the consumer of a ring, one action at a time."""
 
     slots: int
-    machine: Machine = field(default_factory=Machine)
+    device: FakeDevice = field(default_factory=FakeDevice)
     filled: int = 0
     held: int | None = None
 
     def __post_init__(self) -> None:
-        self.ring: Ring[int] = Ring(self.slots, lambda: FakeEvent(self.machine))
+        self.ring: Ring[int] = Ring(self.slots, lambda: FakeEvent(self.device))
 
     def fill(self) -> None:
         if self.ring._free.qsize():
             slot = self.ring.begin()
             assert slot is not None
-            self.machine.host[slot] = self.filled
-            self.machine.work["copy"].append(("copy", slot))
+            self.device.host[slot] = self.filled
+            self.device.work["copy"].append(("copy", slot))
             self.ring.filled(slot, self.filled, "copy")
             self.filled += 1
 
@@ -95,7 +95,7 @@ class Play:
             entry = self.ring.take("compute")
             assert entry is not None
             self.held, number = entry
-            self.machine.work["compute"] += [("read", self.held, number), ("read", self.held, number)]
+            self.device.work["compute"] += [("read", self.held, number), ("read", self.held, number)]
 
 
 ACTIONS = st.lists(st.sampled_from(["fill", "use", "copy", "compute"]), min_size=20, max_size=120)
@@ -103,15 +103,15 @@ ACTIONS = st.lists(st.sampled_from(["fill", "use", "copy", "compute"]), min_size
 
 @settings(max_examples=300)
 @given(slots=st.integers(1, 4), actions=ACTIONS)
-def test_whatever_the_order_everybody_reads_what_was_filled_for_him(slots: int, actions: list[str]) -> None:
-    play = Play(slots)
+def test_in_any_order_the_consumer_reads_what_the_producer_has_filled(slots: int, actions: list[str]) -> None:
+    users = RingUsers(slots)
     for action in actions:
-        play.machine.step(action) if action in play.machine.work else getattr(play, action)()
+        users.device.step(action) if action in users.device.work else getattr(users, action)()
     for _ in range(1000):
-        play.machine.step("copy")
-        play.machine.step("compute")
-    assert not any(play.machine.work.values())
-    assert all(found == expected for found, expected in play.machine.read)
+        users.device.step("copy")
+        users.device.step("compute")
+    assert not any(users.device.work.values())
+    assert all(found == expected for found, expected in users.device.read)
 
 
 class CpuEvent:
@@ -123,7 +123,7 @@ class CpuEvent:
 
 
 class CpuStreams:
-    """Where everything is done at once, no event has to be waited for."""
+    """Streams of the CPU, where all work is complete when a call returns."""
 
     def event(self) -> CpuEvent:
         return CpuEvent()
@@ -140,7 +140,7 @@ def ahead(batches: Iterator[Batch], slots: int = 2) -> Any:
 
 
 @pytest.mark.parametrize("config", [CONFIG, MIXED], ids=["plain", "mixup"])
-def test_batches_go_round_unchanged(config: Any) -> None:
+def test_batches_are_unchanged(config: Any) -> None:
     config = replace(config, max_unreadable=0.9)
     loader = TrainLoader(
         MemorySet(60, bad=range(20)), config, seed=1, batch_size=6, on_unreadable=lambda *_: None
@@ -151,7 +151,7 @@ def test_batches_go_round_unchanged(config: Any) -> None:
     )
 
 
-def test_copies_go_ahead_as_far_as_there_are_slots() -> None:
+def test_copies_run_ahead_until_all_slots_are_filled() -> None:
     made = []
     reached = threading.Event()
 
@@ -162,11 +162,11 @@ def test_copies_go_ahead_as_far_as_there_are_slots() -> None:
                 reached.set()
             yield batch
 
-    going = ahead(batches(), slots=3)
-    next(going)
-    assert reached.wait(10)  # three in the slots, of which we use one, and the next in the hand
+    prefetched = ahead(batches(), slots=3)
+    next(prefetched)
+    assert reached.wait(10)  # three in slots, one of which is in use, and one that waits for a slot
     assert made == [0, 1, 2, 3]
-    going.close()
+    prefetched.close()
     assert made == [0, 1, 2, 3]
 
 
@@ -176,32 +176,32 @@ def test_labels_may_be_kept() -> None:
     assert [labels.tolist() for labels in kept] == [batch.labels.tolist() for batch in loader.epoch(0)]
 
 
-def test_leaving_early_ends_the_thread() -> None:
-    going = ahead(TrainLoader(MemorySet(60), CONFIG, seed=1, batch_size=6).epoch(0))
-    next(going)
-    going.close()
+def test_closing_early_ends_the_thread() -> None:
+    prefetched = ahead(TrainLoader(MemorySet(60), CONFIG, seed=1, batch_size=6).epoch(0))
+    next(prefetched)
+    prefetched.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "udskd-copy"]
 
 
-def test_mistakes_in_the_thread_are_raised_where_the_batches_are_used() -> None:
+def test_errors_in_the_thread_are_raised_in_the_consumer() -> None:
     def batches() -> Iterator[Batch]:
         yield from TrainLoader(MemorySet(12), CONFIG, seed=1, batch_size=6).epoch(0)
-        raise RuntimeError("a mistake of ours")
+        raise RuntimeError("a bug")
 
-    going = ahead(batches())
-    assert [next(going).step, next(going).step] == [0, 1]
-    with pytest.raises(RuntimeError, match="a mistake of ours"):
-        next(going)
+    prefetched = ahead(batches())
+    assert [next(prefetched).step, next(prefetched).step] == [0, 1]
+    with pytest.raises(RuntimeError, match="a bug"):
+        next(prefetched)
 
 
-def test_on_the_cpu_batches_pass_as_they_are() -> None:
+def test_on_the_cpu_batches_are_passed_through() -> None:
     batches = list(TrainLoader(MemorySet(60), CONFIG, seed=1, batch_size=6).epoch(0))
     passed = list(prefetch_to_device(batches, "cpu"))
     assert all(one is other for one, other in zip(batches, passed, strict=True))
     assert list(prefetch_to_device([], "cpu")) == []
 
 
-def test_on_the_cpu_leaving_early_reaches_the_loader() -> None:
+def test_on_the_cpu_closing_early_closes_the_loader() -> None:
     closed = []
 
     def batches() -> Iterator[Batch]:
@@ -210,9 +210,9 @@ def test_on_the_cpu_leaving_early_reaches_the_loader() -> None:
         finally:
             closed.append(True)
 
-    going = prefetch_to_device(batches(), "cpu")
-    next(going), next(going)
-    going.close()
+    prefetched = prefetch_to_device(batches(), "cpu")
+    next(prefetched), next(prefetched)
+    prefetched.close()
     assert closed == [True]
 
 
@@ -225,7 +225,7 @@ def test_the_gpu_gets_what_a_direct_copy_gives(config: Any) -> None:
     busy = torch.randn(2000, 2000, device="cuda")
     found = []
     for batch in prefetch_to_device(loader.epoch(0), "cuda"):
-        busy = busy @ busy * 1e-3  # so that the stream falls behind
+        busy = busy @ busy * 1e-3  # keeps the stream behind the host
         assert batch.images.device.type == batch.labels.device.type == "cuda"
         found.append(normalize_batch(batch, config, "cuda", 3))
     for batch, (images, target) in zip(loader.epoch(0), found, strict=True):
@@ -236,15 +236,15 @@ def test_the_gpu_gets_what_a_direct_copy_gives(config: Any) -> None:
 
 @pytest.mark.gpu
 @needs_gpu
-def test_the_gpu_is_not_waited_for_by_the_user_of_a_batch() -> None:
+def test_the_consumer_does_not_wait_for_the_gpu() -> None:
     loader = TrainLoader(MemorySet(400), replace(CONFIG, image_size=64), seed=1, batch_size=8)
-    going = prefetch_to_device(loader.epoch(0), "cuda")
+    prefetched = prefetch_to_device(loader.epoch(0), "cuda")
     for _ in range(4):
-        normalize_batch(next(going), CONFIG, "cuda", 3)
+        normalize_batch(next(prefetched), CONFIG, "cuda", 3)
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(20):
-            normalize_batch(next(going), CONFIG, "cuda", 3)
+            normalize_batch(next(prefetched), CONFIG, "cuda", 3)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-        going.close()
+        prefetched.close()

@@ -1,4 +1,4 @@
-"""resident: what was decoded once gives the batches of the other loaders, or says that it does not fit."""
+"""resident: the batches are those of the other loaders; a set that does not fit into memory is refused."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class SizedSet(MemorySet):
 @pytest.mark.parametrize("workers", [0, 1, 3])
 @pytest.mark.parametrize("config", [CONFIG, MIXED], ids=["plain", "mixup"])
 def test_bits_are_those_of_the_other_loaders(config: DataConfig, workers: int) -> None:
-    once = replace(config, loader="resident", workers=workers)
+    resident_config = replace(config, loader="resident", workers=workers)
     for shard in (Shard(), Shard(1, 2, 2)):
-        loaders = [TrainLoader(SizedSet(50), c, seed=3, batch_size=8, shard=shard) for c in (config, once)]
+        loaders = [TrainLoader(SizedSet(50), c, seed=3, batch_size=8, shard=shard) for c in (config, resident_config)]
         assert_equal(*(loader.epoch(0) for loader in loaders))
         assert_equal(*(loader.epoch(1, 3) for loader in loaders))
-    evaluations = [EvalLoader(SizedSet(50), c, batch_size=8) for c in (config, once)]
+    evaluations = [EvalLoader(SizedSet(50), c, batch_size=8) for c in (config, resident_config)]
     for _ in range(2):
         assert_equal(*map(iter, evaluations))
 
@@ -59,20 +59,20 @@ def test_files_are_read_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("config", [CONFIG, MIXED], ids=["plain", "mixup"])
 def test_unreadable_images_are_left_out_as_elsewhere(config: DataConfig) -> None:
-    config, bad, said = replace(config, max_unreadable=0.9), [3, 4, 17, 30, 31, 32, 33], []
+    config, bad, reports = replace(config, max_unreadable=0.9), [3, 4, 17, 30, 31, 32, 33], []
 
     def batches(loader: Any) -> list[Batch]:
-        complaints: list[tuple[str, str]] = []
-        said.append(complaints)
+        errors: list[tuple[str, str]] = []
+        reports.append(errors)
         images, wanted = SizedSet(50, bad), replace(config, loader=loader)
         return list(
-            TrainLoader(
-                images, wanted, seed=1, batch_size=4, on_unreadable=lambda *entry: complaints.append(entry)
-            ).epoch(0)
+            TrainLoader(images, wanted, seed=1, batch_size=4, on_unreadable=lambda *entry: errors.append(entry)).epoch(
+                0
+            )
         )
 
     assert_equal(iter(batches("threads")), iter(batches("resident")))
-    assert said[0] == said[1] != []
+    assert reports[0] == reports[1] != []
 
 
 def test_evaluation_never_skips() -> None:
@@ -80,20 +80,22 @@ def test_evaluation_never_skips() -> None:
         list(EvalLoader(MemorySet(50, bad=[30]), RESIDENT, batch_size=8))
 
 
-def test_an_image_that_is_not_of_its_headers_size_is_unreadable() -> None:
-    class Liar(MemorySet):
+def test_an_image_whose_size_differs_from_its_header_is_unreadable() -> None:
+    class WrongHeaderSet(MemorySet):
         def area(self, index: int) -> int:
             return 7 if index == 3 else super().area(index)
 
-    said: list[tuple[str, str]] = []
+    reported: list[tuple[str, str]] = []
     config = replace(RESIDENT, max_unreadable=0.5)
-    loader = TrainLoader(Liar(20), config, seed=0, batch_size=20, on_unreadable=lambda *entry: said.append(entry))
+    loader = TrainLoader(
+        WrongHeaderSet(20), config, seed=0, batch_size=20, on_unreadable=lambda *entry: reported.append(entry)
+    )
     (batch,) = loader.epoch(0)
     assert len(batch) == 19
-    assert said == [("memory/3", "its size is not what its header says")]
+    assert reported == [("memory/3", "its size is not what its header says")]
 
 
-def test_preparing_shows_progress_and_is_done_once() -> None:
+def test_prepare_shows_progress_and_decodes_once() -> None:
     seen: list[tuple[int, int]] = []
     loader = TrainLoader(MemorySet(20), RESIDENT, seed=0, batch_size=4)
     for _ in range(2):
@@ -125,7 +127,7 @@ def test_preparing_can_be_stopped() -> None:
     assert len(list(loader.epoch(0))) == 5
 
 
-def test_an_abandoned_evaluation_is_begun_again() -> None:
+def test_an_abandoned_evaluation_starts_again() -> None:
     loader = EvalLoader(MemorySet(50), replace(RESIDENT, workers=2), batch_size=8)
     next(iter(loader))
     assert len(list(loader)) == 7
@@ -141,17 +143,17 @@ def test_batches_kept_from_inference_mode_are_ordinary_tensors() -> None:
 
 
 @pytest.mark.parametrize("loader", ["train", "eval"])
-def test_what_does_not_fit_is_refused_with_both_numbers(loader: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_set_that_does_not_fit_is_refused_with_both_numbers(loader: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resident, "available_memory", lambda: resident.LEFT_IN_RAM + 1000)
     first = {
         "train": TrainLoader(MemorySet(20), RESIDENT, seed=0, batch_size=4).prepare,
         "eval": lambda: next(iter(EvalLoader(MemorySet(20), RESIDENT, batch_size=4))),
     }[loader]
-    with pytest.raises(DataError, match=r"need 0.0 GiB decoded, but of the 2.0 GiB .* on cpu, 2.0 .*udskd pack"):
+    with pytest.raises(DataError, match=r"need 0.0 GiB decoded, but of the 2.0 GiB .* on cpu, 2.0 GiB .*udskd pack"):
         first()
 
 
-def test_the_system_says_how_much_memory_there_is() -> None:
+def test_the_available_memory_is_known() -> None:
     assert 2**20 < resident.available_memory() <= 2**62
 
 
@@ -160,12 +162,12 @@ def test_the_system_says_how_much_memory_there_is() -> None:
 @pytest.mark.parametrize("config", [CONFIG, MIXED], ids=["plain", "mixup"])
 def test_the_gpu_makes_the_same_batches(config: DataConfig) -> None:
     config = replace(config, max_unreadable=0.9)
-    images, once = SizedSet(50, bad=[7]), replace(config, loader="resident")
+    images, resident_config = SizedSet(50, bad=[7]), replace(config, loader="resident")
     options: Any = {"seed": 3, "batch_size": 8, "on_unreadable": lambda *_: None}
-    found = TrainLoader(images, once, device="cuda", **options).epoch(0)
+    found = TrainLoader(images, resident_config, device="cuda", **options).epoch(0)
     moved = (batch.to(torch.device("cpu")) for batch in found)
     assert_equal(TrainLoader(images, config, **options).epoch(0), moved)
-    evaluation = EvalLoader(SizedSet(50), once, batch_size=8, device="cuda")
+    evaluation = EvalLoader(SizedSet(50), resident_config, batch_size=8, device="cuda")
     for _ in range(2):
         batches = list(evaluation)
         assert all(batch.images.device.type == "cuda" for batch in batches)

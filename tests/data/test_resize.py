@@ -1,10 +1,8 @@
-"""Views of images: Pillow's bits at every SIMD level, on any number of threads, and without the library; and nothing
-outside of the arguments is read or written."""
+"""resize: views have Pillow's bits at every SIMD level, on any number of threads, and without the compiled library; no
+call reads or writes outside of its arguments."""
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import os
 import subprocess
 import sys
@@ -36,7 +34,7 @@ from udskd.data.resize import crop_resize, crop_resize_batch
 
 @pytest.fixture
 def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_native, "problem", "there is none, the test says")
+    monkeypatch.setattr(_native, "problem", "disabled by the test")
 
 
 @needs_13
@@ -63,7 +61,7 @@ def test_thousands_of_taps_have_pillows_bits(shape: tuple[int, int]) -> None:
 
 @needs_13
 @pytest.mark.parametrize("more", [-1, 0, 1])
-def test_the_order_of_the_passes_changes_where_pillow_changes_it(more: int) -> None:
+def test_the_order_of_the_passes_is_pillows(more: int) -> None:
     width = 30
     case = Case(20 + 2 * (width - 25) + more, width, (0, 0, width, 20 + 2 * (width - 25) + more), (25, 20), (2, 0), 20)
     np.testing.assert_array_equal(ours(case), pillow(case))
@@ -82,7 +80,7 @@ def test_every_simd_level_has_pillows_bits(level: str) -> None:
 def test_without_the_library_the_bits_are_the_same(case: Case) -> None:
     expected = ours(case)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_native, "problem", "there is none, the test says")
+        patch.setattr(_native, "problem", "disabled by the test")
         np.testing.assert_array_equal(ours(case), expected)
 
 
@@ -107,11 +105,11 @@ def test_a_batch_without_the_library_has_the_same_bits(no_library: None) -> None
         np.testing.assert_array_equal(arguments[-1][row].numpy(), ours(case))
 
 
-def test_a_batch_of_no_images_is_nothing() -> None:
+def test_an_empty_batch_is_accepted() -> None:
     crop_resize_batch(*(x[:0] for x in batch_of(some_cases())))
 
 
-def test_read_only_views_are_taken_without_a_warning() -> None:
+def test_read_only_views_cause_no_warning() -> None:
     pixels, offsets, shapes, views, out = batch_of(some_cases())
     views.flags.writeable = False
     with warnings.catch_warnings():
@@ -119,7 +117,7 @@ def test_read_only_views_are_taken_without_a_warning() -> None:
         crop_resize_batch(pixels, offsets, shapes, views, out)
 
 
-def test_threads_of_python_run_side_by_side() -> None:
+def test_concurrent_calls_from_python_threads_are_independent() -> None:
     some = some_cases(48)
     results: dict[int, list[np.ndarray]] = {}
 
@@ -139,7 +137,7 @@ def test_threads_of_python_run_side_by_side() -> None:
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_row_of_a_batch_is_written_and_nothing_beside_it() -> None:
+def test_only_the_given_row_of_a_batch_is_written() -> None:
     case = whole(50, 60, 17)
     batch = np.full((3, 17, 17, 3), 7, np.uint8)
     crop_resize(image(case), case.view, batch[1])
@@ -147,7 +145,7 @@ def test_a_row_of_a_batch_is_written_and_nothing_beside_it() -> None:
     assert (batch[[0, 2]] == 7).all()
 
 
-def test_read_only_pixels_are_taken_without_a_warning() -> None:
+def test_read_only_pixels_cause_no_warning() -> None:
     case = whole(20, 20, 10)
     pixels, out = image(case), np.zeros((10, 10, 3), np.uint8)
     pixels.flags.writeable = False
@@ -157,37 +155,22 @@ def test_read_only_pixels_are_taken_without_a_warning() -> None:
     np.testing.assert_array_equal(out, ours(case))
 
 
-class Fenced:
-    """Memory that ends where none may be read or written any more."""
-
-    def __init__(self, size: int) -> None:
-        page = mmap.PAGESIZE
-        pages = -(-size // page)
-        self.memory = mmap.mmap(-1, (pages + 1) * page)
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
-        library = ctypes.CDLL(None, use_errno=True)
-        fence = ctypes.c_void_p(self.address + pages * page)
-        assert library.mprotect(fence, ctypes.c_size_t(page), 0) == 0
-        self.begin, self.size = pages * page - size, size
-
-    def array(self, *shape: int) -> np.ndarray:
-        return np.frombuffer(self.memory, np.uint8, self.size, self.begin).reshape(shape)
-
-
-FENCED = """
+GUARDED = """
 import sys
 import numpy as np
-from tests.data.test_resize import Case, Fenced, image, pillow, whole
+from tests.data.helpers.guard_page import GuardedBuffer
+from tests.data.helpers.resizing import image, pillow, whole
 from udskd.data.resize import crop_resize
 
 for height, width in [(1, 1), (1, 2), (2, 1), (1, 5), (3, 4), (5, 6), (1, 17), (9, 33), (40, 64), (200, 21)]:
     for size in (1, 2, 5, 8, 16, 33, 64):
         case = whole(height, width, size)
-        pixels, out = Fenced(height * width * 3).array(height, width, 3), Fenced(size * size * 3).array(size, size, 3)
+        pixels = GuardedBuffer(height * width * 3).array(height, width, 3)
+        out = GuardedBuffer(size * size * 3).array(size, size, 3)
         pixels[:] = image(case)
         crop_resize(pixels, case.view, out)
         assert (out == pillow(case)).all(), case
-print("whole")
+print("passed")
 """
 
 
@@ -195,7 +178,7 @@ print("whole")
 @needs_library
 @pytest.mark.skipif(sys.platform == "win32", reason="needs mprotect")
 @pytest.mark.parametrize("level", RUNNABLE)
-def test_nothing_beyond_the_image_is_touched(level: str) -> None:
+def test_memory_beyond_the_image_is_not_accessed(level: str) -> None:
     environment = os.environ | {"UDSKD_SIMD": level, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", FENCED], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.stdout.strip() == "whole", (done.returncode, done.stderr[-2000:])
+    done = subprocess.run([sys.executable, "-c", GUARDED], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "passed", (done.returncode, done.stderr[-2000:])

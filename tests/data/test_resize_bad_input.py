@@ -1,4 +1,4 @@
-"""What crop_resize says to wrong arguments, with and without the compiled library."""
+"""resize: the errors about wrong arguments, the same with and without the compiled library."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ VIEWS = [
 
 
 @pytest.fixture(params=[pytest.param(True, id="compiled", marks=needs_library), pytest.param(False, id="pillow")])
-def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def each_implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if not request.param:
-        monkeypatch.setattr(_native, "problem", "there is none, the test says")
+        monkeypatch.setattr(_native, "problem", "disabled by the test")
 
 
-@pytest.mark.usefixtures("either")
+@pytest.mark.usefixtures("each_implementation")
 @pytest.mark.parametrize(("changes", "words"), VIEWS, ids=lambda x: str(x) if isinstance(x, dict) else "")
-def test_a_wrong_view_is_said(changes: dict[str, int], words: str) -> None:
+def test_a_wrong_view_is_named(changes: dict[str, int], words: str) -> None:
     with pytest.raises(ValueError, match=r"^crop_resize: image 0 ") as caught:
         crop_resize(**(GOOD | {"view": GOOD["view"]._replace(**changes)}))
     assert words in str(caught.value)
 
 
-@pytest.mark.usefixtures("either")
+@pytest.mark.usefixtures("each_implementation")
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -64,23 +64,23 @@ def test_a_wrong_view_is_said(changes: dict[str, int], words: str) -> None:
     ],
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
 )
-def test_a_wrong_array_is_said(changes: dict[str, Any], words: str) -> None:
+def test_a_wrong_array_is_named(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match="crop_resize: ") as caught:
         crop_resize(**(GOOD | changes))
     assert words in str(caught.value)
 
 
-@pytest.mark.usefixtures("either")
+@pytest.mark.usefixtures("each_implementation")
 @pytest.mark.parametrize("offset", [-244, 1, 2**62, -(2**62)])
-def test_an_image_outside_of_the_pixels_is_said(offset: int) -> None:
+def test_an_image_outside_of_the_pixels_is_named(offset: int) -> None:
     pixels, offsets, shapes, views, out = batch_of([whole(9, 9, 4)] * 2)
     offsets[1] += offset
     with pytest.raises(ValueError, match=r"image 1 of 243 bytes at offset .* is not within the 486 bytes of pixels"):
         crop_resize_batch(pixels, offsets, shapes, views, out)
 
 
-@pytest.mark.usefixtures("either")
-def test_a_wrong_view_in_a_batch_is_said_with_its_row() -> None:
+@pytest.mark.usefixtures("each_implementation")
+def test_a_wrong_view_in_a_batch_is_named_with_its_row() -> None:
     pixels, offsets, shapes, views, out = batch_of([whole(9, 9, 4)] * 3)
     views[2, 2] = 10
     with pytest.raises(ValueError, match="crop_resize: image 2 has the box"):
@@ -89,7 +89,7 @@ def test_a_wrong_view_in_a_batch_is_said_with_its_row() -> None:
 
 @needs_library
 @pytest.mark.parametrize(
-    ("place", "wrong", "words"),
+    ("position", "wrong", "words"),
     [
         (0, torch.zeros(2, 243, dtype=torch.uint8), "pixels must be contiguous uint8"),
         (0, torch.zeros(486), "pixels must be contiguous uint8"),
@@ -104,15 +104,15 @@ def test_a_wrong_view_in_a_batch_is_said_with_its_row() -> None:
         (4, torch.zeros(2, 3, 4, 4, dtype=torch.uint8).permute(0, 2, 3, 1), "out must be contiguous"),
     ],
 )
-def test_a_wrong_argument_of_a_batch_is_said(place: int, wrong: Any, words: str) -> None:
+def test_a_wrong_argument_of_a_batch_is_named(position: int, wrong: Any, words: str) -> None:
     arguments: list[Any] = list(batch_of([whole(9, 9, 4)] * 2))
-    arguments[place] = wrong
+    arguments[position] = wrong
     with pytest.raises(ValueError, match="crop_resize: ") as caught:
         crop_resize_batch(*arguments)
     assert words in str(caught.value)
 
 
-def test_a_device_without_a_kernel_is_said() -> None:
+def test_a_device_without_a_kernel_is_named() -> None:
     arguments = [x.to("meta") if isinstance(x, Tensor) else x for x in batch_of([whole(9, 9, 4)])]
     with pytest.raises(NotImplementedError, match="views of images on meta"):
         crop_resize_batch(*arguments)

@@ -1,4 +1,4 @@
-"""The CUDA kernel of the views, its own source run on the CPU by tests/emulator: the CPU's bits, to the last."""
+"""resize: the CUDA kernel's source, run on the CPU by tests/emulator, gives the CPU's bits."""
 
 from __future__ import annotations
 
@@ -66,6 +66,6 @@ def test_an_image_outside_of_the_pixels_is_black() -> None:
     np.testing.assert_array_equal(out[3].numpy(), pillow(SOME[0]))
 
 
-def test_no_images_are_no_launch() -> None:
+def test_an_empty_batch_launches_no_kernel() -> None:
     resize(*(x[:0] for x in batch_of([SOME[0]])))
     assert emulated.log() == []

@@ -1,4 +1,4 @@
-"""Views cut on a GPU: the bits of the CPU's, and nothing waits for them."""
+"""resize on a GPU: views have the CPU's bits, and the host does not wait for them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_batch_on_a_gpu_has_the_bits_of_its_images() -> None:
 
 @pytest.mark.gpu
 @needs_gpu
-def test_nothing_waits_for_the_gpu() -> None:
+def test_the_host_does_not_wait_for_the_gpu() -> None:
     pixels, offsets, shapes, views, out = batch_of(some_cases())
     moved = pixels.cuda(), offsets.cuda(), shapes, views, out.cuda()
     crop_resize_batch(*moved)
@@ -55,7 +55,7 @@ def test_nothing_waits_for_the_gpu() -> None:
 
 @pytest.mark.gpu
 @needs_gpu
-def test_many_batches_one_after_the_other_keep_their_own_tables() -> None:
+def test_consecutive_batches_do_not_overwrite_each_others_tables() -> None:
     some = [some_cases(32)[k % 8 :][:1] * 50 for k in range(24)]
     outs = [on_gpu(batch) for batch in some]
     for batch, out in zip(some, outs, strict=True):
@@ -64,11 +64,11 @@ def test_many_batches_one_after_the_other_keep_their_own_tables() -> None:
 
 @pytest.mark.gpu
 @needs_gpu
-def test_views_cannot_be_captured_for_they_are_the_hosts() -> None:
+def test_a_cuda_graph_cannot_capture_views_whose_boxes_are_on_the_host() -> None:
     pixels, offsets, shapes, views, out = batch_of(some_cases())
     moved = pixels.cuda(), offsets.cuda(), shapes, views, out.cuda()
     crop_resize_batch(*moved)
     with torch.cuda.graph(torch.cuda.CUDAGraph()):
-        moved[-1].add_(0)  # of a graph of nothing PyTorch warns
+        moved[-1].add_(0)  # PyTorch warns of empty graphs
         with pytest.raises(ValueError, match=r"^crop_resize: it cannot be part of a CUDA graph"):
             crop_resize_batch(*moved)

@@ -1,4 +1,4 @@
-"""shard: the shards of a step together hold the images that one process alone would see."""
+"""shard: the shards of a step together hold the images of the step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from udskd.errors import ConfigError, DataError
 
 @pytest.mark.parametrize("config", [CONFIG, MIXED], ids=["plain", "mixup"])
 @pytest.mark.parametrize(("ranks", "parts"), [(1, 4), (4, 1), (2, 2)])
-def test_shares_of_a_step_are_together_the_step(config: DataConfig, ranks: int, parts: int) -> None:
+def test_the_shards_of_a_step_are_the_step(config: DataConfig, ranks: int, parts: int) -> None:
     whole = list(TrainLoader(MemorySet(50), config, seed=3, batch_size=16).epoch(1, 1))
     shards = [Shard(rank, ranks, parts) for rank in range(ranks)]
     pieces = [list(TrainLoader(MemorySet(50), config, seed=3, batch_size=16, shard=s).epoch(1, 1)) for s in shards]
@@ -26,14 +26,14 @@ def test_shares_of_a_step_are_together_the_step(config: DataConfig, ranks: int, 
         [(step, part) for step in (1, 2) for part in range(parts)]
     ] * ranks
     for number, step in enumerate(whole):
-        mine = [pieces[rank][number * parts + part] for part in range(parts) for rank in range(ranks)]
+        parts_of_step = [pieces[rank][number * parts + part] for part in range(parts) for rank in range(ranks)]
         for key in ("images", "labels", "flips"):
-            rows = torch.cat([getattr(b, key)[: len(b)] for b in mine])
+            rows = torch.cat([getattr(b, key)[: len(b)] for b in parts_of_step])
             assert torch.equal(rows, getattr(step, key)[: len(step)]), key
-        assert torch.equal(torch.cat([b.indices for b in mine]), step.indices)
+        assert torch.equal(torch.cat([b.indices for b in parts_of_step]), step.indices)
         if step.mix is not None:
-            assert torch.equal(torch.cat([b.mix for b in mine]), step.mix)
-            partners = torch.cat([b.images[-1:] for b in mine])
+            assert torch.equal(torch.cat([b.mix for b in parts_of_step]), step.mix)
+            partners = torch.cat([b.images[-1:] for b in parts_of_step])
             assert torch.equal(partners, step.images[4::4])
 
 
@@ -42,14 +42,14 @@ def test_a_set_smaller_than_a_step_is_cut_into_equal_pieces() -> None:
     assert [(b.step, b.part, len(b)) for b in batches] == [(0, 0, 2), (0, 1, 2)]
 
 
-def test_shares_that_do_not_fit_are_refused() -> None:
+def test_shards_of_unequal_size_are_refused() -> None:
     with pytest.raises(ConfigError, match="cannot be cut into 3 equal pieces"):
         TrainLoader(MemorySet(50), CONFIG, seed=0, batch_size=16, shard=Shard(0, 3, 1))
     with pytest.raises(DataError, match="3 training images are too few"):
         TrainLoader(MemorySet(3), CONFIG, seed=0, batch_size=16, shard=Shard(0, 2, 2))
 
 
-def test_shares_of_an_evaluation_are_whole_batches() -> None:
+def test_the_shards_of_an_evaluation_are_whole_batches() -> None:
     whole = list(EvalLoader(MemorySet(50), CONFIG, batch_size=8))
     for ranks in (2, 3, 8):
         for rank in range(ranks):

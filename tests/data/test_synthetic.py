@@ -1,4 +1,4 @@
-"""embedded: the posterior is what labels follow and pixels show, and every machine makes the same set."""
+"""synthetic: labels and pixels follow the posterior, and the set is the same on every machine."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_sizes_and_shapes(train: EmbeddedSet, val: EmbeddedSet) -> None:
     assert (train.pixels(7).dtype, train.pixels(7).shape) == (np.uint8, (32, 32, 3))
 
 
-def test_every_machine_makes_the_same_set(train: EmbeddedSet, val: EmbeddedSet) -> None:
+def test_the_set_is_the_same_on_every_machine(train: EmbeddedSet, val: EmbeddedSet) -> None:
     digest = hashlib.sha256()
     for images in (train, val):
         for index in range(len(images)):
@@ -39,11 +39,11 @@ def test_every_machine_makes_the_same_set(train: EmbeddedSet, val: EmbeddedSet) 
 
 
 def test_a_smaller_set_is_the_beginning_of_the_whole(train: EmbeddedSet) -> None:
-    few = EmbeddedSet("train", 300)
-    np.testing.assert_array_equal(few.labels, train.labels[:300])
-    np.testing.assert_array_equal(few.posterior, train.posterior[:300])
+    smaller = EmbeddedSet("train", 300)
+    np.testing.assert_array_equal(smaller.labels, train.labels[:300])
+    np.testing.assert_array_equal(smaller.posterior, train.posterior[:300])
     for index in (0, 249, 250, 299):
-        assert few.pixels(index).tobytes() == train.pixels(index).tobytes()
+        assert smaller.pixels(index).tobytes() == train.pixels(index).tobytes()
 
 
 def test_no_image_is_in_both_splits(train: EmbeddedSet, val: EmbeddedSet) -> None:
@@ -55,7 +55,7 @@ def test_posteriors_are_distributions(train: EmbeddedSet) -> None:
     np.testing.assert_allclose(train.posterior.sum(axis=1), 1, rtol=1e-12)
 
 
-def test_a_class_at_its_home_is_the_likeliest() -> None:
+def test_a_class_is_the_likeliest_at_its_own_factors() -> None:
     hues, outlines = np.array(list(PROTOTYPES.values())).T
     assert posterior(hues, np.ones(10), outlines).argmax(axis=1).tolist() == list(range(10))
 
@@ -73,7 +73,7 @@ def test_a_grey_diamond_may_be_any_diamond() -> None:
 
 
 def test_labels_follow_the_posterior(train: EmbeddedSet) -> None:
-    """For images whose likeliest class has probability p, that class is the label in a share p of them."""
+    """For images whose likeliest class has probability p, that class is the label of a fraction p of them."""
     likeliest, label_is_likeliest = train.posterior.max(axis=1), train.posterior.argmax(axis=1) == train.labels
     for low, high in ((0.0, 0.6), (0.6, 0.8), (0.8, 0.95), (0.95, 1.01)):
         some = (likeliest >= low) & (likeliest < high)
@@ -82,7 +82,7 @@ def test_labels_follow_the_posterior(train: EmbeddedSet) -> None:
         assert abs(label_is_likeliest[some].sum() - likeliest[some].sum()) < 4 * spread
 
 
-def test_every_class_has_its_expected_share(train: EmbeddedSet) -> None:
+def test_every_class_has_its_expected_frequency(train: EmbeddedSet) -> None:
     spread = np.sqrt((train.posterior * (1 - train.posterior)).sum(axis=0))
     counts = np.bincount(train.labels, minlength=10)
     assert (np.abs(counts - train.posterior.sum(axis=0)) < 4 * spread).all()
@@ -101,8 +101,8 @@ def test_entropy_is_that_of_the_posterior() -> None:
     np.testing.assert_allclose(images.entropy, expected, rtol=1e-12)
 
 
-def test_the_posterior_can_be_read_off_the_pixels(val: EmbeddedSet) -> None:
-    """Hue and chroma of the brightest pixels, taken with a ruler, give back the likeliest colour."""
+def test_the_pixels_determine_the_posterior(val: EmbeddedSet) -> None:
+    """Hue and chroma, measured at the brightest pixels, give the likeliest class."""
     groups = np.array([outline for _, outline in PROTOTYPES.values()])
     agreed, n = 0, 300
     for index in range(n):
@@ -119,9 +119,9 @@ def test_the_posterior_can_be_read_off_the_pixels(val: EmbeddedSet) -> None:
 
 
 def _unscaled(turns: dict[int, float], channel: int, spread: float) -> float:
-    home = channel / 3
-    return (home + (turns[channel] - home) / spread) % 1.0
+    base = channel / 3
+    return (base + (turns[channel] - base) / spread) % 1.0
 
 
-def test_names_say_which_image(val: EmbeddedSet) -> None:
+def test_names_contain_the_index(val: EmbeddedSet) -> None:
     assert val.name(12) == "embedded/val/12"

@@ -1,4 +1,4 @@
-"""tree: which files of a split are images, which folders are read, and how what is left out is counted."""
+"""tree: which files of a split are images, which folders are read, and how ignored files are counted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from udskd.errors import DataError
 
 
 def names(root: Path, split: str = "train") -> list[str]:
-    """Paths of a split's images below it."""
+    """Paths of a split's images, relative to it."""
     return [os.path.relpath(path, root / split) for path in open_folder(root)[split == "val"].paths]
 
 
@@ -69,9 +69,7 @@ SHARED = {
 
 
 @pytest.mark.parametrize(("make", "count", "first"), SHARED.values(), ids=SHARED)
-def test_images_that_both_splits_show_are_counted(
-    tree: Path, make: Callable[[Path], None], count: int, first: str
-) -> None:
+def test_images_in_both_splits_are_counted(tree: Path, make: Callable[[Path], None], count: int, first: str) -> None:
     assert describe_shared_images(*open_folder(tree)) == ""
     make(tree)
     assert describe_shared_images(*open_folder(tree)) == (
@@ -81,7 +79,7 @@ def test_images_that_both_splits_show_are_counted(
 
 @pytest.mark.parametrize("suffix", [suffix for format in FORMATS for suffix in format.suffixes])
 def test_a_file_with_the_suffix_of_any_known_format_is_an_image(tree: Path, suffix: str) -> None:
-    (tree / "train" / "cat" / f"x{suffix.upper()}").write_bytes(b"whatever is in it")
+    (tree / "train" / "cat" / f"x{suffix.upper()}").write_bytes(b"any content")
     assert names(tree)[3] == f"cat/x{suffix.upper()}"
 
 
@@ -93,7 +91,7 @@ def test_every_format_is_recognised_without_suffix_and_decoded(tree: Path, tmp_p
     assert images.pixels(3).shape == (30, 40, 3)
 
 
-def test_the_common_names_of_photographs_are_all_taken_and_decoded(tree: Path, tmp_path: Path) -> None:
+def test_common_names_of_photographs_are_images(tree: Path, tmp_path: Path) -> None:
     for name in ("a.jfif", "b.jpe", "c.gif", "d.avif", "e.jp2", "f"):
         format = {"gif": "GIF", "avif": "AVIF", "jp2": "JPEG2000"}.get(name[2:], "JPEG")
         (tree / "train" / "cat" / name).write_bytes(encoded(tmp_path, format))
@@ -108,7 +106,7 @@ def test_the_common_names_of_photographs_are_all_taken_and_decoded(tree: Path, t
     "text",
     [b"P2 notes about plan 2", b"P5\tsee above", b"BMI of the patients\0\0\0", b"BM1234\0\0\0\0data" + bytes(20)],
 )
-def test_a_text_that_begins_like_a_magic_number_is_no_image(tree: Path, text: bytes) -> None:
+def test_a_text_that_begins_like_a_magic_number_is_not_an_image(tree: Path, text: bytes) -> None:
     (tree / "train" / "cat" / "README").write_bytes(text)
     assert ignored(tree) == "1 file ignored: without suffix 1"
 
@@ -129,7 +127,7 @@ def test_a_file_without_suffix_that_does_not_begin_as_an_image_is_ignored(tree: 
     assert (len(names(tree)), ignored(tree)) == (6, "1 file ignored: without suffix 1")
 
 
-def test_what_is_left_out_is_counted_by_kind(tree: Path) -> None:
+def test_ignored_files_are_counted_by_kind(tree: Path) -> None:
     for name in ("a.bak", "b.txt", "c.TXT", "d.jpg.txt", "README", "e.a\nb", "f.what a strange name"):
         (tree / "train" / "cat" / name).write_text("not an image")
     (tree / "train" / "list.csv").write_text("beside the classes")
@@ -140,13 +138,13 @@ def test_what_is_left_out_is_counted_by_kind(tree: Path) -> None:
     )
 
 
-def test_each_split_counts_its_own(tree: Path) -> None:
+def test_each_split_counts_its_own_ignored_files(tree: Path) -> None:
     (tree / "val" / "dog" / "x.bak").write_text("")
     train, val = open_folder(tree)
     assert (train.describe_ignored(), val.describe_ignored()) == ("", "1 file ignored: .bak 1")
 
 
-def test_hidden_files_and_folders_are_left_out_at_any_depth_and_not_counted(tree: Path) -> None:
+def test_hidden_files_and_folders_are_ignored_at_any_depth_and_not_counted(tree: Path) -> None:
     for folder in (".ipynb_checkpoints", "cat/.ipynb_checkpoints", "cat/deep/.thumbs/x"):
         (tree / "train" / folder).mkdir(parents=True)
         photo().save(tree / "train" / folder / "0-checkpoint.png")
@@ -154,7 +152,7 @@ def test_hidden_files_and_folders_are_left_out_at_any_depth_and_not_counted(tree
     assert (len(names(tree)), ignored(tree)) == (6, "")
 
 
-def test_folders_are_walked_in_the_order_of_torchvision(tmp_path: Path) -> None:
+def test_the_order_of_folders_is_torchvisions(tmp_path: Path) -> None:
     odd = ("a/x.jpg", "a/b/x.jpg", "a/b c/x.jpg", "a/b/c/y.jpg", "a.b/x.jpg", "A/Z.JPG", "a/b.jpg/z.png", "a/b!/x.tif")
     for name in odd:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -170,14 +168,14 @@ def test_a_link_to_an_image_is_an_image(tree: Path, tmp_path: Path) -> None:
     assert names(tree)[3:5] == ["cat/link.png", "cat/named"]
 
 
-def test_a_broken_link_that_is_called_an_image_is_an_unreadable_image(tree: Path) -> None:
+def test_a_broken_link_with_an_images_suffix_is_an_unreadable_image(tree: Path) -> None:
     (tree / "train" / "cat" / "x.jpg").symlink_to(tree / "nowhere")
     (tree / "train" / "cat" / "y.jpg").symlink_to(tree / "train" / "cat" / "y.jpg")
     assert names(tree)[3:5] == ["cat/x.jpg", "cat/y.jpg"]
 
 
 @pytest.mark.parametrize("target", [".", "..", "../..", "../../..", "/", "../dog", "inner", "../../val/cat"])
-def test_a_link_to_a_folder_that_is_read_anyway_is_not_followed(tree: Path, target: str) -> None:
+def test_a_link_to_a_folder_that_is_read_already_is_not_followed(tree: Path, target: str) -> None:
     (tree / "train" / "cat" / "inner").mkdir()
     (tree / "train" / "cat" / "link").symlink_to(target)
     assert len(names(tree)) == 6
@@ -185,7 +183,7 @@ def test_a_link_to_a_folder_that_is_read_anyway_is_not_followed(tree: Path, targ
 
 
 @pytest.mark.parametrize("target", [".", "..", "/", "cat", "cat/inner"])
-def test_a_link_beside_the_classes_to_one_of_them_or_to_all_is_no_class(tree: Path, target: str) -> None:
+def test_a_link_to_the_split_or_to_a_class_is_not_a_class(tree: Path, target: str) -> None:
     (tree / "train" / "cat" / "inner").mkdir()
     (tree / "train" / "a").symlink_to(target)
     train = open_folder(tree)[0]
@@ -193,7 +191,7 @@ def test_a_link_beside_the_classes_to_one_of_them_or_to_all_is_no_class(tree: Pa
     assert train.describe_ignored() == "1 file ignored: link to a folder that is read already 1"
 
 
-def test_a_folder_elsewhere_may_be_linked_into_a_class(tree: Path, tmp_path: Path) -> None:
+def test_a_class_may_contain_a_link_to_a_folder_outside_of_the_tree(tree: Path, tmp_path: Path) -> None:
     (tmp_path / "more" / "deep").mkdir(parents=True)
     photo().save(tmp_path / "more" / "deep" / "x.png")
     (tmp_path / "more" / "back").symlink_to(tree)
@@ -203,7 +201,7 @@ def test_a_folder_elsewhere_may_be_linked_into_a_class(tree: Path, tmp_path: Pat
     assert ignored(tree) == "2 files ignored: link to a folder that is read already 2"
 
 
-def test_a_folder_elsewhere_is_read_once_however_many_links_lead_to_it(tree: Path, tmp_path: Path) -> None:
+def test_a_folder_outside_of_the_tree_is_read_once_for_several_links(tree: Path, tmp_path: Path) -> None:
     (tmp_path / "more").mkdir()
     photo().save(tmp_path / "more" / "x.png")
     for name in ("cat/a", "cat/b", "dog/c"):
@@ -212,7 +210,7 @@ def test_a_folder_elsewhere_is_read_once_however_many_links_lead_to_it(tree: Pat
 
 
 def test_class_folders_may_be_links(tmp_path: Path) -> None:
-    """As in the README: training images in several folders, of which each class's is linked; val is one link."""
+    """As in the README: each class of train is a link, and val is one link."""
     make_tree(tmp_path / "parts")
     root = tmp_path / "root"
     (root / "train").mkdir(parents=True)
@@ -224,7 +222,7 @@ def test_class_folders_may_be_links(tmp_path: Path) -> None:
     assert (train.classes, len(train), len(val)) == (("cat", "dog"), 6, 4)
 
 
-def test_classes_may_be_links_into_a_hidden_store_of_the_split(tmp_path: Path) -> None:
+def test_classes_may_be_links_into_a_hidden_folder_of_the_split(tmp_path: Path) -> None:
     make_tree(tmp_path)
     (tmp_path / "train" / ".store").mkdir()
     for name in ("cat", "dog"):
@@ -239,13 +237,13 @@ def test_one_split_may_be_a_link_to_the_other(tree: Path) -> None:
     assert [len(images) for images in open_folder(tree)] == [6, 6]
 
 
-def test_a_real_class_folder_goes_before_a_link_to_it(tree: Path) -> None:
+def test_a_class_folder_takes_precedence_over_a_link_to_it(tree: Path) -> None:
     for split in ("train", "val"):
         (tree / split / "aaa").symlink_to("dog")
     assert open_folder(tree)[0].classes == ("cat", "dog")
 
 
-def test_pipes_and_sockets_without_suffix_are_neither_opened_nor_taken(tree: Path) -> None:
+def test_pipes_and_sockets_without_suffix_are_ignored_without_opening_them(tree: Path) -> None:
     os.mkfifo(tree / "train" / "cat" / "pipe")
     with socket.socket(socket.AF_UNIX) as server:
         here = os.getcwd()
@@ -271,14 +269,14 @@ def test_a_folder_within_a_class_that_cannot_be_listed_is_an_error(tree: Path, m
         open_folder(tree)
 
 
-def test_a_class_without_images_says_what_was_ignored(tree: Path) -> None:
+def test_the_error_about_a_class_without_images_lists_the_ignored_files(tree: Path) -> None:
     for file in (tree / "train" / "dog").iterdir():
         file.rename(file.with_suffix(".heic"))
     with pytest.raises(DataError, match=r"no images in class dog of .*train \(3 files ignored: \.heic 3\): add images"):
         open_folder(tree)
 
 
-def test_names_that_are_no_utf8_are_files_like_others(tree: Path) -> None:
+def test_names_that_are_not_utf8_are_accepted(tree: Path) -> None:
     for name in (b"\xff.png", b"\xfe"):
         with open(os.path.join(os.fsencode(tree / "train" / "cat"), name), "wb") as file:
             photo().save(file, "PNG")

@@ -1,4 +1,4 @@
-"""workers: whoever decodes is told, heard, and ended when nobody listens any more."""
+"""workers: errors and signals in threads and processes, and their end when a loader is left or closed."""
 
 from __future__ import annotations
 
@@ -30,32 +30,32 @@ from udskd.errors import DataError
 
 @each_way
 @pytest.mark.parametrize("closed", [True, False], ids=["closed", "left open"])
-def test_an_abandoned_epoch_leaves_nothing_behind(closed: bool, loader: str, workers: int) -> None:
+def test_an_abandoned_epoch_does_not_affect_the_next_one(closed: bool, loader: str, workers: int) -> None:
     config = by(CONFIG, loader, workers)
-    used = TrainLoader(MemorySet(200), config, seed=3, batch_size=8)
+    train_loader = TrainLoader(MemorySet(200), config, seed=3, batch_size=8)
     for epoch in (0, 1):
-        abandoned = used.epoch(epoch)
+        abandoned = train_loader.epoch(epoch)
         next(abandoned)
         if closed:
             abandoned.close()  # type: ignore[attr-defined]
-    assert_equal(TrainLoader(MemorySet(200), CONFIG, seed=3, batch_size=8).epoch(1), used.epoch(1))
+    assert_equal(TrainLoader(MemorySet(200), CONFIG, seed=3, batch_size=8).epoch(1), train_loader.epoch(1))
 
 
 @each_way
 def test_closing_ends_threads_and_processes(loader: str, workers: int) -> None:
     processes, threads = len(multiprocessing.active_children()), set(threading.enumerate())  # of tests before this one
-    used = TrainLoader(MemorySet(200), by(CONFIG, loader, workers), seed=3, batch_size=8)
+    train_loader = TrainLoader(MemorySet(200), by(CONFIG, loader, workers), seed=3, batch_size=8)
     for epoch in (0, 1):
-        batches = used.epoch(epoch)  # alive when the loader is closed
+        batches = train_loader.epoch(epoch)  # alive when the loader is closed
         next(batches)
-        used.close()
+        train_loader.close()
         assert not [thread for thread in set(threading.enumerate()) - threads if thread.name.startswith("udskd")]
         assert len(multiprocessing.active_children()) == processes
-    assert sum(len(batch) for batch in used.epoch(2)) == 200
-    used.close()
+    assert sum(len(batch) for batch in train_loader.epoch(2)) == 200
+    train_loader.close()
 
 
-def test_threads_decode_ahead_and_stop_when_nobody_listens() -> None:
+def test_threads_decode_ahead_and_stop_when_the_epoch_is_closed() -> None:
     seen: list[int] = []
 
     class Watched(MemorySet):
@@ -72,7 +72,7 @@ def test_threads_decode_ahead_and_stop_when_nobody_listens() -> None:
 
 
 class DeadlySet(MemorySet):
-    """Kills the process that decodes image 5, as the kernel does when memory runs out."""
+    """Kills the process that decodes image 5, as Linux does when memory runs out."""
 
     def pixels(self, index: int) -> np.ndarray:
         if index == 5:
@@ -82,47 +82,47 @@ class DeadlySet(MemorySet):
 
 def test_a_dead_worker_is_one_clear_error() -> None:
     loader = EvalLoader(DeadlySet(10), by(CONFIG, "processes", 1), batch_size=2)
-    for _ in range(2):  # the second evaluation starts a new one
+    for _ in range(2):  # the second evaluation starts a new process
         with pytest.raises(DataError, match=r"a process that decodes images died .*data\.workers"):
             list(loader)
 
 
 class BuggySet(MemorySet):
     def pixels(self, index: int) -> np.ndarray:
-        raise RuntimeError("a mistake of ours")
+        raise RuntimeError("a bug")
 
 
 @each_way
-def test_our_own_mistakes_are_not_taken_for_bad_files(loader: str, workers: int) -> None:
-    with pytest.raises(RuntimeError, match="a mistake of ours"):
+def test_bugs_are_not_reported_as_bad_files(loader: str, workers: int) -> None:
+    with pytest.raises(RuntimeError, match="a bug"):
         list(EvalLoader(BuggySet(4), by(CONFIG, loader, workers), batch_size=2))
 
 
 class InterruptedSet(MemorySet):
-    """Sends its own process what Ctrl-C sends to all processes of a terminal."""
+    """Sends its own process SIGINT, as Ctrl-C does to all processes of a terminal."""
 
     def pixels(self, index: int) -> np.ndarray:
         os.kill(os.getpid(), signal.SIGINT)
         return super().pixels(index)
 
 
-def test_workers_leave_ctrl_c_to_the_main_process() -> None:
+def test_worker_processes_ignore_ctrl_c() -> None:
     loader = EvalLoader(InterruptedSet(6), by(CONFIG, "processes", 1), batch_size=2)
     assert sum(len(batch) for batch in loader) == 6
 
 
 def test_workers_compute_with_one_thread() -> None:
-    class Threads(MemorySet):
+    class ThreadCountSet(MemorySet):
         def pixels(self, index: int) -> np.ndarray:
             return np.full((8, 8, 3), torch.get_num_threads(), dtype=np.uint8)
 
-    (batch,) = EvalLoader(Threads(1), by(CONFIG, "processes", 1), batch_size=1)
+    (batch,) = EvalLoader(ThreadCountSet(1), by(CONFIG, "processes", 1), batch_size=1)
     assert batch.images.unique().tolist() == [1]
 
 
 @pytest.mark.parametrize(("loader", "workers"), [("threads", 3), ("processes", 2)])
-def test_a_process_that_leaves_its_workers_behind_ends(loader: str, workers: int) -> None:
-    """Python ends processes by SIGTERM at exit, and waits until they are gone."""
+def test_a_process_exits_without_closing_its_workers(loader: str, workers: int) -> None:
+    """At exit, Python sends SIGTERM to its child processes and waits for them."""
     code = (
         "from udskd.config.schema import DataConfig\n"
         "from udskd.data import TrainLoader, open_sets\n"
@@ -135,7 +135,7 @@ def test_a_process_that_leaves_its_workers_behind_ends(loader: str, workers: int
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_auto_takes_threads_for_jpegs_and_few_workers(tmp_path: Path) -> None:
+def test_auto_means_threads_for_jpegs_and_few_workers(tmp_path: Path) -> None:
     images = MemorySet(4)
     assert type(make_workers(ReadCheck(images), "auto", 0)) is SerialWorkers
     assert type(make_workers(ReadCheck(images), "auto", MOST_THREADS)) is ThreadWorkers
@@ -144,20 +144,20 @@ def test_auto_takes_threads_for_jpegs_and_few_workers(tmp_path: Path) -> None:
     assert type(make_workers(ReadCheck(images), "auto", 1)) is ProcessWorkers
 
 
-def test_files_other_than_jpegs_hold_pythons_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoding_releases_the_gil_for_jpegs_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["a.jpg", "b.JPEG", "c.webp"]
     assert (decode.are_jpegs(names), decode.are_jpegs(names[1:])) == (decode.simplejpeg is not None, False)
     make_tree(tmp_path / "tree")
     pack(tmp_path / "tree", tmp_path / "originals", short_side=None)
     pack(tmp_path / "tree", tmp_path / "packs")
-    for root, frees in (("tree", False), ("originals", False), ("packs", True)):
-        assert open_sets(DataConfig(root=str(tmp_path / root)))[0].releases_gil == frees
+    for root, releases in (("tree", False), ("originals", False), ("packs", True)):
+        assert open_sets(DataConfig(root=str(tmp_path / root)))[0].releases_gil == releases
     monkeypatch.setattr(decode, "simplejpeg", None)
     assert not decode.are_jpegs(names)
 
 
 class InterruptingSet(MemorySet):
-    """Decoding the third image is what takes so long that somebody presses Ctrl-C."""
+    """Decoding image 3 raises SIGINT, as Ctrl-C does."""
 
     def pixels(self, index: int) -> np.ndarray:
         if index == 3:
@@ -166,7 +166,7 @@ class InterruptingSet(MemorySet):
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_ctrl_c_stops_threads_and_they_can_go_on(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_stops_threads_and_a_second_pass_works(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     images = InterruptingSet(64)
     loader = EvalLoader(images, by(CONFIG, "threads", workers), batch_size=2)

@@ -1,4 +1,4 @@
-"""Stages are found in every kind of network, and a tapped network gives away what its layers gave and keeps nothing."""
+"""Stages are found in every kind of network; a FeatureExtractor returns outputs of layers and keeps none of them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OPTION = "sdkd.student_a_layers"
 
 
 def build(name: str, size: int, stem: Stem = "auto") -> nn.Module:
-    """Without memory or initialisation, where the network can be: the shapes are all that is looked at."""
+    """On the meta device if the network can be built there: the tests need only shapes."""
     with torch.device("cpu" if name.startswith("regnet") else "meta"):
         return zoo.build(name, 10, size, stem).module
 
@@ -95,12 +95,12 @@ def test_the_stages_are_the_last_layers_of_each_resolution(name: str, prefix: st
 
 
 @pytest.mark.parametrize(("stem", "first"), [("imagenet", "relu 16"), ("half", "layer1 16"), ("small", "layer1 32")])
-def test_a_stem_of_its_stages_resolution_is_no_stage_of_its_own(stem: Stem, first: str) -> None:
+def test_a_stem_with_the_resolution_of_the_first_stage_is_not_a_stage(stem: Stem, first: str) -> None:
     layer = find_stages(build("resnet18", 32, stem), 32)[0]
     assert f"{layer.name} {layer.side}" == first
 
 
-def test_what_is_left_of_a_pooling_layer_that_was_taken_out_is_no_stage() -> None:
+def test_the_identity_in_place_of_a_removed_pooling_layer_is_not_a_stage() -> None:
     assert find_stages(build("shufflenet_v2_x1_0", 32, "small"), 32)[0].name == "conv1"
 
 
@@ -116,17 +116,17 @@ def head(channels: int) -> list[nn.Module]:
     return [nn.AdaptiveAvgPool2d(1), nn.Dropout(), nn.Flatten(), nn.Linear(channels, 3)]
 
 
-def test_a_layer_that_runs_twice_is_no_stage() -> None:
+def test_a_layer_that_runs_twice_is_not_a_stage() -> None:
     twice = nn.Conv2d(4, 4, 3, padding=1)
     assert find_stages(nn.Sequential(nn.Conv2d(3, 4, 1), twice, twice, *head(4)), 8) == [Layer("0", 4, 8)]
 
 
-def test_stages_are_in_the_order_in_which_they_run_also_where_a_resolution_comes_back() -> None:
+def test_stages_are_in_the_order_in_which_they_run_even_if_a_resolution_recurs() -> None:
     up = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 2, 2), nn.Upsample(scale_factor=2), *head(5))
     assert find_stages(up, 8) == [Layer("1", 5, 4), Layer("2", 5, 8)]
 
 
-def test_a_network_in_double_precision_is_looked_at_as_any_other() -> None:
+def test_a_network_in_double_precision_has_stages() -> None:
     assert find_stages(nn.Sequential(nn.Conv2d(3, 4, 1), *head(4)).double(), 8) == [Layer("0", 4, 8)]
 
 
@@ -146,7 +146,7 @@ def test_a_network_of_patches_is_refused_in_one_sentence(name: str) -> None:
         choose_layers(build(name, 32), 32, "auto", 1, OPTION)
 
 
-def test_looking_leaves_the_network_as_it_is() -> None:
+def test_finding_stages_does_not_change_the_network() -> None:
     module = tiny().train()
     before = copy.deepcopy(module.state_dict())
     find_stages(module, 8)
@@ -155,12 +155,12 @@ def test_looking_leaves_the_network_as_it_is() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
 
 
-def test_auto_are_the_last_stages() -> None:
+def test_auto_selects_the_last_stages() -> None:
     layers = choose_layers(build("resnet18", 32), 32, "auto", 3, OPTION)
     assert [layer.name for layer in layers] == ["layer2", "layer3", "layer4"]
 
 
-def test_names_are_taken_as_they_are() -> None:
+def test_names_select_any_layers() -> None:
     layers = choose_layers(build("resnet18", 32), 32, "layer1.0.conv1, layer4", 3, OPTION)
     assert layers == (Layer("layer1.0.conv1", 64, 32), Layer("layer4", 512, 4))
 
@@ -180,7 +180,7 @@ def test_names_are_taken_as_they_are() -> None:
         ("layer1.0.relu", 1, ['"layer1.0.relu"', "once", "2 times"]),
     ],
 )
-def test_layers_that_cannot_be_are_refused_in_one_sentence(wanted: str, count: int, words: list[str]) -> None:
+def test_invalid_layers_are_refused_in_one_sentence(wanted: str, count: int, words: list[str]) -> None:
     with pytest.raises(ConfigError) as error:
         choose_layers(build("resnet18", 32), 32, wanted, count, OPTION)
     assert "\n" not in str(error.value)
@@ -195,14 +195,14 @@ def test_a_layer_that_never_runs_is_refused() -> None:
 
 
 def prefixes(module: nn.Module, names: Sequence[str], x: Tensor) -> list[Tensor]:
-    """The outputs of some of a tiny network's layers, by running only what comes before them."""
+    """The outputs of some layers of a tiny network, computed by the layers up to them."""
     layers = module.get_submodule("features")
     assert isinstance(layers, nn.Sequential)
     return [layers[: int(name.rpartition(".")[2]) + 1](x) for name in names]
 
 
 @pytest.mark.parametrize("names", [("features.4", "features.6"), ("features.6", "features.0", "features.3")])
-def test_tapped_gives_the_layers_outputs_in_the_order_of_their_names(names: tuple[str, ...]) -> None:
+def test_the_outputs_of_layers_come_in_the_order_of_their_names(names: tuple[str, ...]) -> None:
     module, x = tiny().eval(), images()
     logits, features = FeatureExtractor(module, names)(x)
     assert torch.equal(logits, module(x))
@@ -210,7 +210,7 @@ def test_tapped_gives_the_layers_outputs_in_the_order_of_their_names(names: tupl
         assert torch.equal(got, want)
 
 
-def test_gradients_flow_through_what_was_tapped() -> None:
+def test_gradients_flow_through_the_outputs_of_layers() -> None:
     module, x = tiny().eval(), images()
     _, (feature,) = FeatureExtractor(module, ["features.4"])(x)
     upstream = torch.randn_like(feature)
@@ -221,44 +221,44 @@ def test_gradients_flow_through_what_was_tapped() -> None:
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_nothing_is_kept_of_a_call(compiled: bool) -> None:
-    tapped = FeatureExtractor(tiny(), ["features.4", "features.6"])
-    out = (torch.compile(tapped, backend="eager") if compiled else tapped)(images())
+def test_a_call_keeps_no_tensor(compiled: bool) -> None:
+    extractor = FeatureExtractor(tiny(), ["features.4", "features.6"])
+    out = (torch.compile(extractor, backend="eager") if compiled else extractor)(images())
     kept = [weakref.ref(t) for t in (out[0], *out[1])]
     del out
     gc.collect()
     assert [ref() for ref in kept] == [None, None, None]
 
 
-def test_a_call_by_somebody_else_is_not_tapped() -> None:
+def test_a_call_of_the_network_itself_keeps_no_outputs() -> None:
     module, seen = tiny(), list[Tensor]()
-    tapped = FeatureExtractor(module, ["features.4"])
+    extractor = FeatureExtractor(module, ["features.4"])
     module.get_submodule("features.4").register_forward_hook(lambda *call: seen.append(call[2]))
     assert module(images()).shape == (4, 3)
     kept = weakref.ref(seen.pop())
     gc.collect()
     assert kept() is None
-    assert len(tapped(images())[1]) == 1
+    assert len(extractor(images())[1]) == 1
 
 
-def test_after_a_call_that_failed_the_next_one_is_as_ever() -> None:
+def test_a_failed_call_does_not_affect_the_next_one() -> None:
     module = tiny().eval()
-    tapped = FeatureExtractor(module, ["features.4"])
+    extractor = FeatureExtractor(module, ["features.4"])
     with pytest.raises(RuntimeError):
-        tapped(torch.randn(4, 5, 8, 8))
-    assert tapped._taken.into is None
-    assert torch.equal(tapped(images())[1][0], prefixes(module, ["features.4"], images())[0])
+        extractor(torch.randn(4, 5, 8, 8))
+    assert extractor._capture.outputs is None
+    assert torch.equal(extractor(images())[1][0], prefixes(module, ["features.4"], images())[0])
 
 
-def test_a_deep_copy_taps_its_own_layers() -> None:
-    tapped = FeatureExtractor(tiny().eval(), ["features.4"])
-    twin = copy.deepcopy(tapped)
-    nn.init.zeros_(tapped.module.get_submodule("features.4.0").weight)  # type: ignore[arg-type]
-    (mine,), (theirs,) = tapped(images())[1], twin(images())[1]
+def test_a_deep_copy_returns_the_outputs_of_its_own_layers() -> None:
+    extractor = FeatureExtractor(tiny().eval(), ["features.4"])
+    twin = copy.deepcopy(extractor)
+    nn.init.zeros_(extractor.module.get_submodule("features.4.0").weight)  # type: ignore[arg-type]
+    (mine,), (theirs,) = extractor(images())[1], twin(images())[1]
     assert mine.unique().numel() <= mine.shape[1] < theirs.unique().numel()
 
 
-def test_the_wrapped_networks_weights_are_found_under_its_prefix() -> None:
+def test_the_networks_weights_have_the_prefix_module() -> None:
     module = tiny()
     assert list(FeatureExtractor(module, ["features.4"]).state_dict()) == [
         f"module.{name}" for name in module.state_dict()
@@ -267,27 +267,27 @@ def test_the_wrapped_networks_weights_are_found_under_its_prefix() -> None:
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_a_compiled_network_gives_the_same_in_one_graph(backend: str) -> None:
-    tapped, x = FeatureExtractor(tiny(), ["features.4", "features.6"]).eval(), images()
-    compiled = torch.compile(tapped, backend=backend, fullgraph=True)
+    extractor, x = FeatureExtractor(tiny(), ["features.4", "features.6"]).eval(), images()
+    compiled = torch.compile(extractor, backend=backend, fullgraph=True)
     for _ in range(2):
         logits, features = compiled(x)
-        torch.testing.assert_close((logits, features), tapped(x))
-    assert tapped.module(x).shape == (4, 3)
+        torch.testing.assert_close((logits, features), extractor(x))
+    assert extractor.module(x).shape == (4, 3)
 
 
 def test_a_network_in_parallel_gives_the_same_compiled_or_not(tmp_path: Path) -> None:
-    tapped, x = FeatureExtractor(tiny(), ["features.4", "features.6"]).eval(), images()
-    want = tapped(x)
+    extractor, x = FeatureExtractor(tiny(), ["features.4", "features.6"]).eval(), images()
+    want = extractor(x)
     upstream = [torch.randn_like(t) for t in (want[0], *want[1])]
 
     def gradients(out: tuple[Tensor, tuple[Tensor, ...]]) -> list[Tensor | None]:
-        tapped.zero_grad()
+        extractor.zero_grad()
         torch.autograd.backward([out[0], *out[1]], upstream)
-        return [None if p.grad is None else p.grad.clone() for p in tapped.parameters()]
+        return [None if p.grad is None else p.grad.clone() for p in extractor.parameters()]
 
-    expected = gradients(tapped(x))
+    expected = gradients(extractor(x))
     with world_of_one(tmp_path):
-        parallel = DistributedDataParallel(tapped)
+        parallel = DistributedDataParallel(extractor)
         for forward in (parallel, torch.compile(parallel, backend="eager")):
             out = forward(x)
             torch.testing.assert_close(out, want)

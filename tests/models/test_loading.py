@@ -1,4 +1,4 @@
-"""udskd.load: a network out of a run's file, with the run's preprocessing and classes, or one sentence."""
+"""udskd.load: a network from a run's file, with the run's preprocessing and classes, or one sentence of an error."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of two networks of torchvision's with stem "small" on images that have to be resized."""
+    """A finished run of two torchvision networks with stem "small", whose images need resizing."""
     folder = tmp_path_factory.mktemp("loading")
     tree = write_tree(folder / "tree", size=41, train=8, val=5)
     for number, file in enumerate(sorted(tree.glob("val/*/*.png"))):  # of several sizes and kinds
         image = Image.open(file).resize((37 + 5 * number, 60))
         image.convert("L").save(file) if number == 3 else image.save(file)
     values = {
-        "method": "cud",  # leaves teacher_shaped.safetensors too
+        "method": "cud",  # writes teacher_shaped.safetensors too
         "cud.stage_epochs": 1,
         "data.root": str(tree),
         "data.image_size": 32,
@@ -59,7 +59,7 @@ FILES = ["teacher", "teacher_shaped", "student_a", "student_b", "checkpoints/stu
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_loaded_model_says_what_it_is(run: Path, name: str) -> None:
+def test_a_loaded_model_has_the_metadata_of_the_run(run: Path, name: str) -> None:
     model = udskd.load(run / f"{name}.safetensors")
     assert model.classes == CLASSES
     assert (model.image_size, model.mean, model.std, model.eval_crop, model.stem) == (32, MEAN, STD, 0.7, "small")
@@ -69,19 +69,19 @@ def test_a_loaded_model_says_what_it_is(run: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["teacher_shaped", "student_a", "student_b"])
-def test_a_loaded_model_predicts_what_the_run_measured(run: Path, name: str) -> None:
+def test_a_loaded_model_reproduces_the_accuracy_of_the_run(run: Path, name: str) -> None:
     model, config = udskd.load(str(run / f"{name}.safetensors")), toml.load(run / "config.toml")
     _, val = open_sets(config.data)
     p = model.predict([Image.open(val.name(index)) for index in range(len(val))])
     summary = json.loads((run / "summary.json").read_text())
-    right = (p.argmax(-1).numpy() == val.labels).mean()
-    assert 100 * right == pytest.approx(summary["teacher" if "teacher" in name else name]["top1"], abs=1e-9)
+    accuracy = (p.argmax(-1).numpy() == val.labels).mean()
+    assert 100 * accuracy == pytest.approx(summary["teacher" if "teacher" in name else name]["top1"], abs=1e-9)
     if name.startswith("student"):
         saved = load_file(run / "predictions.safetensors")[name]
         torch.testing.assert_close(p, saved.float(), rtol=0, atol=1e-3)
 
 
-def test_preprocessing_has_the_bits_of_the_runs_evaluation(run: Path) -> None:
+def test_preprocessing_has_the_bits_of_the_evaluation(run: Path) -> None:
     model, config = udskd.load(run / "student_b.safetensors"), toml.load(run / "config.toml")
     _, val = open_sets(config.data)
     batches = [normalize_batch(b, config.data, "cpu", 3)[0] for b in EvalLoader(val, config.data, batch_size=4)]
@@ -127,7 +127,7 @@ def test_a_photograph_is_turned_upright_as_in_training(run: Path) -> None:
         (None, "image 0 is a NoneType"),
     ],
 )
-def test_what_is_no_image_is_refused(run: Path, images: Any, words: str) -> None:
+def test_other_objects_than_images_are_refused(run: Path, images: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         udskd.load(run / "student_a.safetensors").preprocess(images)
 
@@ -149,7 +149,7 @@ def test_a_copy_whose_brightness_range_is_lost_is_refused(run: Path, tmp_path: P
         model.preprocess(image.copy())
 
 
-def test_the_network_can_be_trained_on(run: Path) -> None:
+def test_the_network_can_be_trained_further(run: Path) -> None:
     model = udskd.load(run / "student_b.safetensors")
     logits = model.module.train()(model.preprocess([Image.new("RGB", (9, 9))] * 2))
     nn.functional.cross_entropy(logits, torch.tensor([0, 1])).backward()
@@ -215,7 +215,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         udskd.load(tmp_path / "none.safetensors")
 
 
-def test_of_a_run_folder_its_files_are_named(run: Path) -> None:
+def test_the_error_about_a_run_folder_names_its_files(run: Path) -> None:
     files = "student_a.safetensors, student_b.safetensors, teacher.safetensors, teacher_shaped.safetensors"
     with pytest.raises(CheckpointError, match=f"is a folder: load one of its files, {files}$"):
         udskd.load(run)
@@ -226,7 +226,7 @@ def test_a_folder_without_weights_is_one_sentence(tmp_path: Path) -> None:
         udskd.load(tmp_path)
 
 
-def test_a_pickle_is_never_read(tmp_path: Path) -> None:
+def test_a_pickle_is_refused(tmp_path: Path) -> None:
     torch.save(zoo.build("tiny_plain_2", 3, 8).module.state_dict(), tmp_path / "t.pth")
     with pytest.raises(CheckpointError, match=r"t\.pth is not a \.safetensors file"):
         udskd.load(tmp_path / "t.pth")
@@ -235,13 +235,13 @@ def test_a_pickle_is_never_read(tmp_path: Path) -> None:
         udskd.load(tmp_path / "t.safetensors")
 
 
-def test_safetensors_without_our_metadata_are_one_sentence(tmp_path: Path) -> None:
+def test_safetensors_without_udskds_metadata_are_one_sentence(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     with pytest.raises(CheckpointError, match=r"foreign\.safetensors holds no udskd metadata .*not written by udskd$"):
         udskd.load(tmp_path / "foreign.safetensors")
 
 
-def test_predictions_are_named_and_the_weights_beside_them(run: Path) -> None:
+def test_the_error_about_predictions_names_the_files_of_weights(run: Path) -> None:
     words = r"holds the students' predictions, not weights: load one of its files, student_a\.safetensors, "
     with pytest.raises(CheckpointError, match=words):
         udskd.load(run / "predictions.safetensors")
@@ -271,7 +271,7 @@ def test_weights_of_another_kind_of_number_are_refused(tmp_path: Path, dtype: to
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_weights_of_another_precision_are_taken(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_weights_of_another_precision_are_accepted(tmp_path: Path, dtype: torch.dtype) -> None:
     tensors = zoo.build("tiny_plain_2", 3, 8).module.state_dict()
     torch.save({name: tensor.to(dtype) for name, tensor in tensors.items()}, tmp_path / "t.pth")
     load_network(tmp_path / "t.pth", schema.TeacherConfig(model="tiny_plain_2"), CLASSES, schema.DataConfig())

@@ -12,7 +12,7 @@ from udskd.models import tiny, zoo
 
 
 def early_resolution(module: nn.Module, size: int, layer: str) -> int:
-    """Side of the feature maps that reach a layer."""
+    """Side of the input feature maps of a layer."""
     seen: list[int] = []
     module.get_submodule(layer).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-1]))
     with torch.no_grad():
@@ -65,7 +65,7 @@ def test_a_small_resnet_stem_is_a_3x3_convolution_without_pooling() -> None:
     assert isinstance(module.get_submodule("maxpool"), nn.Identity)
 
 
-def test_a_half_resnet_stem_keeps_its_convolution_and_drops_the_pooling() -> None:
+def test_a_half_resnet_stem_keeps_its_convolution_without_pooling() -> None:
     module = zoo.build("resnet18", 10, 64, "half").module
     conv = module.get_submodule("conv1")
     assert isinstance(conv, nn.Conv2d)
@@ -73,21 +73,21 @@ def test_a_half_resnet_stem_keeps_its_convolution_and_drops_the_pooling() -> Non
     assert isinstance(module.get_submodule("maxpool"), nn.Identity)
 
 
-def test_a_vision_transformer_keeps_its_patches_and_takes_small_images() -> None:
+def test_a_vision_transformer_keeps_its_patches_for_small_images() -> None:
     model = zoo.build("vit_b_16", 7, 32, "auto")
     assert model.stem == "imagenet"
     with torch.no_grad():
         assert model.module(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
 
 
-def test_one_output_in_training_too() -> None:
+def test_googlenet_has_one_output_in_training_too() -> None:
     module = zoo.build("googlenet", 7, 64).module.train()
     assert module(torch.randn(2, 3, 64, 64)).shape == (2, 7)
 
 
 @pytest.mark.parametrize("name", ["tiny_plain_4", "tiny_separable_8"])
 @pytest.mark.parametrize("size", [8, 13, 32])
-def test_the_tiny_networks_take_any_size_from_8(name: str, size: int) -> None:
+def test_the_tiny_networks_accept_any_size_from_8(name: str, size: int) -> None:
     module = zoo.build(name, 6, size).module
     logits = module(torch.randn(2, 3, size, size))
     assert logits.shape == (2, 6)
@@ -100,7 +100,7 @@ def test_a_separable_network_is_smaller_than_a_plain_one() -> None:
     assert separable < plain / 3
 
 
-def test_the_description_tells_model_parameters_and_stem() -> None:
+def test_the_description_has_model_parameters_and_stem() -> None:
     text = zoo.build("resnet18", 20, 64).describe()
     assert all(word in text for word in ("resnet18", "11.2 M", "small"))
 

@@ -82,11 +82,11 @@ class FeatureExtractor(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Logits [B, C] of images [B, 3, S, S], and the outputs of the layers in the order of `layers`."""
         outputs: dict[str, Tensor] = {}
-        self._capture.into = outputs
+        self._capture.outputs = outputs
         try:
             logits = self.module(images)
         finally:
-            self._capture.into = None
+            self._capture.outputs = None
         return logits, tuple(outputs[name] for name in self._layers)
 
 
@@ -94,7 +94,7 @@ class _Capture:
     """The outputs of the extractor's active call; None while it is not active."""
 
     def __init__(self) -> None:
-        self.into: dict[str, Tensor] | None = None
+        self.outputs: dict[str, Tensor] | None = None
 
 
 class _CaptureHook:
@@ -104,8 +104,8 @@ class _CaptureHook:
         self._name, self._capture = name, capture
 
     def __call__(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        if self._capture.into is not None:
-            self._capture.into[self._name] = output
+        if self._capture.outputs is not None:
+            self._capture.outputs[self._name] = output
 
 
 @dataclass

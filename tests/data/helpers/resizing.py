@@ -1,4 +1,4 @@
-"""Images, boxes and windows for the tests of views, and what Pillow makes of them."""
+"""Images, boxes and windows for the tests of resize, and the views that Pillow gives."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[3]
 LEVELS = list(udskd.build_info()["simd_levels"])
 RUNNABLE = LEVELS[: LEVELS.index(udskd.build_info()["simd"]) + 1] if udskd.build_info()["simd"] else []
 needs_library = pytest.mark.skipif(not resize.has_kernel("cpu"), reason="there is no compiled library")
-# Before 13, Pillow resizes rows before columns always.
+# Before version 13, Pillow always resizes rows before columns.
 needs_13 = pytest.mark.skipif(int(PIL.__version__.split(".")[0]) < 13, reason="Pillow before 13 has other bits")
 
 
@@ -41,14 +41,14 @@ class Case(NamedTuple):
 
 
 def image(case: Case) -> np.ndarray:
-    """Noise, whose rounding is of every kind, with a corner in which all is white."""
+    """Noise with a white corner."""
     pixels = np.random.default_rng(case.height * 1000 + case.width).integers(0, 256, (case.height, case.width, 3))
     pixels[: case.height // 2, : case.width // 2] = 255
     return pixels.astype(np.uint8)
 
 
 def pillow(case: Case) -> np.ndarray:
-    """What Pillow makes of it in its own words."""
+    """The view that Pillow gives."""
     resized = Image.fromarray(image(case)).crop(case.box).resize(case.size, Image.Resampling.BILINEAR)
     (x, y), size = case.at, case.window
     return np.asarray(resized.crop((x, y, x + size, y + size)))
@@ -73,7 +73,7 @@ def cases(draw: st.DrawFn, largest: int = 300, window: int = 130) -> Case:
 
 
 def batch_of(given_cases: list[Case]) -> tuple[Tensor, Tensor, Tensor, Any, Tensor]:
-    """The arguments of crop_resize_batch: the images, between which there is nothing, and an `out` of 77."""
+    """The arguments of crop_resize_batch: images without gaps between them, and an `out` filled with 77."""
     images = [image(case) for case in given_cases]
     ends = np.cumsum([x.size for x in images])
     pixels = torch.from_numpy(np.concatenate([x.ravel() for x in images]))
