@@ -92,7 +92,7 @@ def test_an_image_whose_size_differs_from_its_header_is_unreadable() -> None:
     )
     (batch,) = loader.epoch(0)
     assert len(batch) == 19
-    assert reported == [("memory/3", "its size is not what its header says")]
+    assert reported == [("memory/3", "its size is not that of its header")]
 
 
 def test_prepare_shows_progress_and_decodes_once() -> None:

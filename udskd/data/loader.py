@@ -112,7 +112,7 @@ class TrainLoader:
 
 def _step_size(total: int, batch_size: int, shard: Shard) -> int:
     """The images of one step: batch_size, or as many of a smaller set as equal pieces allow."""
-    shard.rows(batch_size)
+    shard.rows(batch_size)  # raises ConfigError if the pieces of a step are unequal
     pieces = shard.ranks * shard.parts
     size = min(batch_size, total // pieces * pieces)
     if size == 0:

@@ -15,7 +15,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from udskd.data.dataset import UnreadableImage, abbreviate, class_hash
+from udskd.data.dataset import Pixels, UnreadableImage, abbreviate, class_hash
 from udskd.data.decode import decode, is_plain_jpeg, read_bytes, translate_errors
 from udskd.data.folder import FolderSet, describe_shared_images, open_folder
 from udskd.data.packed import ENTRY, MAGIC, PREFIX, SPLITS, VERSION, pack_file
@@ -165,12 +165,17 @@ def _convert(path: str, short_side: int | None, quality: int) -> _File:
     if short_side is None or (min(height, width) <= short_side and is_plain_jpeg(data)):
         return _File(data, height, width, len(data), True)
     with translate_errors(path):
-        image = _shrink(Image.fromarray(pixels), short_side)
-        file = io.BytesIO()
-        # Colour at half the resolution, as most cameras store it, saves a third of the bytes and of the decoding time.
-        # Progressive JPEGs would take longer to decode.
-        image.save(file, "JPEG", quality=quality, subsampling="4:2:0", optimize=True)
-        return _File(file.getvalue(), image.height, image.width, len(data), False)
+        packed, height, width = shrink_to_jpeg(pixels, short_side, quality)
+        return _File(packed, height, width, len(data), False)
+
+
+def shrink_to_jpeg(pixels: Pixels, short_side: int, quality: int) -> tuple[bytes, int, int]:
+    """A JPEG of the image with a shorter side of at most short_side pixels; its height and width."""
+    image, file = _shrink(Image.fromarray(pixels), short_side), io.BytesIO()
+    # Colour at half the resolution, as most cameras store it, saves a third of the bytes and of the decoding time.
+    # Progressive JPEGs would take longer to decode.
+    image.save(file, "JPEG", quality=quality, subsampling="4:2:0", optimize=True)
+    return file.getvalue(), image.height, image.width
 
 
 def _shrink(image: Image.Image, short_side: int) -> Image.Image:

@@ -57,7 +57,7 @@ def decode_all(
         if isinstance(found, UnreadableImage):
             unreadable[index] = (found.name, found.reason)
         elif found.size != ends[index] - starts[index]:
-            unreadable[index] = (images.name(index), "its size is not what its header says")
+            unreadable[index] = (images.name(index), "its size is not that of its header")
         else:
             shapes[index] = found.shape[:2]
             pixels[int(starts[index]) : int(ends[index])].copy_(_as_tensor(found))

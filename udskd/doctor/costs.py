@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -12,13 +11,13 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from PIL import Image
 
 from udskd.config.schema import DataConfig
 from udskd.data import FolderSet, UnreadableImage
 from udskd.data.batch import BatchRequest, TrainViews
 from udskd.data.dataset import Pixels
 from udskd.data.decode import decode, read_bytes
+from udskd.data.pack import shrink_to_jpeg
 from udskd.data.packed import PackedSet
 from udskd.doctor.rates import Sample
 from udskd.errors import DataError
@@ -172,12 +171,5 @@ def _view(images: Sample, config: DataConfig, row: int, pixels: Pixels) -> float
 
 def pack_one(data: bytes, pixels: Pixels) -> bytes:
     """What `udskd pack` makes of an image: the same JPEG if it is small, else one whose shorter side is SHORT_SIDE."""
-    factor = SHORT_SIDE / min(pixels.shape[:2])
-    if factor >= 1 and data.startswith(b"\xff\xd8"):
-        return data
-    image, file = Image.fromarray(pixels), io.BytesIO()
-    if factor < 1:
-        width, height = (max(1, round(side * factor)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
-    image.save(file, "JPEG", quality=QUALITY, subsampling="4:2:0", optimize=True)
-    return file.getvalue()
+    is_small = min(pixels.shape[:2]) <= SHORT_SIDE
+    return data if is_small and data.startswith(b"\xff\xd8") else shrink_to_jpeg(pixels, SHORT_SIDE, QUALITY)[0]

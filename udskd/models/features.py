@@ -207,8 +207,8 @@ def _named(module: nn.Module, calls: list[Call], stages: list[Layer], name: str,
         raise ConfigError(f'{option}: layer "{name}" must run once for each image, but it runs {times} times')
     call = next(call for call in calls if call.name == name)
     if not call.side:
-        came = list(call.shape) if call.shape else "something else than a tensor"
-        raise ConfigError(f'{option}: layer "{name}" must give maps [B, C, H, W], but it gives {came}')
+        found = list(call.shape) if call.shape else "something other than a tensor"
+        raise ConfigError(f'{option}: layer "{name}" must give maps [B, C, H, W], but it gives {found}')
     return Layer(name, call.shape[1], call.side)
 
 
