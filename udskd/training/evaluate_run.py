@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from udskd.config.schema import ROLES, DataConfig
+from udskd.config.schema import ROLES, STUDENTS, DataConfig
 from udskd.data import EvalLoader, ImageSet, Shard, open_sets
 from udskd.data.manifest import describe_changes, list_images
 from udskd.data.workers import Poll
@@ -18,7 +17,7 @@ from udskd.models import loading
 from udskd.progress import Display
 from udskd.training.evaluation.evaluate import MAX_EVALUATION_BATCH, Evaluator, format_metrics
 from udskd.training.runtime.device import Runtime
-from udskd.training.runtime.distributed import StopConsensus, World
+from udskd.training.runtime.distributed import StopConsensus, World, joined_processes
 from udskd.training.runtime.signals import Stopped, StopRequest
 from udskd.training.storage.images import compare_listings
 from udskd.training.storage.run_folder import RunFolder
@@ -31,59 +30,47 @@ def evaluate_run(run: Path, data_root: str | None = None) -> dict[str, Any]:
     Returns metrics by role ("teacher" only where the run trained one). Under torchrun the processes share the images;
     the result is the same. Raises CheckpointError if the classes differ.
     """
-    world = World.join()
-    stop = StopRequest(ignore_repeats=not world.is_single)
-    display = Display(silent=not world.is_rank0)
-    try:
-        with stop:
-            networks, loader, data, runtime = world.run_on_all_ranks(lambda: _to_evaluate(run, data_root, world))
-            world.run_on_all_ranks(lambda: compare_listings(data, {"val": loader.images}, world))
-            if data_root is None:
-                world.run_on_all_ranks(lambda: _compare_with_run(run, loader.images, display, world, stop.poll))
-            evaluator = Evaluator(loader, data, runtime, display, StopConsensus(world, stop).poll)
-            results = evaluator.evaluate(networks)
-    except Stopped:
-        raise Interrupted("stopped before the evaluation was complete") from None
-    except Exception as error:
-        if (reported := world.report_once(error, stop)) is error:
-            raise
-        raise reported from None
-    finally:
-        world.leave(failed=sys.exc_info()[0] is not None)
+    with joined_processes() as (world, stop):
+        display = Display(silent=not world.is_rank0)
+        try:
+            results = _evaluate(run, data_root, world, display, stop)
+        except Stopped:
+            raise Interrupted("stopped before the evaluation was complete") from None
     for role, metrics in results.items():
         display.line(f"{role}: {format_metrics(metrics)}  top-5 {metrics['top5']:.2f} %  brier {metrics['brier']:.3f}")
     return results
 
 
+def _evaluate(run: Path, data_root: str | None, world: World, display: Display, stop: StopRequest) -> dict[str, Any]:
+    networks, loader, data, runtime = world.run_on_all_ranks(lambda: _load(run, data_root, world))
+    world.run_on_all_ranks(lambda: compare_listings(data, {"val": loader.images}, world))
+    if data_root is None:
+        world.run_on_all_ranks(lambda: _compare_with_run(run, loader.images, display, world, stop.poll))
+    return Evaluator(loader, data, runtime, display, StopConsensus(world, stop).poll).evaluate(networks)
+
+
+def _load(
+    run: Path, data_root: str | None, world: World
+) -> tuple[dict[str, nn.Module], EvalLoader, DataConfig, Runtime]:
+    config = RunFolder.open(run).config
+    data = config.data if data_root is None else replace(config.data, root=data_root)
+    files = {role: file for role in (*ROLES, SHAPED_TEACHER) if (file := run / f"{role}.safetensors").exists()}
+    if not set(STUDENTS) <= files.keys():
+        raise CheckpointError(f"{run} holds no trained students yet: udskd train --resume {run} continues it")
+    runtime, (_, images) = Runtime.from_config(config.training, world), open_sets(data)
+    networks = {
+        role: runtime.place(loading.load_network(file, None, images.classes, data).module)
+        for role, file in files.items()
+    }
+    size = min(config.training.batch_size, MAX_EVALUATION_BATCH)
+    return networks, EvalLoader(images, data, batch_size=size, shard=Shard(world.rank, world.ranks)), data, runtime
+
+
 def _compare_with_run(run: Path, images: ImageSet, display: Display, world: World, poll: Poll) -> None:
-    """A line if the validation images are not those that the run was trained with, as far as it has a list of them."""
+    """Display how the validation images differ from those in the run's manifest, if it has one."""
     known = RunFolder.open(run).manifest() if world.is_rank0 else None
     if known is None or "val" not in known:
         return
     known = {"val": known["val"]}
     if changes := describe_changes(known, list_images({"val": images}, known, poll=poll)):
         display.line(f"the validation images are others than in the run: {changes}")
-
-
-def _to_evaluate(
-    run: Path, data_root: str | None, world: World
-) -> tuple[dict[str, nn.Module], EvalLoader, DataConfig, Runtime]:
-    config = RunFolder.open(run).config
-    data = config.data if data_root is None else replace(config.data, root=data_root)
-    files = {
-        role: run / f"{role}.safetensors" for role in (*ROLES, SHAPED_TEACHER) if (run / f"{role}.safetensors").exists()
-    }
-    if not {"student_a", "student_b"} <= files.keys():
-        raise CheckpointError(f"{run} holds no trained students yet: udskd train --resume {run} continues it")
-    runtime, (_, val_set) = Runtime.from_config(config.training, world), open_sets(data)
-    networks = {
-        role: runtime.place(loading.load_network(file, None, val_set.classes, data).module)
-        for role, file in files.items()
-    }
-    shard = Shard(world.rank, world.ranks)
-    return (
-        networks,
-        EvalLoader(val_set, data, batch_size=min(config.training.batch_size, MAX_EVALUATION_BATCH), shard=shard),
-        data,
-        runtime,
-    )

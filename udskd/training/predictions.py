@@ -1,7 +1,5 @@
-"""What the students of a finished run say about every validation image: RUN/predictions.safetensors.
-
-How much independently trained students differ shows only when their predictions are put side by side.
-"""
+"""RUN/predictions.safetensors: the students' predictions for every validation image. `udskd compare` computes from them
+how much independently trained students differ."""
 
 from __future__ import annotations
 
@@ -13,16 +11,16 @@ from torch import nn
 from udskd.files import PREDICTIONS, write_atomic
 from udskd.training.engine.session import Session
 
-LARGEST = 256 * 2**20  # bytes
+MAX_BYTES = 256 * 2**20
 
 
-def write(session: Session, networks: Mapping[str, nn.Module]) -> None:
-    """p(class | image) of each network, by role: float16 [N, C] in the order of the validation images.
+def write_predictions(session: Session, networks: Mapping[str, nn.Module]) -> None:
+    """Write p(class | image) of each network, by role: float16 [N, C] in the order of the validation images.
 
-    All processes must call it. A set so large that the file would exceed 256 MiB is left out.
+    All processes must call it. Nothing is written if the file would exceed 256 MiB.
     """
     size = 2 * len(networks) * len(session.val.images) * len(session.classes)
-    if size > LARGEST:
+    if size > MAX_BYTES:
         session.display.line(f"{PREDICTIONS}: left out, it would take {size / 2**20:.0f} MiB")
         return
     rows = session.evaluator.predict(networks)

@@ -1,4 +1,4 @@
-"""Before the first step: which folder, which options may change, and everything that can be wrong."""
+"""Before the first step: the run folder, the options that may change, and checks of options, images and teacher."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from udskd import methods
 from udskd.config import schema
-from udskd.config.schema import ROLES, Config, DataConfig
+from udskd.config.schema import ROLES, Config
 from udskd.data import EvalLoader, ImageSet, Shard, TrainLoader, check_readable, class_hash, describe_shared_images
 from udskd.data.manifest import content_hash
 from udskd.errors import ConfigError
@@ -20,54 +20,59 @@ from udskd.training.evaluation.evaluate import MAX_EVALUATION_BATCH
 from udskd.training.networks.trainable import build_model
 from udskd.training.runtime.device import Runtime
 from udskd.training.runtime.distributed import StopConsensus, World
-from udskd.training.storage.images import check_classes, identify, unreadable
+from udskd.training.storage.images import check_classes, identify, unreadable_images
 from udskd.training.storage.run_folder import RunFolder
 from udskd.training.tasks import teacher
 from udskd.training.tasks.students import StudentsSetup
 from udskd.training.teacher_cache import reader
 
-# Options that a resumed run may have otherwise: they say where and how it runs, not what it computes.
-MOVABLE = (
+MAY_CHANGE = (
     *("output", "data.root", "data.loader", "data.workers", "teacher.checkpoint", "training.device"),
     *("training.tensorboard", "training.save_every", "training.cuda_graph", "training.accumulate"),
 )
+"""Options that may differ when a run is resumed: they determine where and how it runs, not what it computes."""
 
 
-def to_continue(config: Config, resume: Path | None, world: World) -> Path | None:
-    """What to continue: as asked; or, where torchrun starts us again after a failure, the run that we had begun."""
+def find_run_to_resume(config: Config, resume: Path | None, world: World) -> Path | None:
+    """The run to resume, None for a new one: `resume`, or after a restart by torchrun the run that it had started."""
     path = schema.run_folder(config)
-    begun = _restarted() and RunFolder(path).started_by(os.environ.get("TORCHELASTIC_RUN_ID"))
-    return path if any(world.gather(begun)) and resume is None else resume
+    started = _is_restart() and RunFolder(path).started_by(os.environ.get("TORCHELASTIC_RUN_ID"))
+    return path if any(world.gather(started)) and resume is None else resume
 
 
-def _restarted() -> bool:
+def _is_restart() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
-def run_folder(config: Config, resume: Path | None, world: World, display: Display, previous: bool) -> RunFolder:
+def open_run_folder(config: Config, resume: Path | None, world: World, display: Display, previous: bool) -> RunFolder:
+    """The folder of the run: a new one, which is not created yet, or that of the run to resume.
+
+    previous: put the train state before the last one in its place. Raises ConfigError for a folder that is not free or
+    not a run's, and for options that must not change.
+    """
     if resume is None:
         folder = RunFolder(schema.run_folder(config), writes=world.is_rank0)
         if world.is_rank0:
             folder.check_free()
         return folder
     folder = RunFolder.open(resume, writes=world.is_rank0)
-    for line in check_same(folder.config, config, resume):
+    for line in check_options(folder.config, config, resume):
         display.line(line)
     folder.lock()
-    if previous and world.is_rank0 and not _restarted():  # else each restart would go back further
+    if previous and world.is_rank0 and not _is_restart():  # else each restart would go back once more
         restore_previous(folder)
     return folder
 
 
-def check_same(stored: Config, wanted: Config, run: Path) -> list[str]:
-    """What a run's continuation does otherwise than its beginning and may, in a line each.
+def check_options(stored: Config, wanted: Config, run: Path) -> list[str]:
+    """A line for each option that differs from the run's and may.
 
-    Raises ConfigError naming the first option that must not change, with both values.
+    Raises ConfigError for the first option that must not change, with both values.
     """
     old, new = schema.flatten(stored), schema.flatten(wanted)
     changed = [name for name, value in old.items() if new[name] != value]
     for name in changed:
-        if name not in MOVABLE:
+        if name not in MAY_CHANGE:
             raise ConfigError(
                 f"{run} was started with {name} = {old[name]!r}, not {new[name]!r}: leave the option out to continue "
                 "it, or start another run"
@@ -81,89 +86,128 @@ def prepare(
     world: World,
     display: Display,
     consensus: StopConsensus,
-    sets: tuple[ImageSet, ImageSet],
+    sets: dict[str, ImageSet],
 ) -> tuple[Session, dict[str, Model], StudentsSetup]:
-    """Everything that can be wrong with the options, the images and the teacher's file shows here, before any work."""
-    runtime, (train_set, val_set) = Runtime.from_config(config.training, world), sets
-    runtime.loss_backend(config.loss)
-    if world.is_rank0 and folder.begun:
-        check_classes(config, folder, val_set.classes)
-    shard = Shard(world.rank, world.ranks, config.training.accumulate)
+    """The session, the models by role and the method's setup.
 
+    Errors in the options, the images and the teacher's file are raised here, before any work.
+    """
+    session = _open_session(config, folder, world, display, consensus, sets)
+    models = _build_models(session)
+    setup = StudentsSetup.from_config(config, len(session.classes), models)
+    if "teacher" in models:
+        _check_teacher(session, models["teacher"], setup)
+    if world.local_rank == 0:  # the processes of one machine read the same images
+        session.manifest = identify(config, folder, sets, display, consensus)
+    if config.data.loader == "resident":
+        with display.steps("decode the training images", len(sets["train"])) as advance:
+            session.train.prepare(lambda *_: advance(), consensus.poll_this_rank)
+    check_readable(sets["val"], config.data.workers, loader=config.data.loader, shard=session.train.shard)
+    return session, models, setup
+
+
+def _open_session(
+    config: Config,
+    folder: RunFolder,
+    world: World,
+    display: Display,
+    consensus: StopConsensus,
+    sets: dict[str, ImageSet],
+) -> Session:
+    runtime = Runtime.from_config(config.training, world)
+    runtime.loss_backend(config.loss)
+    classes = sets["val"].classes
+    if world.is_rank0 and folder.begun:
+        check_classes(config, folder, classes)
+    train, val = _train_loader(config, folder, runtime, sets["train"]), _val_loader(config, runtime, sets["val"])
+    return Session(config, folder, runtime, train, val, classes, display, consensus)
+
+
+def _train_loader(config: Config, folder: RunFolder, runtime: Runtime, images: ImageSet) -> TrainLoader:
     def on_unreadable(name: str, reason: str) -> None:
-        if folder.log_unreadable(
-            train_set.relative(name), name, reason
-        ):  # not known from an earlier part of this run, or another process
+        if folder.log_unreadable(images.relative(name), name, reason):
             Display().line(f"skipping an image that cannot be read: {name} ({reason})")
 
-    size, device = config.training.batch_size, runtime.device
-    train = TrainLoader(
-        train_set,
+    loader = TrainLoader(
+        images,
         config.data,
         seed=config.seed,
-        batch_size=size,
+        batch_size=config.training.batch_size,
         on_unreadable=on_unreadable,
-        shard=shard,
-        device=device,
+        shard=_shard(config, runtime.world),
+        device=runtime.device,
     )
-    train.unreadable |= unreadable(folder, train_set)
-    val = EvalLoader(val_set, config.data, batch_size=min(size, MAX_EVALUATION_BATCH), shard=shard, device=device)
-    session = Session(config, folder, runtime, train, val, val_set.classes, display, consensus)
-    networks = {
-        role: build_model(role, options, len(val_set.classes), config.data.image_size, config.seed)
+    loader.unreadable |= unreadable_images(folder, images)
+    return loader
+
+
+def _val_loader(config: Config, runtime: Runtime, images: ImageSet) -> EvalLoader:
+    size = min(config.training.batch_size, MAX_EVALUATION_BATCH)
+    shard = _shard(config, runtime.world)
+    return EvalLoader(images, config.data, batch_size=size, shard=shard, device=runtime.device)
+
+
+def _shard(config: Config, world: World) -> Shard:
+    return Shard(world.rank, world.ranks, config.training.accumulate)
+
+
+def _build_models(session: Session) -> dict[str, Model]:
+    config, classes = session.config, len(session.classes)
+    models = {
+        role: build_model(role, options, classes, config.data.image_size, config.seed)
         for role, options in (("student_a", config.student_a), ("student_b", config.student_b))
     }
     if methods.get(config.method).uses_teacher:
-        networks["teacher"] = teacher.load_or_build(session)
-    setup = StudentsSetup.from_config(config, len(val_set.classes), networks)
-    if "teacher" in networks:
-        # Both calls refuse now what would fail later: a teacher without the outputs needed, a cache of another teacher.
-        setup.build_teacher_forward(config, runtime, networks["teacher"].module)
-        cached = reader.open_cache(session, networks["teacher"])
-        if cached is not None and world.is_rank0:
-            if warning := cached.missing_manifest_warning():
-                display.line(warning)
-            with display.steps("identify the teacher cache's images", len(train_set)) as advance:
-                cached.check_images(advance, consensus.poll_this_rank)
-    if world.local_rank == 0:  # the processes of one machine have the same images
-        session.manifest = identify(config, folder, {"train": train_set, "val": val_set}, display, consensus)
-    if config.data.loader == "resident":
-        with display.steps("decode the training images", len(train_set)) as advance:
-            train.prepare(lambda *_: advance(), consensus.poll_this_rank)
-    check_readable(val_set, config.data.workers, loader=config.data.loader, shard=shard)
-    return session, networks, setup
+        models["teacher"] = teacher.load_or_build(session)
+    return models
 
 
-def introduce(session: Session, networks: dict[str, Model]) -> None:
-    config, size, world = session.config, session.config.data.image_size, session.world
-    sizes = f"{len(session.train.images)} training and {len(session.val.images)} validation images"
-    lines = [
-        f"method {config.method}, seed {config.seed}, run folder {session.folder.path}",
-        f"data: {config.data.root}, {sizes} of {len(session.classes)} classes at {size} px",
-        *_ignored(session),
-        *([shared] if (shared := describe_shared_images(session.train.images, session.val.images)) else []),
-        f"device: {session.runtime.describe()}; loss backend: {session.runtime.loss_backend(config.loss)}",
-        *(
-            []
-            if world.is_single
-            else [f"processes: {world.ranks}, {session.train.shard.rows(session.train.batch_size)} images each"]
-        ),
-        *(f"{role}: {networks[role].describe()}" for role in ROLES if role in networks),
-    ]
+def _check_teacher(session: Session, model: Model, setup: StudentsSetup) -> None:
+    """Raises the errors that a teacher without the needed outputs, or a cache of another teacher, would cause later."""
+    display = session.display
+    setup.build_teacher_forward(session.config, session.runtime, model.module)
+    cache = reader.open_cache(session, model)
+    if cache is None or not session.world.is_rank0:
+        return
+    if warning := cache.missing_manifest_warning():
+        display.line(warning)
+    with display.steps("identify the teacher cache's images", len(session.train.images)) as advance:
+        cache.check_images(advance, session.consensus.poll_this_rank)
+
+
+def log_header(session: Session, models: dict[str, Model]) -> None:
+    """Display what is trained on what, and log it at the start of a run."""
+    lines = [*_describe_data(session), *_describe_processes(session)]
+    lines += [f"{role}: {models[role].describe()}" for role in ROLES if role in models]
     for line in lines:
         session.display.line(line)
     if not session.folder.events("start"):
-        session.folder.log("start", data=dataset(session), lines=lines)
+        session.folder.log("start", data=describe_dataset(session), lines=lines)
 
 
-def _ignored(session: Session) -> list[str]:
-    """What the folders of each split hold besides images, in a line each."""
-    splits = {"train": session.train.images, "val": session.val.images}
-    return [f"{split}: {images.describe_ignored()}" for split, images in splits.items() if images.ignored]
+def _describe_data(session: Session) -> list[str]:
+    config, train, val = session.config, session.train.images, session.val.images
+    sizes = f"{len(train)} training and {len(val)} validation images of {len(session.classes)} classes"
+    shared = describe_shared_images(train, val)
+    return [
+        f"method {config.method}, seed {config.seed}, run folder {session.folder.path}",
+        f"data: {config.data.root}, {sizes} at {config.data.image_size} px",
+        *(f"{split}: {s.describe_ignored()}" for split, s in (("train", train), ("val", val)) if s.ignored),
+        *([shared] if shared else []),
+    ]
 
 
-def dataset(session: Session) -> dict[str, Any]:
-    data: DataConfig = session.config.data
+def _describe_processes(session: Session) -> list[str]:
+    world, train = session.world, session.train
+    lines = [f"device: {session.runtime.describe()}; loss backend: {session.runtime.loss_backend(session.config.loss)}"]
+    if not world.is_single:
+        lines.append(f"processes: {world.ranks}, {train.shard.rows(train.batch_size)} images each")
+    return lines
+
+
+def describe_dataset(session: Session) -> dict[str, Any]:
+    """The images of the run, for the log and the summary."""
+    data = session.config.data
     return {
         "root": data.root,
         "classes": len(session.classes),

@@ -63,7 +63,7 @@ def test_the_metrics_are_those_of_the_networks_logits(config: Config) -> None:
 def test_predictions_that_would_be_too_large_are_left_out_with_a_message(
     config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(predictions, "LARGEST", 100)
+    monkeypatch.setattr(predictions, "MAX_BYTES", 100)
     train(schema.with_values(config, {"method": "ce", "training.epochs": 1}))
     assert not (Path(config.output or "") / PREDICTIONS).exists()
     assert "predictions.safetensors: left out" in capsys.readouterr().out

@@ -27,9 +27,9 @@ from torch.distributed import TCPStore
 from udskd import training
 from udskd.cli import main as cli
 from udskd.errors import CheckpointError
-from udskd.training import setup
 from udskd.training.engine.task import Inputs
 from udskd.training.runtime.signals import StopRequest
+from udskd.training.tasks import teacher
 from udskd.training.tasks.students import StudentsTask
 
 ROOT = Path(__file__).parents[3]
@@ -69,7 +69,7 @@ def no_teacher(rank: int) -> None:
         raise CheckpointError("teacher.pt cannot be read: Stale file handle")
 
     if rank == 1:
-        setup.teacher.load_or_build = broken  # type: ignore[attr-defined]
+        teacher.load_or_build = broken
 
 
 def crash(rank: int) -> None:

@@ -12,8 +12,8 @@ a function of (seed, epoch, image), the order of the images one of (seed, epoch)
 dropout is reseeded before each step from (seed, phase, step, rank).
 
 Three more parts keep a continued run exact: RunFolder.truncate_log removes what was logged after the saved state;
-Runtime.data_parallel fixes the order in which gradients are summed; setup.check_same and storage/images.py refuse other
-options and other images.
+Runtime.data_parallel fixes the order in which gradients are summed; setup.check_options and storage/images.py refuse
+other options and other images.
 """
 
 from __future__ import annotations

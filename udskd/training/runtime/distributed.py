@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -148,6 +149,27 @@ class World:
         parts = torch.split(flat, [tensor.numel() for tensor in tensors])
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
+
+
+@contextmanager
+def joined_processes() -> Iterator[tuple[World, StopRequest]]:
+    """The processes that torchrun started, joined within the context; there, a signal is a request to stop.
+
+    An error that all processes find leaves the context as itself in one process, and as PeerFailed in the others.
+    """
+    world = World.join()
+    stop = StopRequest(ignore_repeats=not world.is_single)
+    failed = True
+    try:
+        with stop:
+            yield world, stop
+        failed = False
+    except Exception as error:
+        if (reported := world.report_once(error, stop)) is error:
+            raise
+        raise reported from None
+    finally:
+        world.leave(failed)
 
 
 class StopConsensus:

@@ -1,5 +1,5 @@
-"""The training state for --resume, in a file that is either whole or absent: STATE, the SHA-256 of the rest, a line's
-end, and what torch.save makes of tensors and plain values."""
+"""The file format of the train state: STATE, the SHA-256 of the rest, a line feed, and the output of torch.save for
+tensors and plain values. A file is complete or absent."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from udskd.models.checkpoints import STATE
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write tensors and plain values for --resume; the state that was there becomes previous(path).
+    """Write tensors and plain values; the state that was at the path becomes previous(path).
 
-    Raises CheckpointError if the disk does not take it.
+    Raises CheckpointError if the file cannot be written.
     """
-    buffer = io.BytesIO()  # in memory: torch.save to a full disk dies in its destructor rather than with an OSError
+    buffer = io.BytesIO()  # in memory: on a full disk torch.save fails in its destructor, not with an OSError
     torch.save(state, buffer)
     payload = buffer.getbuffer()
     write_atomic(path, STATE + hashlib.sha256(payload).hexdigest().encode() + b"\n", payload, keep=previous(path))
 
 
 def previous(path: Path) -> Path:
-    """Where the state before the last one is."""
+    """The path of the state before the last one."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read what save_state wrote, onto the CPU, executing nothing.
+    """Read what save_state wrote, onto the CPU, without executing code from the file.
 
     Raises CheckpointError if it is missing, truncated or altered.
     """

@@ -1,4 +1,4 @@
-"""A run's images: listed when it begins, the same ones in all processes, and the same ones when it continues."""
+"""The images of a run: the same on all ranks, and the same when the run continues."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ from udskd.training.storage.run_folder import RunFolder
 def identify(
     config: Config, folder: RunFolder, sets: Mapping[str, ImageSet], display: Display, consensus: StopConsensus
 ) -> Manifest:
-    """The manifest of the sets (by split), which the run's folder is to hold. Only the process that writes the folder
-    compares it with the manifest that is there.
+    """The manifest of the sets (by split). Rank 0 compares it with the manifest in the folder of a run to continue.
 
     Raises:
-        DataError: the run was begun with other images.
-        CheckpointError: the manifest of a run that is to continue is damaged.
-        Stopped: this process is asked to stop.
+        DataError: the run was started with other images.
+        CheckpointError: the manifest in the folder is damaged.
+        Stopped: this process received a signal.
     """
     known = folder.manifest() if folder.begun else None
     if folder.writes and folder.begun and known is None:
@@ -41,7 +40,7 @@ def identify(
 
 
 def compare_listings(data: DataConfig, sets: Mapping[str, ImageSet], world: World) -> None:
-    """DataError if a process has other classes, names or labels of images than process 0. All must call it."""
+    """DataError if a rank has other classes, names or labels of images than rank 0. All ranks must call it."""
     found: dict[str, int | str] = {}
     for split, images in sets.items():
         found |= {
@@ -54,8 +53,10 @@ def compare_listings(data: DataConfig, sets: Mapping[str, ImageSet], world: Worl
 
 
 def compare_contents(data: DataConfig, manifest: Manifest | None, world: World) -> None:
-    """DataError if a process has other contents of images than process 0. All must call it; a process without a
-    manifest has the images of another one on its machine."""
+    """DataError if a rank has other contents of images than rank 0. All ranks must call it.
+
+    manifest: None on a rank that shares the images of another rank on its machine.
+    """
     found = {f"other contents of the {split} images": content_hash(one) for split, one in (manifest or {}).items()}
     _refuse_others(data, found, world)
 
@@ -68,7 +69,7 @@ def _names_and_labels(images: ImageSet) -> str:
 
 
 def _refuse_others(data: DataConfig, found: Mapping[str, int | str], world: World) -> None:
-    """found: what this process has, by the words for it."""
+    """found: what this rank has, by the words for it in the message."""
     first, *others = world.gather(found)
     for rank, theirs in enumerate(others, 1):
         for words, value in theirs.items():
@@ -80,10 +81,10 @@ def _refuse_others(data: DataConfig, found: Mapping[str, int | str], world: Worl
                 )
 
 
-def unreadable(folder: RunFolder, images: ImageSet) -> dict[str, tuple[str, str]]:
-    """The training images that the run has found unreadable: names and reasons by relative name.
+def unreadable_images(folder: RunFolder, images: ImageSet) -> dict[str, tuple[str, str]]:
+    """The training images in the log that could not be read: path and reason by relative name.
 
-    Earlier versions logged no relative names; of theirs, the names that are not in the set are left out.
+    Earlier versions logged paths only; of these, the paths that are not in the set are left out.
     """
     events = folder.events("unreadable")
     earlier = {event["name"] for event in events if "image" not in event}
@@ -96,7 +97,7 @@ def unreadable(folder: RunFolder, images: ImageSet) -> dict[str, tuple[str, str]
 
 
 def check_classes(config: Config, folder: RunFolder, classes: Sequence[str]) -> None:
-    """DataError if a run was begun with other classes, as far as its log tells."""
+    """DataError if the log shows that the run was started with other classes."""
     for event in folder.events("start")[:1]:
         data = event.get("data", {})
         if data.get("class_hash") not in (None, class_hash(classes)):
@@ -105,7 +106,7 @@ def check_classes(config: Config, folder: RunFolder, classes: Sequence[str]) -> 
 
 
 def _refuse_undecodable(config: Config, folder: RunFolder, known: Manifest, manifest: Manifest) -> None:
-    """DataError if images of the run are not in the sets because this Pillow lacks a codec."""
+    """DataError if images of the run are missing in the sets because this Pillow lacks a codec."""
     root, formats = expand_user(config.data.root), set()
     names: list[str] = []
     for split, listing in known.items():
@@ -122,7 +123,7 @@ def _refuse_undecodable(config: Config, folder: RunFolder, known: Manifest, mani
 
 
 def _compare_numbers(config: Config, folder: RunFolder, sets: Mapping[str, ImageSet]) -> None:
-    """What can be known of a run that an earlier version began: how many images it had."""
+    """DataError if the number of images differs from that in the log of an earlier version, which wrote no manifest."""
     begin = [event["data"] for event in folder.events("start") if "data" in event][:1]
     numbers = {split: (data.get(f"{split}_images"), len(sets[split])) for data in begin for split in sets}
     changed = [f"{old} in {split} before, {new} now" for split, (old, new) in numbers.items() if old not in (None, new)]

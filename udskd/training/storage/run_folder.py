@@ -18,7 +18,7 @@ import torch
 
 try:
     import fcntl
-except ImportError:  # not on this system
+except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
 from udskd._version import __version__
@@ -33,9 +33,9 @@ from udskd.training.storage.checkpoint import previous
 
 
 class RunFolder:
-    """One run's files. create() makes it, open() finds one that exists.
+    """The files of one run. create() makes the folder, open() opens one that exists.
 
-    Of several processes one writes; the others' folders have writes = False, and what they would write is left out.
+    Of several processes only rank 0 writes: with writes = False, the methods that write do nothing.
     """
 
     def __init__(self, path: Path, writes: bool = True) -> None:
@@ -43,20 +43,20 @@ class RunFolder:
         self.writes = writes
         self.checkpoints = path / "checkpoints"
         self._unreadable: set[str] | None = None
-        self._noting = threading.Lock()
-        self._claim: Any = None
+        self._unreadable_lock = threading.Lock()
+        self._lock_file: Any = None
 
     def check_free(self) -> None:
-        """ConfigError unless there is nothing at the path, an empty folder, or what a killed create() left."""
+        """ConfigError unless the path is free: nothing, an empty folder, or what a killed create() has left."""
         if (self.path / "config.toml").exists():
             resume = f"an unfinished run (udskd train --resume {self.path} continues it)"
             state = "a finished run" if self.complete else resume
             raise ConfigError(f"{self.path} already holds {state}: choose another --output")
-        if self.path.exists() and not (self.path.is_dir() and all(map(_unborn, self.path.iterdir()))):
+        if self.path.exists() and not (self.path.is_dir() and all(map(_is_left_by_create, self.path.iterdir()))):
             raise ConfigError(f"{self.path} exists and is not an empty folder: choose another --output")
 
     def create(self, config: Config, images: Manifest | None) -> None:
-        """Make the folder, with the config, the environment and the list of the images in it."""
+        """Make the folder and write the config, the environment and the manifest of the images."""
         if not self.writes:
             return
         try:
@@ -69,21 +69,21 @@ class RunFolder:
         self.lock()
 
     def lock(self) -> None:
-        """Keep other processes from writing here until release(), or our end. ConfigError if another one does so."""
+        """Lock the folder until unlock() or the end of this process. ConfigError if another process has locked it."""
         if fcntl is None or not self.writes:
             return
-        try:  # a lock that ends with its process, however that ends; the processes that decode images do not inherit it
-            self._claim = open(self.path / "environment.json", "ab")  # noqa: SIM115
-            fcntl.lockf(self._claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:  # lockf: the system frees the lock however this process ends, and worker processes do not inherit it
+            self._lock_file = open(self.path / "environment.json", "ab")  # noqa: SIM115
+            fcntl.lockf(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             raise ConfigError(f"{self.path} is being trained by another process: stop that one first") from None
-        except OSError:  # a file system without locks, or one that takes nothing, which will be told soon
+        except OSError:  # a file system without locks, or one that cannot be written, which the next write reports
             return
 
     def unlock(self) -> None:
-        """Let others write here."""
-        if self._claim is not None:
-            self._claim.close()
+        """Allow other processes to write."""
+        if self._lock_file is not None:
+            self._lock_file.close()
 
     @staticmethod
     def open(path: Path, writes: bool = True) -> RunFolder:
@@ -93,7 +93,7 @@ class RunFolder:
         return RunFolder(path, writes)
 
     def resume(self, images: Manifest | None) -> None:
-        """Note that the run continues, and where: in a file of its own, for the log is that of an undisturbed run."""
+        """Add the environment to restarts.jsonl. It is not in the log, which must equal that of an undisturbed run."""
         if not self.writes:
             return
         try:
@@ -104,7 +104,7 @@ class RunFolder:
         self._append("restarts.jsonl", {"time": round(time.time(), 3), **environment()})
 
     def manifest(self) -> Manifest | None:
-        """The list of the images that the run was begun with; None if an earlier version began it.
+        """The images that the run was started with; None if an earlier version started it.
 
         Raises CheckpointError if it is damaged.
         """
@@ -115,7 +115,7 @@ class RunFolder:
             write_atomic(self.path / MANIFEST, to_bytes(images))
 
     def remove_state(self, name: str) -> None:
-        """Remove the training state of a phase that is complete."""
+        """Remove the train state of a complete phase."""
         state = self.checkpoints / f"{name}.pt"
         try:
             for path in (state, previous(state)) if self.writes else ():
@@ -130,12 +130,12 @@ class RunFolder:
 
     @property
     def begun(self) -> bool:
-        """Whether the folder is a run's."""
+        """Whether the run has been started: the folder holds its config."""
         return (self.path / "config.toml").exists()
 
     @property
     def complete(self) -> bool:
-        """Whether the run has ended and its summary is written."""
+        """Whether the run is complete: its summary is written."""
         return (self.path / SUMMARY).exists()
 
     def summary(self) -> dict[str, Any]:
@@ -146,7 +146,7 @@ class RunFolder:
             raise CheckpointError(f"{self.path / SUMMARY} cannot be read: {error}") from None
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """The last file of a run: its presence makes the run complete."""
+        """Write the last file of a run, which makes the run complete."""
         if self.writes:
             write_atomic(self.path / SUMMARY, _json(summary))
 
@@ -156,12 +156,12 @@ class RunFolder:
             self._append(LOG, {"event": event, "time": round(time.time(), 3), **values})
 
     def log_unreadable(self, image: str, name: str, reason: str) -> bool:
-        """Log a training image that cannot be read, once in a run. Whether it is news. Any thread may call it.
+        """Log a training image that cannot be read, once in a run. Returns False if it is logged already.
 
-        image: its relative name, by which it is known again; name: where it lies now, for the reader.
+        image: the relative name, which identifies it; name: the path, for the reader. Any thread may call this.
         """
-        with self._noting:
-            if self._unreadable is None:  # earlier versions logged the name alone
+        with self._unreadable_lock:
+            if self._unreadable is None:  # earlier versions logged the path only
                 self._unreadable = {event.get("image", event["name"]) for event in self.events("unreadable")}
             if not self._unreadable.isdisjoint((image, name)):
                 return False
@@ -170,20 +170,20 @@ class RunFolder:
             return True
 
     def started_by(self, torchrun: str | None) -> bool:
-        """Whether this very torchrun, with all its restarts, began the run."""
+        """Whether this torchrun (by its run id, which restarts share) started the run."""
         try:
-            began = json.loads((self.path / "environment.json").read_text()).get("torchrun")
+            starter = json.loads((self.path / "environment.json").read_text()).get("torchrun")
         except (OSError, ValueError):
             return False
-        return self.begun and torchrun is not None and began == torchrun
+        return self.begun and torchrun is not None and starter == torchrun
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        """The log's events of one name, in order; a line torn by a crash is left out."""
+        """The events of one name in the log, in order."""
         return [event for event in self._events() if event["event"] == name]
 
     def truncate_log(self, name: str, epochs: int) -> None:
-        """Forget logged epochs beyond the saved ones, which a crash between log line and checkpoint leaves, and what
-        was logged after them: it will happen again."""
+        """Remove the events from the first `name` event beyond `epochs` on: a crash between a log line and the save of
+        the train state leaves them, and the continued run logs them again."""
         self._unreadable = None
         if not self.writes:
             return
@@ -195,10 +195,10 @@ class RunFolder:
             with open(self.path / name, "ab+") as file:
                 size = file.seek(0, os.SEEK_END)
                 file.seek(max(size - 1, 0))
-                torn = file.read() not in (b"", b"\n")  # a line that a crash cut short is left to itself
+                torn = file.read() not in (b"", b"\n")  # a crash cut the last line short: begin a new one
                 file.write(b"\n" * torn + json.dumps(value).encode() + b"\n")
                 file.flush()
-                os.fsync(file.fileno())  # the state that is saved next counts on it
+                os.fsync(file.fileno())  # the train state that is saved next must not be ahead of the log
         except OSError as error:
             raise CheckpointError(f"cannot write {self.path / name}: {error.strerror or error}") from error
 
@@ -208,7 +208,7 @@ class RunFolder:
 
 
 def environment() -> dict[str, Any]:
-    """What a reader needs to know about where the numbers came from."""
+    """The versions, command and machine that produced the numbers."""
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "command": " ".join(["udskd", *sys.argv[1:]]),
@@ -224,8 +224,8 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _unborn(path: Path) -> bool:
-    """Whether this is all that there is of a run killed while its folder was made."""
+def _is_left_by_create(path: Path) -> bool:
+    """Whether a file can be the remainder of a create() that was killed."""
     name = path.name.removesuffix(".tmp")
     return name in ("environment.json", MANIFEST, "config.toml") or (name == "checkpoints" and not any(path.iterdir()))
 
