@@ -1,71 +1,13 @@
-"""Small image trees made with PIL, image sets in memory, and the loaders that tests compare."""
+"""Fixtures of image trees and image sets."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 
-from udskd.config.schema import DataConfig
-from udskd.data import Batch
-from udskd.data.dataset import ImageSet, UnreadableImage
-
-CONFIG = DataConfig(image_size=8, workers=0)
-MIXED = replace(CONFIG, mixup=0.4)
-WAYS = [("threads", 0), ("threads", 1), ("threads", 3), ("processes", 1), ("processes", 3)]
-each_way = pytest.mark.parametrize(("loader", "workers"), WAYS)
-
-
-def by(config: DataConfig, loader: str, workers: int) -> DataConfig:
-    return replace(config, loader=loader, workers=workers)  # type: ignore[arg-type]
-
-
-def assert_equal(first: Iterator[Batch], second: Iterator[Batch]) -> None:
-    for one, other in zip(first, second, strict=True):
-        for key, value in vars(one).items():
-            if isinstance(value, torch.Tensor):
-                assert torch.equal(value, getattr(other, key)), key
-            else:
-                assert value == getattr(other, key), key
-
-
-def photo(seed: int = 0, size: tuple[int, int] = (40, 30)) -> Image.Image:
-    """A colour image without symmetries, width x height: smooth, so that it survives JPEG."""
-    x, y = np.meshgrid(np.linspace(0, 1, size[0]), np.linspace(0, 1, size[1]))
-    channels = [x, y**2, 0.5 + 0.5 * np.sin(3 * x + 5 * y + seed)]
-    return Image.fromarray((np.stack(channels, axis=-1) * 255).astype(np.uint8))
-
-
-def make_tree(root: Path, classes: Iterable[str] = ("cat", "dog"), train: int = 3, val: int = 2) -> Path:
-    for split, count in (("train", train), ("val", val)):
-        for label, name in enumerate(classes):
-            (root / split / name).mkdir(parents=True, exist_ok=True)
-            for k in range(count):
-                photo(10 * label + k).save(root / split / name / f"{k}.png")
-    return root
-
-
-class MemorySet(ImageSet):
-    """n images of 3 classes; those in `bad` cannot be read."""
-
-    def __init__(self, n: int, bad: Iterable[int] = (), size: tuple[int, int] = (12, 10)) -> None:
-        self.classes = ("a", "b", "c")
-        self.labels = np.arange(n, dtype=np.int64) % 3
-        self.bad = frozenset(bad)
-        self.size = size
-
-    def name(self, index: int) -> str:
-        return f"memory/{index}"
-
-    def pixels(self, index: int) -> np.ndarray:
-        if index in self.bad:
-            raise UnreadableImage(self.name(index), "bad on purpose")
-        return np.asarray(photo(index, self.size))
+from tests.data.helpers.images import MemorySet, make_tree
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import functional as F
 
-from tests.data.conftest import MemorySet, photo
+from tests.data.helpers.images import MemorySet, photo
 from udskd.config.schema import DataConfig
 from udskd.data import augment, normalize_batch
 from udskd.data.augment import central_view

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.conftest import photo
+from tests.data.helpers.images import photo
 from udskd.data.dataset import UnreadableImage
 from udskd.data.decode import read_pixels
 

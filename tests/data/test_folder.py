@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from torchvision.datasets import ImageFolder
 
-from tests.data.conftest import make_tree, photo
+from tests.data.helpers.images import make_tree, photo
 from udskd.config.schema import DataConfig
 from udskd.data import EmbeddedSet, FolderSet, open_folder, open_sets
 from udskd.errors import DataError

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.data.conftest import photo
+from tests.data.helpers.images import photo
 from udskd.data import decode
 from udskd.data.dataset import UnreadableImage
 

@@ -14,25 +14,26 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.data.conftest import CONFIG, MIXED, MemorySet, assert_equal, by, each_way, make_tree
+from tests.data.helpers.images import MemorySet, make_tree
+from tests.data.helpers.loaders import CONFIG, MIXED, assert_equal, each_loader, with_loader
 from udskd.config.schema import DataConfig
 from udskd.data import EvalLoader, TrainLoader, augment, check_readable, open_folder
 from udskd.data.hashing import random_bits
 from udskd.errors import DataError
 
 
-@each_way
+@each_loader
 @pytest.mark.parametrize("config", [CONFIG, MIXED], ids=["plain", "mixup"])
 def test_bits_do_not_depend_on_the_workers(config: DataConfig, loader: str, workers: int) -> None:
     alone = TrainLoader(MemorySet(50), config, seed=3, batch_size=8)
-    parallel = TrainLoader(MemorySet(50), by(config, loader, workers), seed=3, batch_size=8)
+    parallel = TrainLoader(MemorySet(50), with_loader(config, loader, workers), seed=3, batch_size=8)
     for epoch in (0, 1):
         assert_equal(alone.epoch(epoch), parallel.epoch(epoch))
 
 
-@each_way
+@each_loader
 def test_an_epoch_can_be_entered_at_any_step(loader: str, workers: int) -> None:
-    config = by(MIXED, loader, workers)
+    config = with_loader(MIXED, loader, workers)
     whole = list(TrainLoader(MemorySet(50), config, seed=3, batch_size=8).epoch(4))
     resumed = TrainLoader(MemorySet(50), config, seed=3, batch_size=8)
     assert [batch.step for batch in whole] == list(range(6))
@@ -122,9 +123,9 @@ def test_unreadable_images_cause_a_warning_by_default() -> None:
         list(loader.epoch(0))
 
 
-@each_way
+@each_loader
 def test_too_many_unreadable_images_stop_the_training(loader: str, workers: int) -> None:
-    config = replace(by(CONFIG, loader, workers), max_unreadable=0.05)
+    config = replace(with_loader(CONFIG, loader, workers), max_unreadable=0.05)
     bad = [1, 5, 9, 13, 17, 21]  # 6 of 100, where 5 are allowed
     images = TrainLoader(MemorySet(100, bad), config, seed=0, batch_size=10, on_unreadable=lambda *_: None)
     with pytest.raises(DataError) as caught:
@@ -154,9 +155,9 @@ def test_a_step_without_any_readable_image_has_no_rows(config: DataConfig) -> No
     assert batches[1].images.shape == (0, 3, 8, 8)
 
 
-@each_way
+@each_loader
 def test_evaluation_sees_every_image_once_in_order(loader: str, workers: int) -> None:
-    images = EvalLoader(MemorySet(50), by(CONFIG, loader, workers), batch_size=8)
+    images = EvalLoader(MemorySet(50), with_loader(CONFIG, loader, workers), batch_size=8)
     for _ in range(2):
         batches = list(images)
         assert len(batches) == len(images) == images.batches == 7
@@ -165,14 +166,14 @@ def test_evaluation_sees_every_image_once_in_order(loader: str, workers: int) ->
         assert torch.cat([batch.labels for batch in batches]).tolist() == MemorySet(50).labels.tolist()
 
 
-@each_way
+@each_loader
 def test_evaluation_never_skips(loader: str, workers: int) -> None:
-    images = EvalLoader(MemorySet(50, bad=[30]), by(CONFIG, loader, workers), batch_size=8)
+    images = EvalLoader(MemorySet(50, bad=[30]), with_loader(CONFIG, loader, workers), batch_size=8)
     with pytest.raises(DataError, match=r"1 of the 50 images .* memory/30 \(bad on purpose\)"):
         list(images)
 
 
-@each_way
+@each_loader
 def test_check_readable_names_all_bad_images(loader: str, workers: int) -> None:
     check_readable(MemorySet(200), workers, loader=loader)
     with pytest.raises(DataError, match=r"4 of the 200 .* memory/0 \(.*memory/64 .* and 1 more"):

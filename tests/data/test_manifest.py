@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.data.conftest import MemorySet, make_tree, photo
+from tests.data.helpers.images import MemorySet, make_tree, photo
 from udskd.config.schema import DataConfig
 from udskd.data import dataset, open_sets, pack
 from udskd.data import folder as folder_module

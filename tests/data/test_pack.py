@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.conftest import MIXED, assert_equal, make_tree, photo
+from tests.data.helpers.images import make_tree, photo
+from tests.data.helpers.loaders import MIXED, assert_equal
 from udskd.config.schema import DataConfig
 from udskd.data import EvalLoader, PackedSet, TrainLoader, UnreadableImage, open_folder, open_sets, pack
 from udskd.data.packed import PREFIX

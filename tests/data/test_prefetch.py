@@ -14,7 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.data.conftest import CONFIG, MIXED, MemorySet, assert_equal
+from tests.data.helpers.images import MemorySet
+from tests.data.helpers.loaders import CONFIG, MIXED, assert_equal
 from udskd.data import Batch, EvalLoader, TrainLoader, normalize_batch, prefetch_to_device
 from udskd.data.prefetch import Ring, Slot, copy_ahead
 

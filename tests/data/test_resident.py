@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.data.conftest import CONFIG, MIXED, MemorySet, assert_equal, make_tree, photo
+from tests.data.helpers.images import MemorySet, make_tree, photo
+from tests.data.helpers.loaders import CONFIG, MIXED, assert_equal
 from udskd.config.schema import DataConfig
 from udskd.data import Batch, EvalLoader, Shard, TrainLoader, open_sets, pack, resident
 from udskd.errors import DataError

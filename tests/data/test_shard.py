@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.data.conftest import CONFIG, MIXED, MemorySet, assert_equal
+from tests.data.helpers.images import MemorySet
+from tests.data.helpers.loaders import CONFIG, MIXED, assert_equal
 from udskd.config.schema import DataConfig
 from udskd.data import (
     EvalLoader,

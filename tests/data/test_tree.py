@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from torchvision.datasets import ImageFolder
 
-from tests.data.conftest import make_tree, photo
+from tests.data.helpers.images import make_tree, photo
 from udskd.data import FolderSet, PackedSet, describe_shared_images, open_folder, pack
 from udskd.data.formats import FORMATS
 from udskd.errors import DataError

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.data.conftest import CONFIG, MemorySet, assert_equal, by, each_way, make_tree
+from tests.data.helpers.images import MemorySet, make_tree
+from tests.data.helpers.loaders import CONFIG, assert_equal, each_loader, with_loader
 from udskd.config.schema import DataConfig
 from udskd.data import (
     EvalLoader,
@@ -28,10 +29,10 @@ from udskd.data.workers import AHEAD, MOST_THREADS, ProcessWorkers, SerialWorker
 from udskd.errors import DataError
 
 
-@each_way
+@each_loader
 @pytest.mark.parametrize("closed", [True, False], ids=["closed", "left open"])
 def test_an_abandoned_epoch_does_not_affect_the_next_one(closed: bool, loader: str, workers: int) -> None:
-    config = by(CONFIG, loader, workers)
+    config = with_loader(CONFIG, loader, workers)
     train_loader = TrainLoader(MemorySet(200), config, seed=3, batch_size=8)
     for epoch in (0, 1):
         abandoned = train_loader.epoch(epoch)
@@ -41,10 +42,10 @@ def test_an_abandoned_epoch_does_not_affect_the_next_one(closed: bool, loader: s
     assert_equal(TrainLoader(MemorySet(200), CONFIG, seed=3, batch_size=8).epoch(1), train_loader.epoch(1))
 
 
-@each_way
+@each_loader
 def test_closing_ends_threads_and_processes(loader: str, workers: int) -> None:
     processes, threads = len(multiprocessing.active_children()), set(threading.enumerate())  # of tests before this one
-    train_loader = TrainLoader(MemorySet(200), by(CONFIG, loader, workers), seed=3, batch_size=8)
+    train_loader = TrainLoader(MemorySet(200), with_loader(CONFIG, loader, workers), seed=3, batch_size=8)
     for epoch in (0, 1):
         batches = train_loader.epoch(epoch)  # alive when the loader is closed
         next(batches)
@@ -63,7 +64,7 @@ def test_threads_decode_ahead_and_stop_when_the_epoch_is_closed() -> None:
             seen.append(index)
             return super().pixels(index)
 
-    loader = TrainLoader(Watched(800), by(CONFIG, "threads", 2), seed=3, batch_size=8)
+    loader = TrainLoader(Watched(800), with_loader(CONFIG, "threads", 2), seed=3, batch_size=8)
     batches = loader.epoch(0)
     next(batches)
     batches.close()  # type: ignore[attr-defined]
@@ -81,7 +82,7 @@ class DeadlySet(MemorySet):
 
 
 def test_a_dead_worker_is_one_clear_error() -> None:
-    loader = EvalLoader(DeadlySet(10), by(CONFIG, "processes", 1), batch_size=2)
+    loader = EvalLoader(DeadlySet(10), with_loader(CONFIG, "processes", 1), batch_size=2)
     for _ in range(2):  # the second evaluation starts a new process
         with pytest.raises(DataError, match=r"a process that decodes images died .*data\.workers"):
             list(loader)
@@ -92,10 +93,10 @@ class BuggySet(MemorySet):
         raise RuntimeError("a bug")
 
 
-@each_way
+@each_loader
 def test_bugs_are_not_reported_as_bad_files(loader: str, workers: int) -> None:
     with pytest.raises(RuntimeError, match="a bug"):
-        list(EvalLoader(BuggySet(4), by(CONFIG, loader, workers), batch_size=2))
+        list(EvalLoader(BuggySet(4), with_loader(CONFIG, loader, workers), batch_size=2))
 
 
 class InterruptedSet(MemorySet):
@@ -107,7 +108,7 @@ class InterruptedSet(MemorySet):
 
 
 def test_worker_processes_ignore_ctrl_c() -> None:
-    loader = EvalLoader(InterruptedSet(6), by(CONFIG, "processes", 1), batch_size=2)
+    loader = EvalLoader(InterruptedSet(6), with_loader(CONFIG, "processes", 1), batch_size=2)
     assert sum(len(batch) for batch in loader) == 6
 
 
@@ -116,7 +117,7 @@ def test_workers_compute_with_one_thread() -> None:
         def pixels(self, index: int) -> np.ndarray:
             return np.full((8, 8, 3), torch.get_num_threads(), dtype=np.uint8)
 
-    (batch,) = EvalLoader(ThreadCountSet(1), by(CONFIG, "processes", 1), batch_size=1)
+    (batch,) = EvalLoader(ThreadCountSet(1), with_loader(CONFIG, "processes", 1), batch_size=1)
     assert batch.images.unique().tolist() == [1]
 
 
@@ -169,7 +170,7 @@ class InterruptingSet(MemorySet):
 def test_ctrl_c_stops_threads_and_a_second_pass_works(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     images = InterruptingSet(64)
-    loader = EvalLoader(images, by(CONFIG, "threads", workers), batch_size=2)
+    loader = EvalLoader(images, with_loader(CONFIG, "threads", workers), batch_size=2)
     try:
         with pytest.raises(KeyboardInterrupt):
             list(loader)
