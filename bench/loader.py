@@ -34,8 +34,8 @@ from bench.throughput import Interval, Measurement, between, measurement_of, rea
 from udskd.config.schema import DataConfig
 from udskd.data import Batch, normalize_batch, open_sets
 from udskd.data.pack import pack
-from udskd.doctor.costs import SHORT_SIDE, Costs, costs
-from udskd.doctor.rates import Sample, Window, batches_for, steady
+from udskd.doctor.costs import SHORT_SIDE, Costs, mean_costs
+from udskd.doctor.rates import LoaderMeasurement, Sample, measurement_length, time_steady_state
 from udskd.errors import UdskdError
 from udskd.results import table
 
@@ -61,16 +61,16 @@ def udskd_loader(
     expected = core * (RESIDENT_SPEEDUP if config.loader == "resident" else busy_cores(config.workers))
     if normalised:  # which takes about as long as loading
         expected /= 2
-    skip, number = batches_for(options.seconds, expected, options.batch, config.workers)
-    window = Window(everything, config, options.batch, skip, number, options.device)
-    stack.callback(window.close)
+    skip, number = measurement_length(options.seconds, expected, options.batch, config.workers)
+    measurement = LoaderMeasurement(everything, config, options.batch, skip, number, options.device)
+    stack.callback(measurement.close)
     classes = len(train.classes)
 
     def take(batch: Batch) -> object:
         return normalize_batch(batch, config, options.device, classes) if normalised else len(batch)
 
     def measure() -> Interval:
-        return between(window.images, *window.run(read_clocks, take))
+        return between(measurement.images, *measurement.run(read_clocks, take))
 
     return measure
 
@@ -79,13 +79,13 @@ def plain_loader(config: DataConfig, options: argparse.Namespace) -> Measurement
     """The plain loader, whose batches are copied to the device as in its training loop."""
     number, core = len(open_sets(config)[0]), plain_core(config, PROBED)()
     expected = core.images / core.wall * busy_cores(config.workers)
-    skip, timed = batches_for(options.seconds, expected, options.batch, config.workers)
+    skip, timed = measurement_length(options.seconds, expected, options.batch, config.workers)
     indices = np.resize(np.arange(number), options.batch * (2 * skip + timed)).tolist()
     loader = plain_pytorch.loader(config, indices, options.batch, config.workers, options.device)
 
     def measure() -> Interval:
         batches = (images.to(options.device, non_blocking=True) for images, _ in loader)
-        return between(timed * options.batch, *steady(batches, skip, timed, read_clocks))
+        return between(timed * options.batch, *time_steady_state(batches, skip, timed, read_clocks))
 
     return measure
 
@@ -154,7 +154,7 @@ def single_images(sources: Mapping[str, Path], options: argparse.Namespace) -> l
             config = DataConfig(root=str(root), image_size=options.image_size)
             train, _ = open_sets(config)
             sample = Sample(train, np.arange(len(train)))
-            found[name].append(costs(sample, config, options.seconds, with_pack=False))
+            found[name].append(mean_costs(sample, config, options.seconds, with_pack=False))
     return [row for name, each in found.items() for row in single_rows(name, each)]
 
 

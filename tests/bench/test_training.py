@@ -16,7 +16,7 @@ from tests.training.conftest import tiny_config, write_tree
 from udskd.config import schema
 from udskd.config.schema import Config
 from udskd.data import FolderSet
-from udskd.doctor.rates import batches_for, steady
+from udskd.doctor.rates import measurement_length, time_steady_state
 from udskd.doctor.step_benchmark import StepBenchmark
 from udskd.training.networks.trainable import build_model
 
@@ -92,14 +92,14 @@ def test_a_step_benchmark_trains_as_a_run_does_and_writes_nothing(
 
 def test_only_batches_that_arrive_while_all_workers_are_busy_are_timed() -> None:
     arrived: list[int] = []
-    begin, end = steady((arrived.append(n) for n in range(9)), 2, 4, lambda: len(arrived))
+    begin, end = time_steady_state((arrived.append(n) for n in range(9)), 2, 4, lambda: len(arrived))
     assert (begin, end) == (3, 7)
     assert len(arrived) == 9
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3, 16])
 def test_windows_are_whole_rounds_of_the_workers(workers: int) -> None:
-    skip, number = batches_for(0.01, 100.0, 32, workers)
+    skip, number = measurement_length(0.01, 100.0, 32, workers)
     assert skip >= max(2, workers)
     assert number >= 4
     assert number % max(1, workers) == 0

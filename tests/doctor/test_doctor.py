@@ -21,13 +21,13 @@ from udskd.config.schema import Config, DataConfig
 from udskd.data import EmbeddedSet, FolderSet, open_sets, resident
 from udskd.data.pack import pack
 from udskd.doctor import step_benchmark
-from udskd.doctor.costs import pack_one, pieces, reading
+from udskd.doctor.costs import byte_ranges, measure_reading, pack_one
 from udskd.doctor.rates import sample
 from udskd.doctor.step_benchmark import seconds
-from udskd.doctor.verdict import Findings, rate, size, verdict
+from udskd.doctor.verdict import Measurements, rate, size, verdict
 from udskd.errors import ConfigError, DataError
 
-GPU = Findings(
+GPU = Measurements(
     loaders={("threads", 2): 1000.0, ("threads", 16): 7000.0, ("processes", 2): 900.0, ("processes", 16): 6000.0},
     chosen=("threads", 2),
     core=500.0,
@@ -41,7 +41,7 @@ GPU = Findings(
 )
 
 
-def with_loaders(**rates: float) -> Findings:
+def with_loaders(**rates: float) -> Measurements:
     return replace(GPU, loaders={("threads", 2): 1000.0} | {(name, 2): value for name, value in rates.items()})
 
 
@@ -326,10 +326,10 @@ def test_a_sample_is_of_different_images(tree: Path) -> None:
 
 
 def test_storage_is_asked_for_every_byte(tree: Path, tmp_path: Path) -> None:
-    files = pieces(sample(FolderSet(tree / "train"), 36))
+    files = byte_ranges(sample(FolderSet(tree / "train"), 36))
     total = sum(Path(piece.path).stat().st_size for piece in files)
     for cold in (True, False):
-        found = reading(files, 2, cold)
+        found = measure_reading(files, 2, cold)
         assert found.bytes / found.images * 36 == pytest.approx(total)
 
 

@@ -1,4 +1,4 @@
-"""`udskd doctor data`: what limits the speed of training on somebody's own images, and what to change."""
+"""`udskd doctor data`: what limits the speed of training on the user's images, and what to change."""
 
 from __future__ import annotations
 
@@ -15,29 +15,32 @@ from udskd.data import FolderSet, ImageSet, open_sets
 from udskd.data.packed import PackedSet
 from udskd.data.resident import LEFT_IN_RAM, LEFT_ON_GPU, available_memory, check_fits
 from udskd.data.workers import choose_loader
-from udskd.doctor.costs import SHORT_SIDE, Costs, costs, pieces, reading
+from udskd.doctor.costs import SHORT_SIDE, Costs, byte_ranges, mean_costs, measure_reading
 from udskd.doctor.rates import Sample, loader_rate, sample
 from udskd.doctor.step_benchmark import StepBenchmark, seconds
-from udskd.doctor.verdict import Findings, Way, rate, size, verdict
+from udskd.doctor.verdict import Loader, Measurements, rate, size, verdict
 from udskd.errors import ConfigError, DataError, printable
 from udskd.training.runtime.device import Runtime
 
-IMAGES = 300  # of the set that are looked at
-ROWS = 32  # of a batch where the loader alone is measured: its rate hardly depends on it, and short batches end sooner
-PROBE = 8  # images of the step that tells whether the processor could do a whole one in reasonable time
-WINDOW = 1.0  # seconds of each loader
-COSTS = 4.0  # seconds of the work on single images
-STEP = 8.0  # seconds of training steps
+IMAGES = 300
+"""Images of the sample."""
+ROWS = 32
+"""Images of a batch where the loader alone is measured: they hardly change its rate, and short batches end sooner."""
+PROBE = 8
+"""Images of the first, small step on a CPU, which estimates whether a whole step takes too long."""
+WINDOW = 1.0
+"""Seconds of each loader's measurement."""
+COSTS = 4.0
+"""Seconds of the measurement of single images."""
+STEP = 8.0
+"""Seconds of the measurement of the training step."""
 
 
 def data(config: Config) -> int:
-    """Measures reading, decoding, views, loaders and the training step of a recipe on a sample of its training images,
-    each by itself; prints them, and then what limits and what to change. Returns 0, the exit code.
+    """Measure reading, decoding, views, loaders and the training step of a recipe, each alone, on a sample of its
+    training images. Print the rates, what limits, and what to change. Returns the exit code 0.
 
-    Nothing is written anywhere, and no network that it trains is kept.
-
-    Raises:
-        ConfigError, DataError: as `udskd train` would.
+    No file is written. Raises ConfigError and DataError as `udskd train` does.
     """
     methods.check(config)
     if int(os.environ.get("WORLD_SIZE") or 1) > 1:
@@ -55,12 +58,12 @@ def data(config: Config) -> int:
 
 
 def cores() -> int:
-    """Those that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def usable_memory(device: torch.device) -> float:
-    """Bytes of a device that a resident set may take."""
+    """Bytes of a device's memory that a resident set may use."""
     if device.type == "cpu":
         return max(0.0, available_memory() - LEFT_IN_RAM)
     free, total = torch.cuda.mem_get_info(device)
@@ -70,8 +73,8 @@ def usable_memory(device: torch.device) -> float:
 # --- the parts --------------------------------------------------------------------------------------------------------
 
 
-def _measure(config: Config, images: ImageSet, val: ImageSet, some: Sample, runtime: Runtime) -> Findings:
-    chosen, on_cpu = way(config.data, images), runtime.device.type == "cpu"
+def _measure(config: Config, images: ImageSet, val: ImageSet, some: Sample, runtime: Runtime) -> Measurements:
+    chosen, on_cpu = recipe_loader(config.data, images), runtime.device.type == "cpu"
     disk = _storage(some, max(1, chosen[1]))
     cost = _one_core(some, config.data)
     resident = cost.pixel_bytes * len(images) + 3.0 * config.data.image_size**2 * len(val)
@@ -80,13 +83,13 @@ def _measure(config: Config, images: ImageSet, val: ImageSet, some: Sample, runt
     usable = usable_memory(runtime.device)
     if not on_cpu:
         _copy(config.data, runtime)
-    ways = [chosen, *alternatives(chosen[1]), *([("resident", chosen[1])] if resident <= usable else [])]
+    loaders = [chosen, *alternatives(chosen[1]), *([("resident", chosen[1])] if resident <= usable else [])]
     rates = {
         each: value
-        for each in dict.fromkeys(ways)
-        if (value := _loader(some, config.data, each, chosen, cost, runtime)) is not None
+        for each in dict.fromkeys(loaders)
+        if (value := _loader_rate(some, config.data, each, chosen, cost, runtime)) is not None
     }
-    return Findings(
+    return Measurements(
         loaders=rates,
         chosen=chosen,
         core=cost.core,
@@ -110,13 +113,13 @@ def could_be_packed(images: ImageSet) -> bool:
     return isinstance(images, FolderSet)
 
 
-def way(config: DataConfig, images: ImageSet) -> Way:
-    """How a recipe loads."""
+def recipe_loader(config: DataConfig, images: ImageSet) -> Loader:
+    """The loader of a recipe."""
     return choose_loader(config.loader, config.workers, images), config.workers
 
 
-def alternatives(workers: int) -> Iterable[Way]:
-    """What else is tried: threads and processes, as many as now and as many as there are cores."""
+def alternatives(workers: int) -> Iterable[Loader]:
+    """The other loaders to try: threads and processes, as many as in the recipe and as many as there are cores."""
     counts = sorted({min(max(1, workers), cores()), cores()})
     return [(mode, count) for mode in ("threads", "processes") for count in counts]
 
@@ -126,18 +129,18 @@ def _row(name: str, value: float, note: str = "") -> None:
 
 
 def _storage(some: Sample, threads: int) -> float | None:
-    wanted = pieces(some)
-    if not wanted:
+    ranges = byte_ranges(some)
+    if not ranges:
         return None
-    cold, warm = (reading(wanted, threads, cold) for cold in (True, False))
-    together = f"{threads} at a time" if threads > 1 else "one at a time"
-    _row(f"reading from the disk, {together}", cold.images, f"{cold.bytes / 1e6:.0f} MB/s")
-    _row(f"reading from the page cache, {together}", warm.images, f"{warm.bytes / 1e6:.0f} MB/s")
+    cold, warm = (measure_reading(ranges, threads, cold) for cold in (True, False))
+    parallel = f"{threads} at a time" if threads > 1 else "one at a time"
+    _row(f"reading from the disk, {parallel}", cold.images, f"{cold.bytes / 1e6:.0f} MB/s")
+    _row(f"reading from the page cache, {parallel}", warm.images, f"{warm.bytes / 1e6:.0f} MB/s")
     return cold.images
 
 
 def _one_core(some: Sample, config: DataConfig) -> Costs:
-    cost = costs(some, config, COSTS, could_be_packed(some.images))
+    cost = mean_costs(some, config, COSTS, could_be_packed(some.images))
     file = f"{size(cost.file_bytes)} of file, " if cost.file_bytes else ""
     _row("decoding, one core", 1 / cost.decode, f"{file}{size(cost.pixel_bytes)} of pixels each")
     _row(f"views at {config.image_size} px, one core", 1 / cost.view)
@@ -148,8 +151,10 @@ def _one_core(some: Sample, config: DataConfig) -> Costs:
     return cost
 
 
-def _loader(some: Sample, config: DataConfig, each: Way, chosen: Way, cost: Costs, runtime: Runtime) -> float | None:
-    """None for another way than the recipe's that this machine cannot go."""
+def _loader_rate(
+    some: Sample, config: DataConfig, each: Loader, chosen: Loader, cost: Costs, runtime: Runtime
+) -> float | None:
+    """Images per second of a loader; None if it is not the recipe's and this machine cannot run it."""
     mode, workers = each
     config = replace(config, loader=mode, workers=workers)  # type: ignore[arg-type]
     expected = cost.core * min(max(1, workers), cores()) if mode != "resident" else 1 / cost.view
@@ -166,7 +171,7 @@ def _loader(some: Sample, config: DataConfig, each: Way, chosen: Way, cost: Cost
 
 
 def _copy(config: DataConfig, runtime: Runtime) -> None:
-    """Host to device alone."""
+    """Measure the copy from host to device alone."""
     batch = torch.empty((64, 3, config.image_size, config.image_size), dtype=torch.uint8).pin_memory()
     took = seconds(lambda: batch.to(runtime.device, non_blocking=True), runtime, 0.2, warm_up=3)
     _row("copying to the device", 64 / took, f"{batch.nbytes / took / 1e9:.1f} GB/s")
@@ -176,7 +181,7 @@ def _copy(config: DataConfig, runtime: Runtime) -> None:
 
 
 def _step(config: Config, some: Sample, runtime: Runtime) -> float | None:
-    """Images per second of the training step; on a slow processor of one with fewer images."""
+    """Images per second of the training step; on a slow processor, of a step with fewer images."""
     training = config.training
     config = schema.with_values(config, {"training.compile": False, "data.loader": "threads", "data.workers": 0})
     try:
@@ -193,19 +198,19 @@ def _step_rate(config: Config, some: Sample, runtime: Runtime) -> tuple[float, i
     training = config.training
     few = training.accumulate * max(2, -(-PROBE // training.accumulate))
     if runtime.device.type == "cpu" and few < training.batch_size:
-        took = _trial(config, some, few, STEP / 4)
+        took = _step_seconds(config, some, few, STEP / 4)
         if took / few * training.batch_size > STEP / 2:  # one to warm up, one to measure
             return few / took, few
-    return training.batch_size / _trial(config, some, training.batch_size, STEP), training.batch_size
+    return training.batch_size / _step_seconds(config, some, training.batch_size, STEP), training.batch_size
 
 
-def _trial(config: Config, some: Sample, rows: int, budget: float) -> float:
-    """Seconds of a step of so many images, from a batch as the loader gives it to the updated weights."""
+def _step_seconds(config: Config, some: Sample, rows: int, budget: float) -> float:
+    """Seconds of a step of `rows` images, from the loader's batch to the updated weights."""
     config = schema.with_values(config, {"training.batch_size": rows, "data.max_unreadable": 1.0})
-    trial = StepBenchmark(config, some.repeated(rows), some.note)
+    benchmark = StepBenchmark(config, some.repeated(rows), some.note)
     try:
-        batch = trial.batch()
-        warm_up = 5 if trial.runtime.device.type == "cuda" else 1  # a graph is captured at the fourth
-        return seconds(lambda: trial.train_step(trial.inputs(batch)), trial.runtime, budget, warm_up)
+        batch = benchmark.batch()
+        warm_up = 5 if benchmark.runtime.device.type == "cuda" else 1  # a graph is captured at the fourth
+        return seconds(lambda: benchmark.train_step(benchmark.inputs(batch)), benchmark.runtime, budget, warm_up)
     finally:
-        trial.close()
+        benchmark.close()

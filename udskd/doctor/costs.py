@@ -1,4 +1,4 @@
-"""What single images cost: reading them from storage, decoding them, cutting a view."""
+"""The costs of single images: reading them from storage, decoding them, cutting a view."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -23,68 +23,74 @@ from udskd.doctor.rates import Sample
 from udskd.errors import DataError
 
 T = TypeVar("T")
-SHORT_SIDE, QUALITY = 256, 90  # of the pack that is thought of
+SHORT_SIDE, QUALITY = 256, 90
+"""Of the pack whose costs are estimated."""
 
 
-class Piece(NamedTuple):
-    """Where some bytes of storage are; length 0 is the whole file."""
+# --- storage ----------------------------------------------------------------------------------------------------------
+
+
+class ByteRange(NamedTuple):
+    """A part of a file; length 0 is the whole file."""
 
     path: str
     offset: int = 0
     length: int = 0
 
 
-def pieces(images: Sample) -> list[Piece]:
-    """What storage has to give for a sample: files, or as much of a pack; nothing for images that are in memory."""
+def byte_ranges(images: Sample) -> list[ByteRange]:
+    """What has to be read for a sample: files, or an equal amount of a pack. Empty for images in memory."""
     source = images.images
     if isinstance(source, FolderSet):
-        return [Piece(images.name(k)) for k in range(len(images))]
+        return [ByteRange(images.name(k)) for k in range(len(images))]
     if isinstance(source, PackedSet):
         path, total = str(source.path), os.stat(source.path).st_size
         length = total // len(source)
-        return [Piece(path, int(index) * length, length) for index in images.indices]
+        return [ByteRange(path, int(index) * length, length) for index in images.indices]
     return []
 
 
 @dataclass(frozen=True)
-class Reading:
-    """Images and bytes per second, several at a time."""
+class ReadRate:
+    """Per second."""
 
     images: float
     bytes: float
 
 
-def reading(wanted: Sequence[Piece], threads: int, cold: bool) -> Reading:
-    """cold: after asking the system to drop these bytes from its page cache, which changes nothing in the files."""
+def measure_reading(ranges: Sequence[ByteRange], threads: int, cold: bool) -> ReadRate:
+    """The rate at which so many threads read the ranges.
+
+    cold: ask the system first to drop the bytes from its page cache, which changes nothing in the files.
+    """
     if cold:
-        for piece in wanted:
-            _drop(piece)
+        for part in ranges:
+            _drop_from_cache(part)
     begin = time.perf_counter()
     with ThreadPoolExecutor(threads) as pool:
-        count = sum(pool.map(_length, wanted))
+        count = sum(pool.map(_read_length, ranges))
     took = time.perf_counter() - begin
-    return Reading(len(wanted) / took, count / took)
+    return ReadRate(len(ranges) / took, count / took)
 
 
-def _drop(piece: Piece) -> None:
-    """Out of the page cache, where the system can do that."""
+def _drop_from_cache(part: ByteRange) -> None:
     if not hasattr(os, "posix_fadvise"):
         return
     with suppress(OSError):
-        handle = os.open(piece.path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for ever
+        handle = os.open(part.path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would block for ever
         try:
-            os.posix_fadvise(handle, piece.offset, piece.length, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(handle, part.offset, part.length, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(handle)
 
 
-def _length(piece: Piece) -> int:
-    if piece.length:
-        with open(piece.path, "rb") as file:
-            file.seek(piece.offset)
-            return len(file.read(piece.length))
+def _read_length(part: ByteRange) -> int:
+    if part.length:
+        with open(part.path, "rb") as file:
+            file.seek(part.offset)
+            return len(file.read(part.length))
     try:
-        return len(read_bytes(piece.path))
+        return len(read_bytes(part.path))
     except UnreadableImage:
         return 0
 
@@ -92,65 +98,59 @@ def _length(piece: Piece) -> int:
 # --- one core ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(frozen=True)
 class Costs:
-    """Mean seconds and bytes of one image on one core; the last two of the same image as a pack would hold it."""
+    """Seconds and bytes of one image on one core."""
 
-    images: int = 0
-    read: float = 0.0
-    decode: float = 0.0
-    view: float = 0.0
-    file_bytes: float = 0.0
-    pixel_bytes: float = 0.0
-    packed: float = 0.0
-    packed_bytes: float = 0.0
+    read: float
+    decode: float
+    view: float
+    file_bytes: float
+    pixel_bytes: float
+    packed: float
+    """Seconds to decode the image from a pack and cut a view; 0 where packing changes nothing."""
+    packed_bytes: float
 
     @property
     def core(self) -> float:
-        """Images per second of one core that does it all."""
+        """Images per second of one core that reads, decodes and cuts views."""
         return 1 / (self.read + self.decode + self.view)
 
 
-def costs(images: Sample, config: DataConfig, budget: float, with_pack: bool) -> Costs:
-    """Means over the images that a budget of seconds suffices for. DataError if none of them can be read."""
-    total, begin, warm = Costs(), time.perf_counter(), False
+def mean_costs(images: Sample, config: DataConfig, budget: float, with_pack: bool) -> Costs:
+    """Means over as many images as the budget (in seconds) allows, at least one. DataError if none can be read."""
+    each: list[Costs] = []
+    begin = time.perf_counter()
     for row in range(len(images)):
-        if total.images and time.perf_counter() - begin > budget:
+        if each and time.perf_counter() - begin > budget:
             break
         try:
-            if not warm:  # the first call of everything is slow
-                _add(Costs(), images, config, row, with_pack)
-                warm = True
-            _add(total, images, config, row, with_pack)
-            total.images += 1
+            if not each:  # the first calls are slower
+                _measure(images, config, row, with_pack)
+            each.append(_measure(images, config, row, with_pack))
         except UnreadableImage as error:
             images.note(error.name, error.reason)
-    if total.images == 0:
+    if not each:
         raise DataError(f"none of {len(images)} training images that were tried can be read, {images.name(0)} first")
-    for name, value in vars(total).items():
-        if name != "images":
-            setattr(total, name, value / total.images)
-    return total
+    return Costs(*(sum(values) / len(each) for values in zip(*map(astuple, each), strict=True)))
 
 
-def _add(total: Costs, images: Sample, config: DataConfig, row: int, with_pack: bool) -> None:
-    """Another image's seconds and bytes. One that cannot be read adds nothing."""
+def _measure(images: Sample, config: DataConfig, row: int, with_pack: bool) -> Costs:
+    """The costs of one image. Raises UnreadableImage."""
     name = images.name(row)
-    data, read = _timed(lambda: _bytes(images, row))
+    data, read = _timed(lambda: _stored_bytes(images, row))
     pixels, decoded = _timed(lambda: images.pixels(row) if data is None else decode(data, name))
-    packed = pack_one(data or b"", pixels) if with_pack else b""
-    small, again = _timed(lambda: decode(packed, name)) if with_pack else (pixels, 0.0)
-    total.read, total.decode = total.read + (0.0 if data is None else read), total.decode + decoded
-    total.view += _view(images, config, row, pixels)
-    total.file_bytes += len(data or b"")
-    total.pixel_bytes += pixels.nbytes
+    view, packed_seconds, packed = _time_view(images, config, row, pixels), 0.0, b""
     if with_pack:
-        total.packed += again + _view(images, config, row, small)
-        total.packed_bytes += len(packed)
+        packed = pack_one(data or b"", pixels)
+        small, decoded_again = _timed(lambda: decode(packed, name))
+        packed_seconds = decoded_again + _time_view(images, config, row, small)
+    read_seconds = 0.0 if data is None else read
+    return Costs(read_seconds, decoded, view, len(data or b""), pixels.nbytes, packed_seconds, len(packed))
 
 
-def _bytes(images: Sample, row: int) -> bytes | None:
-    """An image as storage has it; None if it is in memory."""
+def _stored_bytes(images: Sample, row: int) -> bytes | None:
+    """The file of an image; None if the image is in memory."""
     source, index = images.images, int(images.indices[row])
     if isinstance(source, PackedSet):
         return source.file(index)
@@ -163,13 +163,13 @@ def _timed(work: Callable[[], T]) -> tuple[T, float]:
     return result, time.perf_counter() - begin
 
 
-def _view(images: Sample, config: DataConfig, row: int, pixels: Pixels) -> float:
-    """Seconds of the random view of one image; what is done once a batch is not counted."""
+def _time_view(images: Sample, config: DataConfig, row: int, pixels: Pixels) -> float:
+    """Seconds for the random view of one image, without the work that is done once for a batch."""
     batch = TrainViews(images, config, 0).begin(BatchRequest(0, 0, np.array([row])))
     return _timed(lambda: batch.write_view(0, pixels))[1]
 
 
 def pack_one(data: bytes, pixels: Pixels) -> bytes:
-    """What `udskd pack` makes of an image: the same JPEG if it is small, else one whose shorter side is SHORT_SIDE."""
+    """The file that `udskd pack` writes for an image: the same JPEG if it is small, else a smaller one."""
     is_small = min(pixels.shape[:2]) <= SHORT_SIDE
     return data if is_small and data.startswith(b"\xff\xd8") else shrink_to_jpeg(pixels, SHORT_SIDE, QUALITY)[0]

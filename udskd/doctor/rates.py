@@ -1,4 +1,4 @@
-"""How many images per second a loader gives, in any of its ways, of a sample of a set."""
+"""Images per second of a loader, measured on a sample of a set."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ T = TypeVar("T")
 
 
 class Sample(ImageSet):
-    """Some images of another set, in any order, as often as wanted."""
+    """Images of another set, in any order; an image may be repeated."""
 
     def __init__(
         self, images: ImageSet, indices: npt.NDArray[np.int64], unreadable: dict[str, str] | None = None
     ) -> None:
         self.images, self.indices = images, indices
         self.unreadable = {} if unreadable is None else unreadable
-        """Reasons by name of those that were found unreadable; note() adds to it."""
+        """Reasons by name of the images that could not be read, which note() adds."""
         self.classes, self.labels = images.classes, images.labels[indices]
 
     def name(self, index: int) -> str:
@@ -41,16 +41,16 @@ class Sample(ImageSet):
         return self.images.area(int(self.indices[index]))
 
     def repeated(self, count: int) -> Sample:
-        """As many images, all of them about equally often but those that were found unreadable."""
+        """`count` images: the readable ones in turn."""
         readable = [index for index in self.indices.tolist() if self.images.name(index) not in self.unreadable]
         return Sample(self.images, np.resize(np.array(readable, dtype=np.int64), count), self.unreadable)
 
     def note(self, name: str, reason: str) -> None:
-        """Keep in mind that an image cannot be read."""
+        """Record that an image cannot be read."""
         self.unreadable[name] = reason
 
     def unreadable_line(self) -> str:
-        """How many of these images were found unreadable, for a message; "" if none were."""
+        """A line about the unreadable images, "" if there are none."""
         if not self.unreadable:
             return ""
         (name, reason), count = next(iter(self.unreadable.items())), len(self.unreadable)
@@ -58,17 +58,17 @@ class Sample(ImageSet):
 
 
 def sample(images: ImageSet, count: int, seed: int = 0) -> Sample:
-    """Random images of a set, none twice."""
+    """Random images of a set, without repetition."""
     drawn = np.random.default_rng(seed).permutation(len(images))[:count]
     return Sample(images, drawn.astype(np.int64))
 
 
-def steady(batches: Iterable[object], skip: int, count: int, clock: Callable[[], T]) -> tuple[T, T]:
-    """What a clock shows when batch `skip` arrives, and when `count` more have. All batches are taken, so that nothing
-    is at work afterwards.
+def time_steady_state(batches: Iterable[object], skip: int, count: int, clock: Callable[[], T]) -> tuple[T, T]:
+    """The clock when batch `skip` arrives, and when `count` more have arrived. All batches are consumed, so that no
+    worker continues afterwards.
 
-    At both moments the workers are busy with the same number of further batches, if there are enough of them: neither
-    the start nor the end of an epoch is in it, which in a sample would weigh more than in a whole set.
+    At both times the workers are busy with the same number of further batches, if enough batches follow. So the time
+    contains neither the start nor the end of an epoch, which weigh more in a sample than in the whole set.
     """
     begin = end = clock()
     for number, _ in enumerate(batches):
@@ -79,35 +79,35 @@ def steady(batches: Iterable[object], skip: int, count: int, clock: Callable[[],
     return begin, end
 
 
-def batches_for(seconds: float, expected: float, rows: int, workers: int, least: int = 4) -> tuple[int, int]:
-    """How many batches to skip at the begin, and to time then: whole rounds of the workers."""
+def measurement_length(seconds: float, expected: float, rows: int, workers: int, least: int = 4) -> tuple[int, int]:
+    """The numbers of batches to skip and to time: whole rounds of the workers."""
     workers = max(1, workers)
     skip = max(2, workers)
     rounds = max(1, round(seconds * expected / rows / workers), -(-least // workers))
     return skip, rounds * workers
 
 
-class Window:
-    """A loader whose rate can be measured again and again: of some images as often as it takes, whatever the mode."""
+class LoaderMeasurement:
+    """A loader whose rate can be measured repeatedly. It repeats the images as often as the measurement needs."""
 
     def __init__(
         self, images: Sample, config: DataConfig, rows: int, skip: int, count: int, device: torch.device | str
     ) -> None:
-        """rows: of a batch; skip, count: batches before and within what is timed."""
+        """rows: of a batch; skip, count: batches before and within the measurement."""
         self.skip, self.count, self._device = skip, count, device
-        # resident images are decoded once each: those are not repeated, but loaded in several epochs
+        # resident images are decoded once each: they are not repeated, but loaded in several epochs
         source = images if config.loader == "resident" else images.repeated(rows * (2 * skip + count))
         config = replace(config, max_unreadable=1.0)
         self.loader = TrainLoader(source, config, seed=0, batch_size=rows, on_unreadable=images.note, device=device)
         self.images = count * self.loader.batch_size
-        """Within what is timed, where all can be read."""
+        """Images within the measurement, if all can be read."""
 
     def run(self, clock: Callable[[], T], take: Callable[[Batch], object] = len) -> tuple[T, T]:
-        """The clock at the begin and at the end of what is timed; `take` is called with each batch, on the device."""
-        return steady(map(take, self._batches()), self.skip, self.count, clock)
+        """The clock at the begin and at the end of the measurement. `take` is called with each batch on the device."""
+        return time_steady_state(map(take, self._batches()), self.skip, self.count, clock)
 
     def close(self) -> None:
-        """End its threads or processes."""
+        """End the loader's threads or processes."""
         self.loader.close()
 
     def _batches(self) -> Iterator[Batch]:
@@ -119,10 +119,11 @@ class Window:
 def loader_rate(
     images: Sample, config: DataConfig, rows: int, seconds: float, expected: float, device: torch.device
 ) -> float:
-    """Images per second of the loader that config asks for, when nobody does anything with the batches."""
-    window = Window(images, config, rows, *batches_for(seconds, expected, rows, config.workers), device)
+    """Images per second of the loader that config selects, if the batches are not used."""
+    skip, count = measurement_length(seconds, expected, rows, config.workers)
+    measurement = LoaderMeasurement(images, config, rows, skip, count, device)
     try:
-        begin, end = window.run(time.perf_counter)
-        return window.images / (end - begin)
+        begin, end = measurement.run(time.perf_counter)
+        return measurement.images / (end - begin)
     finally:
-        window.close()
+        measurement.close()

@@ -1,54 +1,57 @@
-"""From what was measured to what to change: a function of numbers alone."""
+"""What limits training and what to change, as a function of the measurements."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-ENOUGH = 1.1  # of what the networks take, the loader should give this much: its rate is not the same all the time
-WORTH_IT = 1.15  # a change that gains less is not worth a sentence
-SHARE_WORTH_IT = 0.15  # of a CPU's time that goes into making views
+ENOUGH = 1.1
+"""The loader should give this multiple of the networks' rate, because its own rate varies. Unmeasured."""
+MIN_GAIN = 1.15
+"""A change that multiplies the rate by less is not recommended. Unmeasured."""
+MIN_FRACTION = 0.15
+"""Reading and decoding that takes a smaller fraction of a CPU's time is not worth a change. Unmeasured."""
 
-Way = tuple[str, int]
-"""A loader: processes, threads or resident, and how many workers."""
+Loader = tuple[str, int]
+"""A loader: "processes", "threads" or "resident", and its number of workers."""
 
 
 @dataclass(frozen=True)
-class Findings:
-    """Images per second, bytes, and what was measured."""
+class Measurements:
+    """Rates in images per second, and sizes in bytes."""
 
-    loaders: Mapping[Way, float]
-    """Of the loader in all ways that were tried."""
-    chosen: Way
-    """The way of the recipe."""
+    loaders: Mapping[Loader, float]
+    """Of the loaders that were tried."""
+    chosen: Loader
+    """The loader of the recipe."""
     core: float
     """Of one core that reads, decodes and cuts views."""
     cores: int
     on_cpu: bool
     """Whether the networks run on the same cores."""
     step: float | None = None
-    """Of the training step on images that lie on the device; None if it could not be run."""
+    """Of the training step on images on the device; None if it could not run."""
     disk: float | None = None
-    """Of reading the files from the disk rather than from the page cache; None if unknown."""
+    """Of reading the files from the disk instead of the page cache; None if unknown."""
     fits_cache: bool = True
-    """Whether all files fit into the free memory, so that the disk is read once."""
+    """Whether all files fit into the free memory, so that only the first epoch reads the disk."""
     packed: float | None = None
     """Of one core that reads a pack at a short side of 256; None where packing changes nothing."""
     pack_bytes: float = 0.0
     resident_bytes: float = 0.0
     resident_free: float = 0.0
-    """How many the set could have on the device that it would lie on."""
+    """Free memory for a resident set, on the device that it would be on."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """Something to do, and the images per second that the loader gives then."""
+    """A possible change, and the loader's images per second after it."""
 
     words: str
     rate: float
 
 
-def verdict(found: Findings) -> list[str]:
+def verdict(found: Measurements) -> list[str]:
     """One to three sentences: what limits, by how much, what to change."""
     supply = found.loaders[found.chosen]
     if found.step is None:
@@ -69,7 +72,7 @@ def verdict(found: Findings) -> list[str]:
     ]
 
 
-def _storage(found: Findings, need: float, disk: float) -> list[str]:
+def _storage(found: Measurements, need: float, disk: float) -> list[str]:
     first = f"Storage limits: it gives {rate(disk)} images/s, the networks take {rate(need)}, and the files do not fit "
     lines = [f"{first}into the free memory, where they would be read from in later epochs."]
     if found.packed is not None:
@@ -82,34 +85,34 @@ def _storage(found: Findings, need: float, disk: float) -> list[str]:
     return lines
 
 
-def _network_limits(found: Findings, need: float) -> list[str]:
+def _network_limits(found: Measurements, need: float) -> list[str]:
     if not found.on_cpu:
         return ["Nothing about the data needs to change; training.compile or smaller images would help."]
     share = _share(found.core, found, need)
-    if share < SHARE_WORTH_IT:
+    if share < MIN_FRACTION:
         return [f"Reading and decoding takes {percent(share)} of the cores' time, which is all that could be gained."]
     line = f"But they share {found.cores} cores with it: reading and decoding takes {percent(share)} of their time"
-    if found.packed is None or found.packed < WORTH_IT * found.core:
+    if found.packed is None or found.packed < MIN_GAIN * found.core:
         return [f"{line}; smaller image files would take less."]
     return [f"{line}, about {_share(found.packed, found, need):.0%} from {_pack(found)}."]
 
 
-def _share(core: float, found: Findings, need: float) -> float:
-    """How much of the cores' time goes into views where all of it goes into views and networks."""
+def _share(core: float, found: Measurements, need: float) -> float:
+    """The fraction of the cores' time for views, if views and networks take all of it."""
     views, networks = 1 / (core * found.cores), 1 / need
     return views / (views + networks)
 
 
-def _first_epoch(found: Findings, need: float) -> list[str]:
+def _first_epoch(found: Measurements, need: float) -> list[str]:
     if found.disk is None or found.disk >= need or not found.fits_cache:
         return []
     return [f"The first epoch is slower: {rate(found.disk)} images/s come from storage; later ones from memory."]
 
 
-def _advice(found: Findings, need: float | None) -> list[str]:
-    """The first change that is enough; else the best one, and that it is not."""
+def _advice(found: Measurements, need: float | None) -> list[str]:
+    """The first change that suffices; else the best one, and that it does not suffice."""
     supply = found.loaders[found.chosen]
-    changes = [change for change in _changes(found) if change.rate > supply * WORTH_IT]
+    changes = [change for change in _changes(found) if change.rate > supply * MIN_GAIN]
     if not changes:
         return ["Nothing that was tried gives more: what is left is smaller image files, or more cores."]
     goal = float("inf") if need is None else need * ENOUGH
@@ -121,36 +124,37 @@ def _advice(found: Findings, need: float | None) -> list[str]:
     return [f"{first}." if need is None else f"{first}, still short of what the networks take."]
 
 
-def _changes(found: Findings) -> list[Change]:
-    """What could be done, the least trouble first."""
-    supply = found.loaders[found.chosen]
-    ways = [way for way in found.loaders if way[0] != "resident"]
-    tried = sorted((way for way in ways if way != found.chosen), key=lambda way: (way[1], way[0] != found.chosen[0]))
-    changes = [Change(_options(way), found.loaders[way]) for way in tried]
-    best = max(ways, key=lambda way: found.loaders[way], default=found.chosen)
-    if found.loaders[best] <= supply * WORTH_IT:
-        best = found.chosen
+def _changes(found: Measurements) -> list[Change]:
+    """The possible changes, the simplest first: fewer workers first, and the recipe's mode before another one."""
+    rates, chosen = found.loaders, found.chosen
+    supply = rates[chosen]
+    loaders = [loader for loader in rates if loader[0] != "resident"]
+    others = [loader for loader in loaders if loader != chosen]
+    others.sort(key=lambda loader: (loader[1], loader[0] != chosen[0]))
+    changes = [Change(_options(loader), rates[loader]) for loader in others]
+    best = max(loaders, key=lambda loader: rates[loader], default=chosen)
+    if rates[best] <= supply * MIN_GAIN:
+        best = chosen
     if found.packed is not None and found.packed > found.core:
-        faster = found.loaders[best] * found.packed / found.core
-        with_options = "" if best == found.chosen else f" with {_options(best)}"
-        changes.append(Change(f"{_pack(found)}{with_options}", faster))
-    resident = next((value for way, value in found.loaders.items() if way[0] == "resident"), None)
+        with_options = "" if best == chosen else f" with {_options(best)}"
+        changes.append(Change(f"{_pack(found)}{with_options}", rates[best] * found.packed / found.core))
+    resident = next((rate for (mode, _), rate in rates.items() if mode == "resident"), None)
     if resident is not None and found.resident_bytes <= found.resident_free:
         memory = f"about {size(found.resident_bytes)} of the {size(found.resident_free)} that it may have"
         changes.append(Change(f"data.loader = resident ({memory})", resident))
     return changes
 
 
-def _pack(found: Findings) -> str:
+def _pack(found: Measurements) -> str:
     return f"a pack at a short side of 256 (udskd pack, about {size(found.pack_bytes)})"
 
 
-def _options(way: Way) -> str:
-    return f"data.loader = {way[0]}, data.workers = {way[1]}"
+def _options(loader: Loader) -> str:
+    return f"data.loader = {loader[0]}, data.workers = {loader[1]}"
 
 
-def _name(way: Way) -> str:
-    mode, count = way
+def _name(loader: Loader) -> str:
+    mode, count = loader
     if mode == "resident":
         return "with the images on the device"
     if count == 0:
@@ -163,7 +167,7 @@ def _name(way: Way) -> str:
 
 
 def rate(value: float) -> str:
-    """Three digits of what is small, no fraction of what is large."""
+    """A rate in at least three digits, without a fraction from 100 on."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -176,11 +180,11 @@ def percent(share: float) -> str:
 
 
 def about(value: float) -> str:
-    """An estimate, in two digits."""
+    """An estimated rate, in two digits."""
     return f"about {float(f'{value:.2g}'):,.0f} images/s" if value >= 10 else f"about {value:.2g} images/s"
 
 
 def size(count: float) -> str:
-    """Bytes, decimal."""
+    """Bytes, in decimal units."""
     unit, scale = next(((u, s) for u, s in (("GB", 1e9), ("MB", 1e6)) if count >= s), ("kB", 1e3))
     return f"{count / scale:.3g} {unit}"
