@@ -14,32 +14,27 @@
 #define UDSKD_VECTOR_BYTES 16
 #endif
 
+#define UDSKD_PRAGMA(...) _Pragma(#__VA_ARGS__)
+#ifdef __clang__
+#define UDSKD_PUSH_TARGET(names) UDSKD_PRAGMA(clang attribute push(__attribute__((target(names))), apply_to = function))
+#define UDSKD_POP_TARGET UDSKD_PRAGMA(clang attribute pop)
+#define UDSKD_AVX512 "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"
+#else
+#define UDSKD_PUSH_TARGET(names) UDSKD_PRAGMA(GCC push_options) UDSKD_PRAGMA(GCC target(names))
+#define UDSKD_POP_TARGET UDSKD_PRAGMA(GCC pop_options)
+#define UDSKD_AVX512 "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"
+#endif
+
 #if UDSKD_VECTOR_BYTES == 16
 #define UDSKD_LEVEL baseline
 #define UDSKD_TARGET_BEGIN
 #define UDSKD_TARGET_END
 #elif UDSKD_VECTOR_BYTES == 32
 #define UDSKD_LEVEL avx2
-#ifdef __clang__
-#define UDSKD_TARGET_BEGIN \
-  _Pragma("clang attribute push(__attribute__((target(\"avx2,fma,f16c\"))), apply_to = function)")
-#define UDSKD_TARGET_END _Pragma("clang attribute pop")
-#else
-#define UDSKD_TARGET_BEGIN _Pragma("GCC push_options") _Pragma("GCC target(\"avx2,fma,f16c\")")
-#define UDSKD_TARGET_END _Pragma("GCC pop_options")
-#endif
+#define UDSKD_TARGET_BEGIN UDSKD_PUSH_TARGET("avx2,fma,f16c")
+#define UDSKD_TARGET_END UDSKD_POP_TARGET
 #else
 #define UDSKD_LEVEL avx512
-#ifdef __clang__
-#define UDSKD_TARGET_BEGIN                                                                                   \
-  _Pragma(                                                                                                   \
-      "clang attribute push(__attribute__((target(\"avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl\"))), " \
-      "apply_to = function)")
-#define UDSKD_TARGET_END _Pragma("clang attribute pop")
-#else
-#define UDSKD_TARGET_BEGIN    \
-  _Pragma("GCC push_options") \
-      _Pragma("GCC target(\"avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512\")")
-#define UDSKD_TARGET_END _Pragma("GCC pop_options")
-#endif
+#define UDSKD_TARGET_BEGIN UDSKD_PUSH_TARGET(UDSKD_AVX512)
+#define UDSKD_TARGET_END UDSKD_POP_TARGET
 #endif
