@@ -177,9 +177,7 @@ class TrainViews(Views):
             strengths = augment.mixup_strengths(self.seed, epoch, indices[:-1], config.mixup)
             rows, mix = _pairs(readable, strengths)
         batch = Batch(
-            images=as_channels_last(
-                pixels if readable.all() else pixels[copy_to_device(torch.from_numpy(rows), pixels.device)]
-            ),
+            images=as_channels_last(pixels if readable.all() else _select(pixels, rows)),
             labels=torch.from_numpy(self.images.labels[indices[rows]]),
             indices=torch.from_numpy(indices[rows if mix is None else rows[:-1]]),
             flips=torch.from_numpy(augment.flips(self.seed, epoch, indices[rows], config.flip)),
@@ -187,7 +185,7 @@ class TrainViews(Views):
             step=step,
             part=part,
         )
-        return BatchResult(batch, _in_order(unreadable))
+        return BatchResult(batch, _sorted_by_row(unreadable))
 
 
 def _select(pixels: Tensor, rows: npt.NDArray[np.intp]) -> Tensor:
@@ -219,7 +217,7 @@ class EvalViews(Views):
 
     def finish(self, request: BatchRequest, pixels: Tensor, unreadable: Unreadable) -> BatchResult:
         if unreadable:
-            return BatchResult(None, _in_order(unreadable))
+            return BatchResult(None, _sorted_by_row(unreadable))
         labels, indices = (torch.from_numpy(a) for a in (self.images.labels[request.indices], request.indices))
         flips = torch.zeros(len(indices), dtype=torch.bool)
         return BatchResult(Batch(as_channels_last(pixels), labels, indices, flips, step=request.step), [])
@@ -235,10 +233,10 @@ class ReadCheck(Views):
         return PartialBatch(request, torch.empty(0, dtype=torch.uint8), lambda row, image: None)
 
     def finish(self, request: BatchRequest, pixels: Tensor, unreadable: Unreadable) -> BatchResult:
-        return BatchResult(None, _in_order(unreadable))
+        return BatchResult(None, _sorted_by_row(unreadable))
 
 
-def _in_order(unreadable: Unreadable) -> list[ReadError]:
+def _sorted_by_row(unreadable: Unreadable) -> list[ReadError]:
     return [unreadable[row] for row in sorted(unreadable)]
 
 

@@ -69,9 +69,9 @@ class ImageSet(ABC):
 
     def relative_name(self, index: int) -> str:
         """The name of the image relative to its set: CLASS/FILE, with slashes on every system."""
-        return self.relative(self.name(index))
+        return self.strip_root(self.name(index))
 
-    def relative(self, name: str) -> str:
+    def strip_root(self, name: str) -> str:
         """The relative name of the image that name() calls `name`."""
         return name
 

@@ -40,7 +40,7 @@ class FolderSet(ImageSet):
     def name(self, index: int) -> str:
         return self.paths[index]
 
-    def relative(self, name: str) -> str:
+    def strip_root(self, name: str) -> str:
         return name.removeprefix(os.path.join(self.root, "")).replace(os.sep, "/")
 
     def mark(self, index: int) -> tuple[int, ...]:

@@ -94,7 +94,7 @@ class TrainLoader:
 
     def _report(self, unreadable: list[ReadError]) -> None:
         for name, reason in unreadable:
-            if (image := self.images.relative(name)) not in self.unreadable:
+            if (image := self.images.strip_root(name)) not in self.unreadable:
                 self.unreadable[image] = (name, reason)
                 self._on_unreadable(name, reason)
         self.refuse_too_many(self.unreadable)

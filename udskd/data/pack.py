@@ -23,7 +23,7 @@ from udskd.data.workers import in_order, no_op
 from udskd.errors import ConfigError, DataError
 from udskd.files import expand_user
 
-Progress = Callable[[str, int, int], object]
+PackProgress = Callable[[str, int, int], object]
 """Called with the split, the number of images that are done, and the number of all."""
 
 
@@ -49,13 +49,14 @@ def pack(
     quality: int = 90,
     classes: int | None = None,
     workers: int = 2,
-    progress: Progress = no_op,
+    progress: PackProgress = no_op,
 ) -> dict[str, Packed]:
     """Write destination/train.pack and destination/val.pack from an ImageFolder tree. Returns a summary of each split.
 
-    A JPEG whose shorter side is at most `short_side` pixels keeps its bytes. Any other image becomes a JPEG of
-    `quality` (1 to 100) whose shorter side is at most short_side. With short_side None, the files of all formats keep
-    their bytes, and training on the packs gives the same bits as on the tree. Either both packs are written or none.
+    An upright grey or RGB JPEG whose shorter side is at most `short_side` pixels keeps its bytes. Any other image
+    becomes a JPEG of `quality` (1 to 100) whose shorter side is at most short_side. With short_side None, the files of
+    all formats keep their bytes, and training on the packs gives the same bits as on the tree. Either both packs are
+    written or none.
 
     Raises:
         ConfigError: short_side or quality is out of range.
@@ -76,7 +77,7 @@ def pack(
 
 
 def _write_both(
-    folder: Path, sets: dict[str, FolderSet], header: dict[str, Any], workers: int, progress: Progress
+    folder: Path, sets: dict[str, FolderSet], header: dict[str, Any], workers: int, progress: PackProgress
 ) -> dict[str, Packed]:
     drafts = {split: folder / f".{split}.pack.{os.getpid()}" for split in sets}
     shared = describe_shared_images(**sets)
@@ -136,7 +137,7 @@ class _Draft:
         return Packed(len(self._entries), self._kept, self._source_bytes, self._position, ignored, "")
 
 
-def _write(path: Path, images: FolderSet, header: dict[str, Any], workers: int, progress: Progress) -> Packed:
+def _write(path: Path, images: FolderSet, header: dict[str, Any], workers: int, progress: PackProgress) -> Packed:
     def convert(index: int) -> _File | UnreadableImage:
         try:
             return _convert(images.paths[index], header["short_side"], header["quality"])

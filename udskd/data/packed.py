@@ -64,7 +64,7 @@ class PackedSet(ImageSet):
     def name(self, index: int) -> str:
         return f"{self.path}: {self._name(index)}"
 
-    def relative(self, name: str) -> str:
+    def strip_root(self, name: str) -> str:
         return name.removeprefix(f"{self.path}: ").replace(os.sep, "/")
 
     def _name(self, index: int) -> str:

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from udskd.data.batch import Batch, as_channels_last
 
-SLOTS = 3
-_ALIGNMENT = 256
+SLOTS = 3  # one in use, one filled, one being filled
+_ALIGNMENT = 256  # bytes, a multiple of the size of every dtype
 T = TypeVar("T")
 
 

@@ -125,7 +125,7 @@ def _open_session(
 
 def _train_loader(config: Config, folder: RunFolder, runtime: Runtime, images: ImageSet) -> TrainLoader:
     def on_unreadable(name: str, reason: str) -> None:
-        if folder.log_unreadable(images.relative(name), name, reason):
+        if folder.log_unreadable(images.strip_root(name), name, reason):
             Display().line(f"skipping an image that cannot be read: {name} ({reason})")
 
     loader = TrainLoader(

@@ -90,7 +90,7 @@ def unreadable_images(folder: RunFolder, images: ImageSet) -> dict[str, tuple[st
     earlier = {event["name"] for event in events if "image" not in event}
     names = earlier.intersection(map(images.name, range(len(images)))) if earlier else earlier
     return {
-        event.get("image", images.relative(event["name"])): (event["name"], event["reason"])
+        event.get("image", images.strip_root(event["name"])): (event["name"], event["reason"])
         for event in events
         if "image" in event or event["name"] in names
     }
