@@ -1,6 +1,7 @@
 """Statistics of predictions, in NumPy and float64, so that reading finished runs needs no torch.
 
-udskd.loss.uncertainty has the entropy of logits in torch, udskd.loss.reference the KL divergence.
+udskd.loss.uncertainty has the entropy of logits in torch, udskd.loss.reference the KL divergence. EmbeddedSet.entropy
+repeats one formula, since udskd.data is a layer below.
 """
 
 from __future__ import annotations

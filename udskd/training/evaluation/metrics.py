@@ -32,6 +32,7 @@ class Metrics:
         best = log_p.topk(min(5, log_p.shape[-1]), -1).indices
         hits = best == own
         brier = p.square().sum(-1) - 2 * p.gather(-1, own).squeeze(-1) + 1
+        # PyTorch's entropy of probabilities; udskd.loss.uncertainty.entropy would compute log_softmax again.
         nll, entropies = -log_p.gather(-1, own).squeeze(-1), torch.special.entr(p).sum(-1)
         columns = [hits[:, 0].double(), hits.any(-1).double(), nll, brier, p.amax(-1), entropies]
         columns.append(best[:, 0].double())
