@@ -70,7 +70,7 @@ $(VENV)/nvcc: $(VENV)/ready
 # Installs the package without its library: setuptools would recompile everything each time; ninja, below, recompiles only what changed.
 $(VENV)/installed: $(VENV)/ready pyproject.toml setup.py
 	$(SAY) "installing what udskd and its tests depend on"
-	@UDSKD_NATIVE=0 $(PIP) install --no-build-isolation -e '.[dev]'
+	@UDSKD_NATIVE=0 $(PIP) install --no-build-isolation -e '.[all,dev]'
 	@touch $@
 
 $(VENV)/built: $(VENV)/nvcc $(VENV)/installed $(NATIVE)
@@ -91,7 +91,7 @@ test-newest: build $(NEWEST)/ready  ## test the library as built against PyTorch
 	$(SAY) "packing the compiled library into a wheel and installing it into $(NEWEST)"
 	@rm -rf build/newest && mkdir -p build/newest && cp -r tests build/newest/
 	@$(WITH_NVCC); UDSKD_STRICT=1 $(PIP) wheel --no-deps --no-build-isolation -w build/newest .
-	@$(NEWEST_PIP) install build/newest/udskd-*.whl pytest pytest-timeout hypothesis
+	@$(NEWEST_PIP) install $$(echo build/newest/udskd-*.whl)'[train]' pytest pytest-timeout hypothesis
 	@$(NEWEST_PIP) install --force-reinstall --no-deps build/newest/udskd-*.whl
 	@cmp udskd/_C.*.so $(NEWEST)/lib/python3*/site-packages/udskd/_C.*.so
 	@cd build/newest && ../../$(NEWEST)/bin/python -m udskd

@@ -31,7 +31,7 @@ except ModuleNotFoundError as missing:
     sys.exit(
         f"\nudskd compiles against the PyTorch you have, which pip's isolated build cannot see ({missing}). "
         "Run these two lines:\n\n"
-        "    pip install 'torch>=2.11' 'torchvision>=0.26' ninja 'pybind11>=3' 'setuptools>=77' wheel\n"
+        "    pip install 'torch>=2.11' ninja 'pybind11>=3' 'setuptools>=77' wheel\n"
         "    pip install --no-build-isolation .\n"
     )
 

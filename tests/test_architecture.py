@@ -18,6 +18,7 @@ LAYERS = (
 )
 # Imports inside functions: (importing module, imported module), and the reason.
 LATE = {
+    ("cli.entry_point", "cli.main"): "click may be missing, and the entry point reports it",
     ("cli.commands", "training"): "a mistake in the command line is reported before PyTorch is imported",
     ("cli.commands", "training.teacher_cache.writer"): "likewise",
     ("cli.commands", "results.table"): "a command imports what it needs, no more",

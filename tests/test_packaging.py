@@ -1,21 +1,26 @@
 """What a user installs: an sdist that builds a wheel, a wheel that works on its own, a clear error without PyTorch.
 
-The environments are empty except for a .pth file that names this environment's site-packages, so that PyTorch is not
-installed again. A .pth in a folder that a .pth names is not read: an editable udskd of this environment stays unseen.
+The environments are empty except for a .pth file that names this environment's site-packages, or links to some of its
+packages, so that PyTorch is not installed again. A .pth in a folder that a .pth names is not read: an editable udskd of
+this environment stays unseen.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from udskd.errors import PACKAGES
 
 pytestmark = pytest.mark.packaging
 ROOT = Path(__file__).parents[1]
@@ -33,16 +38,25 @@ def call(*command: str | Path, cwd: Path) -> str:
     return done.stdout
 
 
-def environment(folder: Path, *packages: str) -> Path:
-    """The Python of a fresh environment with this environment's packages: all of them, or only those named."""
+def environment(folder: Path, is_included: Callable[[str], bool] | None = None) -> Path:
+    """The Python of a fresh environment with this environment's packages: all of them, or those that are included."""
     call(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent)
     here, there = Path(sysconfig.get_path("purelib")), next(folder.glob("lib/python*/site-packages"))
-    if not packages:
+    if is_included is None:
         (there / "shared.pth").write_text(f"{here}\n")
-    for name in packages:
-        for path in here.glob(f"{name}*"):
+        return folder / "bin" / "python"
+    for path in here.iterdir():
+        package = re.split(r"[.-]", path.name)[0]  # of a module, a package, its libraries or its metadata
+        if path.suffix != ".pth" and package != "udskd" and is_included(package):
             (there / path.name).symlink_to(path)
     return folder / "bin" / "python"
+
+
+def install(wheel: Path, python: Path) -> Path:
+    """Install the wheel into the environment of a Python, which is returned."""
+    pip = (python, "-m", "pip", "--disable-pip-version-check")
+    call(*pip, "install", "--no-index", "--no-deps", "--ignore-installed", wheel, cwd=wheel.parent)
+    return python
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +82,15 @@ def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of an environment into which the wheel is installed."""
-    folder = tmp_path_factory.mktemp("user")
-    python = environment(folder / "env")
-    pip = (python, "-m", "pip", "--disable-pip-version-check")
-    call(*pip, "install", "--no-index", "--no-deps", "--ignore-installed", wheel, cwd=folder)
-    return python
+    return install(wheel, environment(tmp_path_factory.mktemp("user") / "env"))
+
+
+@pytest.fixture(scope="module")
+def without_extras(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment that has the wheel, PyTorch and NumPy, and no package of an extra."""
+    _, *extras = PACKAGES.values()
+    hidden = {package for packages in extras for package in packages}
+    return install(wheel, environment(tmp_path_factory.mktemp("user") / "env", lambda package: package not in hidden))
 
 
 def test_sdist_holds_all_that_the_repository_needs(sdist: Path) -> None:
@@ -93,7 +111,7 @@ def test_wheel_holds_the_library_and_no_sources(wheel: Path) -> None:
     assert [name for name in names if name.startswith(("csrc", "tests", "bench"))] == []
 
 
-def test_wheel_works_away_from_the_sources(installed: Path, tmp_path: Path) -> None:
+def test_the_loss_works_away_from_the_sources_and_without_extras(without_extras: Path, tmp_path: Path) -> None:
     program = """if True:
         import torch, udskd
         logits = torch.randn(3, 8, 5).unbind()
@@ -102,9 +120,17 @@ def test_wheel_works_away_from_the_sources(installed: Path, tmp_path: Path) -> N
         torch.testing.assert_close(loss, known)
         print(udskd.__file__, udskd.build_info()["version"] == udskd.__version__)
     """
-    where, matches = call(installed, "-c", program, cwd=tmp_path).split()
-    assert Path(where).is_relative_to(installed.parents[1])
+    where, matches = call(without_extras, "-c", program, cwd=tmp_path).split()
+    assert Path(where).is_relative_to(without_extras.parents[1])
     assert matches == "True"
+    assert call(without_extras, "-m", "udskd", cwd=tmp_path).startswith("udskd ")
+
+
+def test_without_extras_the_installed_command_names_the_one_that_it_needs(without_extras: Path, tmp_path: Path) -> None:
+    command = [without_extras.with_name("udskd"), "train", "caltech20"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=ENVIRONMENT)
+    sentence = "the package click is not installed; install it with: pip install 'udskd[train]'"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"udskd: error: {sentence}\n")
 
 
 def test_installed_command_trains_away_from_the_sources(installed: Path, tmp_path: Path) -> None:
@@ -116,7 +142,8 @@ def test_installed_command_trains_away_from_the_sources(installed: Path, tmp_pat
 
 
 def test_without_pytorch_the_error_names_the_two_commands_to_run(sdist: Path, tmp_path: Path) -> None:
-    python = environment(tmp_path / "env", "setuptools", "pkg_resources", "_distutils_hack", "wheel", "packaging")
+    tools = ("setuptools", "pkg_resources", "_distutils_hack", "wheel", "packaging")
+    python = environment(tmp_path / "env", lambda package: package in tools)
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python)
     done = subprocess.run(
         list(map(str, (*pip, "install", "--no-index", "--no-deps", "--no-build-isolation", sdist))),

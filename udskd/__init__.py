@@ -1,13 +1,14 @@
 """Uncertainty-aware dual-student distillation: the loss is udskd.dual_student_loss, the trainer `udskd train`.
 
 Public names are imported at their first use (PEP 562), so that a command that only reads a recipe does not import
-PyTorch, and the loss does not import torchvision.
+PyTorch, and the loss needs no package but PyTorch and NumPy.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from udskd._version import __version__
+from udskd.errors import explain_missing_packages
 
 __all__ = [
     "DualStudentLoss",
@@ -36,7 +37,8 @@ else:
     def __getattr__(name: str) -> Any:
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(import_module(_MODULES[name]), name)
+        with explain_missing_packages():
+            value = getattr(import_module(_MODULES[name]), name)
         globals()[name] = value
         return value
 

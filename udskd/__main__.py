@@ -2,12 +2,12 @@
 
 import sys
 
-from udskd._native import build_info
-from udskd.cli import main as cli
+import udskd
+from udskd.cli import entry_point
 
 
 def main() -> None:
-    info = build_info()
+    info = udskd.build_info()
     archs = ", ".join(info["cuda_archs"]) + (f", PTX of {info['cuda_ptx']}" if info["cuda_ptx"] else "")
     print(f"udskd   {info['version']}")
     print(f"PyTorch {info['torch']}")
@@ -19,5 +19,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        sys.exit(cli.main())
+        sys.exit(entry_point.main())
     main()

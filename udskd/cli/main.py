@@ -1,4 +1,4 @@
-"""The entry point of `udskd`: runs a command, and reports an error as one line and an exit code."""
+"""Runs a command, and reports an error as one line and an exit code."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from udskd.config.schema import Stem
 from udskd.config.suggest import did_you_mean
-from udskd.errors import ConfigError
+from udskd.errors import ConfigError, explain_missing_packages
 from udskd.models import tiny
 from udskd.models.features import trace
 
@@ -73,8 +73,9 @@ def build(name: str, num_classes: int, image_size: int, stem: Stem = "auto") -> 
 
 
 def _torchvision(name: str, num_classes: int, image_size: int) -> nn.Module:
-    import torchvision
-    from torchvision.models import get_model, list_models  # type: ignore[attr-defined]
+    with explain_missing_packages():
+        import torchvision
+        from torchvision.models import get_model, list_models  # type: ignore[attr-defined]
 
     zoo = list_models(module=torchvision.models)
     if name not in zoo:

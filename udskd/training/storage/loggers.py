@@ -5,19 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from udskd.errors import ConfigError
+from udskd.errors import explain_missing_packages
 
 
 class TensorBoardLogger:
-    """Writes the numbers of each epoch under RUN/tensorboard/EVENT. ConfigError if tensorboard is not installed."""
+    """Writes the numbers of each epoch under RUN/tensorboard/EVENT. MissingPackage if tensorboard is not installed."""
 
     def __init__(self, run: Path, event: str) -> None:
-        try:
+        with explain_missing_packages():
             from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise ConfigError(
-                "training.tensorboard needs a package that is not installed: pip install 'udskd[tensorboard]'"
-            ) from None
         self._writer = SummaryWriter(str(run / "tensorboard" / event))
 
     def write(self, epoch: int, values: dict[str, Any]) -> None:
