@@ -3,7 +3,7 @@
 //
 //   rank(), size()       the index of this thread in the group, and the number of threads
 //   part(), parts()      the index of this block in the group, and the number of blocks
-//   reduce(x, combine)     combines x[k] of all threads, for every k, in a fixed order; every thread gets the same bits
+//   reduce(x, combine)   combines x[k] of all threads, for every k, in a fixed order; every thread gets the same bits
 //   sync()               a barrier of the group, after which its threads see each other's writes
 //
 // kGroupThreads is the number of threads of a group in one block, kBlockThreads the number of threads of a block.
@@ -108,9 +108,9 @@ class Block {
 };
 
 // Combines the partial results of the blocks of a row, of which each lane of the warp holds one.
-template <int kLanesMost, int N, class T, class Combine>
+template <int kMaxLanes, int N, class T, class Combine>
 __device__ void reduce_parts(int parts, T (&x)[N], Combine combine) {
-  for (int offset = kLanesMost / 2; offset > 0; offset /= 2) {
+  for (int offset = kMaxLanes / 2; offset > 0; offset /= 2) {
     if (offset >= parts) continue;
 #pragma unroll
     for (int k = 0; k < N; ++k) x[k] = combine(x[k], __shfl_xor_sync(~0u, x[k], offset));

@@ -40,7 +40,7 @@ void find_axis(int64_t from, int64_t to, int64_t begin, int64_t n, int64_t capac
   find_taps(from, to, begin, n, capacity, axis, axis + n, axis + 2 * n);
 }
 
-void fill(const Batch& batch, const Layout& layout, ViewTable* tables, int32_t* taps) {
+void write_tables(const Batch& batch, const Layout& layout, ViewTable* tables, int32_t* taps) {
   std::copy(layout.tables.begin(), layout.tables.end(), tables);
   torch::stable::parallel_for(0, batch.images, 1, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
@@ -88,7 +88,8 @@ void crop_resize(Tensor pixels, Tensor offsets, Tensor shapes, Tensor views, Ten
   const int64_t bytes_of_tables = batch.images * int64_t(sizeof(ViewTable));
   const Tensor host = host_memory(pixels, (bytes_of_tables + layout.taps * 4 + 7) / 8);
   auto* const memory = static_cast<uint8_t*>(host.mutable_data_ptr());
-  fill(batch, layout, reinterpret_cast<ViewTable*>(memory), reinterpret_cast<int32_t*>(memory + bytes_of_tables));
+  write_tables(batch, layout, reinterpret_cast<ViewTable*>(memory),
+               reinterpret_cast<int32_t*>(memory + bytes_of_tables));
   const Tensor device = on_device(host, pixels);
   DeviceScope::keep_for_replay(device);
   const auto* const there = static_cast<const uint8_t*>(device.const_data_ptr());
