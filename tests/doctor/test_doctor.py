@@ -82,9 +82,9 @@ def test_where_workers_do_not_help_a_pack_may() -> None:
 
 def test_a_pack_comes_with_the_workers_that_help() -> None:
     loaders = {("threads", 2): 1000.0, ("threads", 16): 2000.0}
-    said = verdict(replace(GPU, loaders=loaders, step=5000.0))[1]
+    lines = verdict(replace(GPU, loaders=loaders, step=5000.0))[1]
     pack_and_workers = "(udskd pack, about 2.2 GB) with data.loader = threads, data.workers = 16, for about 6,000"
-    assert pack_and_workers in said
+    assert pack_and_workers in lines
 
 
 def test_images_that_fit_are_made_resident() -> None:
@@ -96,18 +96,18 @@ def test_images_that_fit_are_made_resident() -> None:
 
 
 def test_what_is_best_is_said_even_if_it_is_not_enough() -> None:
-    said = verdict(replace(with_loaders(processes=1100.0), step=9000.0))[1]
-    assert said.endswith("for about 3,000 images/s, still short of what the networks take.")
+    lines = verdict(replace(with_loaders(processes=1100.0), step=9000.0))[1]
+    assert lines.endswith("for about 3,000 images/s, still short of what the networks take.")
 
 
 def test_where_nothing_helps_that_is_said() -> None:
-    said = verdict(replace(with_loaders(processes=900.0), packed=None))
-    assert said[1] == "Nothing that was tried gives more: what is left is smaller image files, or more cores."
+    lines = verdict(replace(with_loaders(processes=900.0), packed=None))
+    assert lines[1] == "Nothing that was tried gives more: what is left is smaller image files, or more cores."
 
 
 def test_a_loader_that_is_just_fast_enough() -> None:
-    said = verdict(replace(GPU, step=950.0))[0]
-    assert said.startswith("The loader is only just fast enough: with 2 threads it gives 1,000 images/s")
+    lines = verdict(replace(GPU, step=950.0))[0]
+    assert lines.startswith("The loader is only just fast enough: with 2 threads it gives 1,000 images/s")
 
 
 def test_slow_networks_on_a_gpu() -> None:
@@ -131,24 +131,24 @@ def test_on_a_cpu_decoding_is_seen_as_a_share_of_the_cores() -> None:
 
 def test_storage_limits_where_the_files_do_not_fit_into_memory() -> None:
     found = replace(GPU, disk=300.0, fits_cache=False)
-    said = verdict(found)
-    assert said[0].startswith(
+    lines = verdict(found)
+    assert lines[0].startswith(
         "Storage limits: it gives 300 images/s, the networks take 4,000, and the files do not fit"
     )
-    assert said[1].startswith("Pack them: udskd pack makes one file of about 2.2 GB")
+    assert lines[1].startswith("Pack them: udskd pack makes one file of about 2.2 GB")
     assert verdict(replace(found, packed=None))[1].startswith("Copy them to a faster disk")
 
 
 def test_storage_slows_the_first_epoch_where_they_do() -> None:
-    said = verdict(replace(GPU, disk=300.0, step=800.0))
-    assert said[0].startswith("The networks limit")
-    assert said[-1] == "The first epoch is slower: 300 images/s come from storage; later ones from memory."
+    lines = verdict(replace(GPU, disk=300.0, step=800.0))
+    assert lines[0].startswith("The networks limit")
+    assert lines[-1] == "The first epoch is slower: 300 images/s come from storage; later ones from memory."
 
 
 def test_networks_that_could_not_be_run() -> None:
-    said = verdict(replace(GPU, step=None))
-    assert said[0] == "The loader gives 1,000 images/s; what the networks take is not known."
-    assert said[1].startswith("Change: ")
+    lines = verdict(replace(GPU, step=None))
+    assert lines[0] == "The loader gives 1,000 images/s; what the networks take is not known."
+    assert lines[1].startswith("Change: ")
 
 
 @pytest.mark.parametrize("chosen", [("threads", 0), ("processes", 1), ("threads", 1), ("resident", 2)])
@@ -157,9 +157,9 @@ def test_networks_that_could_not_be_run() -> None:
 def test_a_verdict_is_one_to_three_sentences(chosen: tuple[str, int], step: float | None, on_cpu: bool) -> None:
     loaders = {chosen: 1000.0} | {way: value for way, value in GPU.loaders.items()}
     for disk in (None, 10.0, 1e5):
-        said = verdict(replace(GPU, loaders=loaders, chosen=chosen, step=step, on_cpu=on_cpu, disk=disk))
-        assert 1 <= len(said) <= 3
-        assert all(line.endswith(".") for line in said)
+        lines = verdict(replace(GPU, loaders=loaders, chosen=chosen, step=step, on_cpu=on_cpu, disk=disk))
+        assert 1 <= len(lines) <= 3
+        assert all(line.endswith(".") for line in lines)
 
 
 def test_numbers_are_short() -> None:
@@ -196,11 +196,11 @@ def test_a_tree(
     monkeypatch.chdir(tmp_path)
     before = contents(tree)
     assert doctor.data(config) == 0
-    said = capsys.readouterr().out
+    out = capsys.readouterr().out
     for words in ("reading from the disk", "decoding, one core", "views at 8 px", "data.workers = 0", "training step"):
-        assert words in said
-    assert said.splitlines()[0].endswith("36 training images of 3 classes, 36 looked at")
-    assert " limit" in said.splitlines()[-2] or " limit" in said.splitlines()[-1]
+        assert words in out
+    assert out.splitlines()[0].endswith("36 training images of 3 classes, 36 looked at")
+    assert " limit" in out.splitlines()[-2] or " limit" in out.splitlines()[-1]
     assert contents(tree) == before
     assert list(tmp_path.iterdir()) == []
 
@@ -216,9 +216,9 @@ def test_other_sets(
 ) -> None:
     name = root(tree, tmp_path / "pack")
     assert doctor.data(schema.with_values(config, {"data.root": name, "data.loader": "resident"})) == 0
-    said = capsys.readouterr().out
-    assert "from a pack" not in said
-    assert ("reading from the disk" in said) == (name != "embedded")
+    out = capsys.readouterr().out
+    assert "from a pack" not in out
+    assert ("reading from the disk" in out) == (name != "embedded")
 
 
 @pytest.mark.parametrize(
@@ -259,10 +259,10 @@ def test_an_image_that_cannot_be_read_is_left_out(tmp_path: Path, capsys: pytest
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert doctor.data(tiny_config(root, tmp_path / "run")) == 0
-    said = capsys.readouterr().out
-    assert "training step" in said
-    assert f"2 of 36 images (5.6%) cannot be read, {images.name(first)} first (not an image" in said
-    assert said.count("cannot be read") == 1
+    out = capsys.readouterr().out
+    assert "training step" in out
+    assert f"2 of 36 images (5.6%) cannot be read, {images.name(first)} first (not an image" in out
+    assert out.count("cannot be read") == 1
 
 
 def test_what_is_wrong_is_said_as_training_would(config: Config, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Runs that end too early, in every way we could think of, and what continuing them gives."""
+"""Runs that end too early, in every known way, and the results of continuing them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def often(tree: Path) -> Config:
 
 @pytest.fixture(scope="module")
 def straight(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run, saved after every step, that nobody disturbed."""
+    """A finished, undisturbed run, saved after every step."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place := tmp_path_factory.mktemp("straight"))
         train(often(tree))

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.training.helpers.variants import VARIANTS, Watch, options, run_of
-from tests.training.test_train import events, on_call, outcome
+from tests.training.helpers.runs import events, on_call, outcome
+from tests.training.helpers.variants import VARIANTS, module_weights, options, run_of, step_benchmark
 from udskd import methods
 from udskd.config.schema import Config
 from udskd.errors import Interrupted
@@ -54,7 +54,7 @@ def test_what_a_method_trains_is_in_the_state_but_not_among_the_students(
 
 def test_the_parts_of_a_method_learn(config: Config, teacher_weights: str) -> None:
     config = options(config, {"method": "sdkd", "teacher.checkpoint": teacher_weights, "training.epochs": 1})
-    first = Watch(config).weights("fusion_a")
+    first = module_weights(step_benchmark(config), "fusion_a")
     train(config)
     state = load_state(run_of(config) / "checkpoints" / "students.pt")["networks"]["fusion_a"]["model"]
     changed = [name for name, value in first.items() if not torch.equal(value, state[name])]
@@ -63,7 +63,7 @@ def test_the_parts_of_a_method_learn(config: Config, teacher_weights: str) -> No
 
 def test_a_parts_learning_rate_is_its_own(config: Config) -> None:
     values = {"method": "sdkd", "target.shape": "context", "akd.lr": 0.001, "sdkd.lr": 0.5}
-    rates = {part.role: part.schedule.peak for part in Watch(options(config, values)).trial.task.method_modules}
+    rates = {part.role: part.schedule.peak for part in step_benchmark(options(config, values)).task.method_modules}
     assert rates == {"context": 0.001, "fusion_a": 0.5, "fusion_b": 0.5}
 
 
@@ -84,7 +84,7 @@ def test_a_method_of_ones_own_may_keep_the_teachers_logits(config: Config, monke
 def test_weights_do_not_depend_on_what_a_method_has_beside_them(config: Config, teacher_weights: str) -> None:
     """The students of sdkd begin as those of kd do."""
     weights = [
-        Watch(options(config, {"method": method})).trial.task.networks[0].module.state_dict()
+        step_benchmark(options(config, {"method": method})).task.networks[0].module.state_dict()
         for method in ("kd", "sdkd", "akd")
     ]
     assert all(torch.equal(value, other[name]) for other in weights[1:] for name, value in weights[0].items())
@@ -92,15 +92,15 @@ def test_weights_do_not_depend_on_what_a_method_has_beside_them(config: Config, 
 
 def test_a_trial_of_any_method_can_be_timed(config: Config) -> None:
     for method in methods.names():
-        trial = Watch(options(config, {"method": method})).trial
-        trial.train_step(trial.inputs(trial.batch()))
-        trial.close()
+        benchmark = step_benchmark(options(config, {"method": method}))
+        benchmark.train_step(benchmark.inputs(benchmark.batch()))
+        benchmark.close()
 
 
 def test_a_parts_learning_rate_follows_its_schedule(config: Config) -> None:
-    trial = Watch(options(config, {"method": "sdkd", "training.warmup_epochs": 1.0})).trial
-    trial.train_step(trial.inputs(trial.batch()))
-    for part in trial.task.method_modules:
+    benchmark = step_benchmark(options(config, {"method": "sdkd", "training.warmup_epochs": 1.0}))
+    benchmark.train_step(benchmark.inputs(benchmark.batch()))
+    for part in benchmark.task.method_modules:
         assert part.schedule.lr(0) < part.schedule.peak
         assert {group["lr"] for group in part.optimizer.param_groups} == {part.schedule.lr(0)}
 
@@ -118,11 +118,11 @@ def test_a_method_is_told_how_far_the_run_is(config: Config, teacher_weights: st
 
 def test_what_is_not_to_be_seen_leaves_no_trace_in_a_part(config: Config) -> None:
     """A process whose images could not be read takes part with blanks."""
-    trial = Watch(options(config, {"method": "akd"})).trial
-    (alpha,) = (part.module for part in trial.task.method_modules if part.role == "alpha")
-    trial.train_step(trial.inputs(trial.batch()))
+    benchmark = step_benchmark(options(config, {"method": "akd"}))
+    (alpha,) = (part.module for part in benchmark.task.method_modules if part.role == "alpha")
+    benchmark.train_step(benchmark.inputs(benchmark.batch()))
     before = {name: buffer.clone() for name, buffer in alpha.named_buffers()}
-    with trial.step._keep_buffers():
-        trial.task.losses(trial.inputs(trial.batch()).zeros(4))
+    with benchmark.step._keep_buffers():
+        benchmark.task.losses(benchmark.inputs(benchmark.batch()).zeros(4))
         assert any(not torch.equal(before[name], buffer) for name, buffer in alpha.named_buffers())
     assert all(torch.equal(before[name], buffer) for name, buffer in alpha.named_buffers())

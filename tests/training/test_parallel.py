@@ -19,7 +19,7 @@ import torch
 
 from tests.training.conftest import tiny_config, write_tree
 from tests.training.helpers.kills import compare, outcome
-from tests.training.helpers.parallel import TIMEOUT, Ended, Forge, survivors, torchrun
+from tests.training.helpers.parallel import TIMEOUT, Ended, ForkServer, survivors, torchrun
 from udskd.config import schema, toml
 from udskd.data import augment, open_sets
 from udskd.models.checkpoints import load_weights
@@ -36,10 +36,10 @@ BASE = {  # batch-norm, dropout, averages, mixup, saved after every step
 
 
 @pytest.fixture(scope="module")
-def forge() -> Iterator[Forge]:
-    forge = Forge()
-    yield forge
-    forge.close()
+def fork_server() -> Iterator[ForkServer]:
+    fork_server = ForkServer()
+    yield fork_server
+    fork_server.close()
 
 
 def place(folder: Path, tree: Path, **values: Any) -> Path:
@@ -52,28 +52,30 @@ def place(folder: Path, tree: Path, **values: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def straight(forge: Forge, tree: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Path, Ended]]:
+def straight(
+    fork_server: ForkServer, tree: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[int, tuple[Path, Ended]]:
     """Undisturbed runs of two and of three processes."""
     runs = {}
     for ranks in (2, 3):
         here = place(tmp_path_factory.mktemp(f"straight{ranks}"), tree)
-        ended = forge.world(ranks, "train recipe.toml", here)
+        ended = fork_server.run(ranks, "train recipe.toml", here)
         assert ended.codes == [0] * ranks, ended.err
         runs[ranks] = here / RUN, ended
     return runs
 
 
 def different(one: Path, other: Path) -> list[str]:
-    """What differs, but for the state before the last one: it depends on when the processes agreed to save."""
+    """The names that differ, without the previous train state: it depends on when the processes agreed to save."""
     return [name for name in compare(outcome(one), outcome(other)) if ".previous.pt" not in name]
 
 
 def sentences(ended: Ended) -> list[str]:
-    """What all processes together say on stderr."""
+    """The lines that all processes together write to stderr."""
     return [line for text in ended.err for line in text.splitlines() if line]
 
 
-# --- who writes, who speaks ----------------------------------------------------------------------------------------
+# --- files and output ----------------------------------------------------------------------------------------------
 
 
 def test_only_the_first_process_writes_and_speaks(straight: dict[int, tuple[Path, Ended]]) -> None:
@@ -100,7 +102,7 @@ def test_the_images_of_an_epoch_are_counted_over_all_processes(straight: dict[in
 
 @pytest.mark.parametrize("batch_size", [12, 5])
 def test_any_number_of_processes_evaluates_to_the_same_bits(
-    forge: Forge, straight: dict[int, tuple[Path, Ended]], tmp_path: Path, batch_size: int
+    fork_server: ForkServer, straight: dict[int, tuple[Path, Ended]], tmp_path: Path, batch_size: int
 ) -> None:
     """18 images: of 2 batches, which leave the third process none, or 4, of which no two processes have as many."""
     shutil.copytree(straight[2][0], tmp_path / RUN)
@@ -109,7 +111,7 @@ def test_any_number_of_processes_evaluates_to_the_same_bits(
     (tmp_path / RUN / "config.toml").write_text(toml.dump(config))
     results = []
     for ranks in (1, 2, 3):
-        ended = forge.world(ranks, "bits run", tmp_path)
+        ended = fork_server.run(ranks, "bits run", tmp_path)
         assert ended.codes == [0] * ranks, ended.err
         results += [(tmp_path / f"result{rank}.json").read_text() for rank in range(ranks)]
     assert len(set(results)) == 1
@@ -120,17 +122,17 @@ def test_any_number_of_processes_evaluates_to_the_same_bits(
 
 
 def test_eval_prints_the_same_lines_for_any_number_of_processes(
-    forge: Forge, straight: dict[int, tuple[Path, Ended]], tmp_path: Path
+    fork_server: ForkServer, straight: dict[int, tuple[Path, Ended]], tmp_path: Path
 ) -> None:
     shutil.copytree(straight[2][0], tmp_path / RUN)
-    texts = ["".join(forge.world(ranks, "eval run", tmp_path).out) for ranks in (1, 2, 3)]
+    texts = ["".join(fork_server.run(ranks, "eval run", tmp_path).out) for ranks in (1, 2, 3)]
     assert texts[0].count("top-1") == 3
     assert texts[0] == texts[1] == texts[2]
 
 
 @pytest.fixture(scope="module")
-def alike(forge: Forge, tree: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], Path]:
-    """Runs of networks without batch-norm, by (processes, parts); each with what its networks saw."""
+def alike(fork_server: ForkServer, tree: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], Path]:
+    """Runs of networks without batch-norm, by (processes, parts), each with the recorded inputs of its networks."""
     runs = {}
     for ranks, parts in ((1, 1), (1, 2), (2, 1), (2, 3)):
         here = place(
@@ -140,14 +142,14 @@ def alike(forge: Forge, tree: Path, tmp_path_factory: pytest.TempPathFactory) ->
             student_a__model="squeezenet1_1",
             training__accumulate=parts,
         )
-        ended = forge.world(ranks, "train recipe.toml", here, "record")
+        ended = fork_server.run(ranks, "train recipe.toml", here, "record")
         assert ended.codes == [0] * ranks, ended.err
         runs[ranks, parts] = here
     return runs
 
 
 def seen(here: Path, ranks: int, parts: int) -> list[np.ndarray[Any, Any]]:
-    """Images and targets of each step, put together again from the pieces: part after part, in each rank after rank."""
+    """Images and targets of each step, assembled from the pieces: by part, then by rank."""
     pieces = [list(np.load(here / f"seen{rank}.npz").values()) for rank in range(ranks)]
     steps = len(pieces[0]) // (2 * parts)
     return [
@@ -180,7 +182,7 @@ def test_processes_and_parts_train_the_weights_that_one_process_trains(
 
 
 def broken_tree(folder: Path) -> Path:
-    """A tree in which nothing of what process 1 of two sees in the first step can be read."""
+    """A tree in which all images of process 1 of 2 in the first step are unreadable."""
     tree = write_tree(folder)
     train, _ = open_sets(tiny_config(tree, RUN).data)
     for index in augment.permutation(0, 0, len(train))[6:12]:
@@ -188,25 +190,27 @@ def broken_tree(folder: Path) -> Path:
     return tree
 
 
-def test_a_process_without_any_readable_image_does_not_stop_the_others(forge: Forge, tmp_path: Path) -> None:
+def test_a_process_without_any_readable_image_does_not_stop_the_others(fork_server: ForkServer, tmp_path: Path) -> None:
     tree = broken_tree(tmp_path / "tree")
     here = place(tmp_path / "here", tree, method="ce", data__mixup=0.0, data__max_unreadable=0.5)
-    ended = forge.world(2, "train recipe.toml", here)
+    ended = fork_server.run(2, "train recipe.toml", here)
     assert ended.codes == [0, 0], ended.err
     events = [json.loads(line) for line in (here / RUN / "log.jsonl").read_text().splitlines()]
     names = [e["name"] for e in events if e["event"] == "unreadable"]
     assert len(names) == len(set(names)) == 6
     assert json.loads((here / RUN / "summary.json").read_text())["unreadable"] == 6
-    told = [line for text in ended.out for line in text.splitlines() if line.startswith("skipping an image")]
-    assert len(told) == 6
+    lines = [line for text in ended.out for line in text.splitlines() if line.startswith("skipping an image")]
+    assert len(lines) == 6
     assert [e["images"] for e in events if e["event"] == "epoch"] == [30, 30]
 
 
 def test_too_many_unreadable_images_of_one_process_are_its_sentence_and_everybodys_end(
-    forge: Forge, tmp_path: Path
+    fork_server: ForkServer, tmp_path: Path
 ) -> None:
     tree = broken_tree(tmp_path / "tree")
-    ended = forge.world(2, "train recipe.toml", place(tmp_path / "here", tree, method="ce", data__max_unreadable=0.1))
+    ended = fork_server.run(
+        2, "train recipe.toml", place(tmp_path / "here", tree, method="ce", data__max_unreadable=0.1)
+    )
     assert ended.codes == [1, 2]
     assert len(sentences(ended)) == 1
     assert "data.max_unreadable" in sentences(ended)[0]
@@ -234,13 +238,13 @@ COPIES = {
 
 @pytest.mark.parametrize(("change", "words"), COPIES.values(), ids=COPIES)
 def test_machines_with_different_images_are_refused_in_one_sentence(
-    forge: Forge, tree: Path, tmp_path: Path, change: Callable[[Path], Any], words: str
+    fork_server: ForkServer, tree: Path, tmp_path: Path, change: Callable[[Path], Any], words: str
 ) -> None:
     for rank in range(2):
         here = place(tmp_path / f"machine{rank}", Path("tree"), method="ce")
         shutil.copytree(tree, here / "tree")
     change(tmp_path / "machine1" / "tree")
-    ended = forge.world(2, "train recipe.toml", tmp_path, "machine")
+    ended = fork_server.run(2, "train recipe.toml", tmp_path, "machine")
     assert ended.codes == [2, 1], ended.err
     advice = "give every process the same images"
     sentence = f"process 1 does not find the images of process 0 in tree: it has {words}; {advice}"
@@ -248,7 +252,7 @@ def test_machines_with_different_images_are_refused_in_one_sentence(
     assert not (tmp_path / "machine0" / RUN).exists()
 
 
-# --- mistakes ------------------------------------------------------------------------------------------------------
+# --- errors --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -263,50 +267,52 @@ def test_machines_with_different_images_are_refused_in_one_sentence(
     ],
 )
 def test_a_mistake_that_all_processes_find_is_told_once(
-    forge: Forge, tree: Path, tmp_path: Path, command: str, words: str
+    fork_server: ForkServer, tree: Path, tmp_path: Path, command: str, words: str
 ) -> None:
-    ended = forge.world(2, command, place(tmp_path, tree))
-    assert sorted(ended.codes) in ([1, 2], [-signal.SIGTERM, 2]), ended.err  # the latter before the processes met
+    ended = fork_server.run(2, command, place(tmp_path, tree))
+    assert sorted(ended.codes) in ([1, 2], [-signal.SIGTERM, 2]), ended.err  # the latter before they join
     assert len(sentences(ended)) == 1
     assert sentences(ended)[0].startswith("udskd: error: ")
     assert words in sentences(ended)[0]
 
 
-def test_a_mistake_that_one_process_finds_is_told_by_it(forge: Forge, tree: Path, tmp_path: Path) -> None:
-    ended = forge.world(2, "train recipe.toml", place(tmp_path, tree), "no_teacher")
+def test_a_mistake_that_one_process_finds_is_told_by_it(fork_server: ForkServer, tree: Path, tmp_path: Path) -> None:
+    ended = fork_server.run(2, "train recipe.toml", place(tmp_path, tree), "no_teacher")
     assert ended.codes == [1, 2]
     assert ended.err == ["", "udskd: error: teacher.pt cannot be read: Stale file handle\n"]
     assert not (tmp_path / RUN).exists()
 
 
-def test_other_images_are_refused_by_the_first_process_alone(forge: Forge, tmp_path: Path) -> None:
+def test_other_images_are_refused_by_the_first_process_alone(fork_server: ForkServer, tmp_path: Path) -> None:
     here = place(tmp_path, write_tree(tmp_path / "tree"), method="ce", training__epochs=1)
-    assert forge.world(2, "train recipe.toml", here).codes == [0, 0]
+    assert fork_server.run(2, "train recipe.toml", here).codes == [0, 0]
     (here / RUN / "summary.json").unlink()
     (tmp_path / "tree" / "val" / "red" / "0.png").unlink()
-    ended = forge.world(2, "train --resume run", here)
+    ended = fork_server.run(2, "train --resume run", here)
     assert ended.codes == [2, 1]
     assert len(sentences(ended)) == 1
     assert "run was started with other images than" in ended.err[0]
     assert "1 removed (val/red/0.png)" in ended.err[0]
 
 
-def test_a_bug_in_one_process_shows_its_traceback_and_ends_all(forge: Forge, tree: Path, tmp_path: Path) -> None:
-    ended = forge.world(2, "train recipe.toml", place(tmp_path, tree), "crash")
+def test_a_bug_in_one_process_shows_its_traceback_and_ends_all(
+    fork_server: ForkServer, tree: Path, tmp_path: Path
+) -> None:
+    ended = fork_server.run(2, "train recipe.toml", place(tmp_path, tree), "crash")
     assert ended.codes == [1, 70]
     assert ended.err[0] == ""
     assert ended.err[1].count("Traceback") == 1
-    assert ended.err[1].endswith("ZeroDivisionError: a mistake of ours\n")
+    assert ended.err[1].endswith("ZeroDivisionError: a bug\n")
 
 
 def test_a_full_disk_is_told_once_and_the_run_continues_exactly(
-    forge: Forge, tree: Path, straight: dict[int, tuple[Path, Ended]], tmp_path: Path
+    fork_server: ForkServer, tree: Path, straight: dict[int, tuple[Path, Ended]], tmp_path: Path
 ) -> None:
-    ended = forge.world(2, "train recipe.toml", place(tmp_path, tree), "full")
+    ended = fork_server.run(2, "train recipe.toml", place(tmp_path, tree), "full")
     assert ended.codes == [2, 1]
     assert len(sentences(ended)) == 1
-    assert "No space left on device; the previous one is intact; mend that, then: " in sentences(ended)[0]
-    assert forge.world(2, "train --resume run", tmp_path).codes == [0, 0]
+    assert "No space left on device; the previous one is intact; correct that, then run: " in sentences(ended)[0]
+    assert fork_server.run(2, "train --resume run", tmp_path).codes == [0, 0]
     assert different(tmp_path / RUN, straight[2][0]) == []
 
 
@@ -315,37 +321,37 @@ def test_a_full_disk_is_told_once_and_the_run_continues_exactly(
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_when_one_process_is_told_to_stop_all_stop_after_the_same_step_and_continue_exactly(
-    forge: Forge, tree: Path, straight: dict[int, tuple[Path, Ended]], tmp_path: Path, ranks: int
+    fork_server: ForkServer, tree: Path, straight: dict[int, tuple[Path, Ended]], tmp_path: Path, ranks: int
 ) -> None:
     """With three, the sums of the gradients depend on how DDP sorts them."""
     place(tmp_path, tree)
-    ended = forge.world(ranks, "train recipe.toml", tmp_path, "stop")
+    ended = fork_server.run(ranks, "train recipe.toml", tmp_path, "stop")
     assert ended.codes == [130] * ranks
     saved = "1 of 2 epochs of the students and 2 of 3 steps of the next saved"
     assert sentences(ended) == [f"udskd: stopped; {saved}; continue with: udskd train --resume run"]
-    assert forge.world(ranks, "train --resume run", tmp_path).codes == [0] * ranks
+    assert fork_server.run(ranks, "train --resume run", tmp_path).codes == [0] * ranks
     assert different(tmp_path / RUN, straight[ranks][0]) == []
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_when_one_process_is_killed_the_others_end_and_the_run_continues_exactly(
-    forge: Forge, tree: Path, straight: dict[int, tuple[Path, Ended]], tmp_path: Path, ranks: int
+    fork_server: ForkServer, tree: Path, straight: dict[int, tuple[Path, Ended]], tmp_path: Path, ranks: int
 ) -> None:
     place(tmp_path, tree)
-    ended = forge.world(ranks, "train recipe.toml", tmp_path, "die")
+    ended = fork_server.run(ranks, "train recipe.toml", tmp_path, "die")
     assert sorted(ended.codes) == [-signal.SIGKILL] + [1] * (ranks - 1), ended.err
     assert sentences(ended) == []
-    assert forge.world(ranks, "train --resume run", tmp_path).codes == [0] * ranks
+    assert fork_server.run(ranks, "train --resume run", tmp_path).codes == [0] * ranks
     assert different(tmp_path / RUN, straight[ranks][0]) == []
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_another_number_of_processes_may_continue_and_says_so(
-    forge: Forge, tree: Path, tmp_path: Path, ranks: int
+    fork_server: ForkServer, tree: Path, tmp_path: Path, ranks: int
 ) -> None:
     place(tmp_path, tree)
-    assert forge.world(2, "train recipe.toml", tmp_path, "stop").codes == [130, 130]
-    ended = forge.world(ranks, "train --resume run", tmp_path)
+    assert fork_server.run(2, "train recipe.toml", tmp_path, "stop").codes == [130, 130]
+    ended = fork_server.run(ranks, "train --resume run", tmp_path)
     assert ended.codes == [0] * ranks, ended.err
     assert f"processes: 2 before, {ranks} from here on" in ended.out[0]
     events = [json.loads(line) for line in (tmp_path / RUN / "log.jsonl").read_text().splitlines()]
@@ -356,7 +362,7 @@ def test_another_number_of_processes_may_continue_and_says_so(
 
 
 def finish(world: subprocess.Popen[str], folder: Path) -> tuple[str, str]:
-    """What it says, once it has ended with all its processes."""
+    """Its stdout and stderr, once it has ended with all its processes."""
     try:
         out, err = world.communicate(timeout=TIMEOUT)
     except subprocess.TimeoutExpired:
@@ -378,7 +384,7 @@ def test_torchrun_shows_our_sentence_and_leaves_no_process(tree: Path, tmp_path:
 
 @pytest.mark.parametrize("whole_group", [False, True])
 def test_a_signal_to_torchrun_saves_and_the_run_continues_exactly(
-    forge: Forge, tree: Path, straight: dict[int, tuple[Path, Ended]], tmp_path: Path, whole_group: bool
+    fork_server: ForkServer, tree: Path, straight: dict[int, tuple[Path, Ended]], tmp_path: Path, whole_group: bool
 ) -> None:
     """SIGTERM as a batch system sends it; or SIGINT as a terminal does, to all, and once more from torchrun."""
     place(tmp_path, tree)
@@ -395,7 +401,7 @@ def test_a_signal_to_torchrun_saves_and_the_run_continues_exactly(
     assert err.count("udskd: ") == 1, err
     assert "steps of the next saved; continue with: udskd train --resume run" in err
     command = "train --resume run --data.workers 0 --data.loader auto"
-    assert forge.world(2, command, tmp_path).codes == [0, 0]
+    assert fork_server.run(2, command, tmp_path).codes == [0, 0]
     (tmp_path / RUN / "config.toml").write_text((straight[2][0] / "config.toml").read_text())  # the loader is another
     assert different(tmp_path / RUN, straight[2][0]) == []
 
@@ -411,7 +417,7 @@ def test_torchrun_starts_a_run_again_of_which_a_process_was_killed(
     assert different(tmp_path / RUN, straight[2][0]) == []
 
 
-# --- a teacher that is none ------------------------------------------------------------------------------------------
+# --- a faulty teacher ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -430,13 +436,13 @@ def odd_teachers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_any_number_of_processes_warns_of_a_teacher_once_and_alike(
-    forge: Forge, odd_teachers: Path, tmp_path: Path
+    fork_server: ForkServer, odd_teachers: Path, tmp_path: Path
 ) -> None:
     found = []
     for ranks in (1, 2, 3):
         file = str(odd_teachers / "moved.pth")
         here = place(tmp_path / str(ranks), odd_teachers / "tree", teacher__checkpoint=file, training__epochs=1)
-        ended = forge.world(ranks, "train recipe.toml", here)
+        ended = fork_server.run(ranks, "train recipe.toml", here)
         assert ended.codes == [0] * ranks, ended.err
         assert ended.out[1:] == [""] * (ranks - 1)
         lines = [line for line in ended.out[0].splitlines() if "warning about" in line]
@@ -450,10 +456,10 @@ def test_any_number_of_processes_warns_of_a_teacher_once_and_alike(
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_answers_that_are_not_finite_are_refused_once(
-    forge: Forge, odd_teachers: Path, tmp_path: Path, ranks: int
+    fork_server: ForkServer, odd_teachers: Path, tmp_path: Path, ranks: int
 ) -> None:
     here = place(tmp_path, odd_teachers / "tree", teacher__checkpoint=str(odd_teachers / "large.pth"))
-    ended = forge.world(ranks, "train recipe.toml", here)
+    ended = fork_server.run(ranks, "train recipe.toml", here)
     assert all(ended.codes), ended.codes
-    (said,) = sentences(ended)
-    assert "large.pth gives answers that are NaN or infinite" in said
+    (sentence,) = sentences(ended)
+    assert "large.pth gives answers that are NaN or infinite" in sentence

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training.helpers.parallel import Forge
+from tests.training.helpers.parallel import ForkServer
 from tests.training.test_parallel import RUN, different, place
 from udskd.training.storage.checkpoint import load_state
 
@@ -24,28 +24,30 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def forge() -> Iterator[Forge]:
-    forge = Forge()
-    yield forge
-    forge.close()
+def fork_server() -> Iterator[ForkServer]:
+    fork_server = ForkServer()
+    yield fork_server
+    fork_server.close()
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_of_two_processes_that_was_stopped_ends_as_an_undisturbed_one(
-    name: str, forge: Forge, tree: Path, tmp_path: Path
+    name: str, fork_server: ForkServer, tree: Path, tmp_path: Path
 ) -> None:
     straight, stopped = (
         place(tmp_path / folder, tree, **{**PLAIN, **METHODS[name]}) for folder in ("straight", "stopped")
     )
-    ended = forge.world(2, "train recipe.toml", straight)
+    ended = fork_server.run(2, "train recipe.toml", straight)
     assert ended.codes == [0, 0], ended.err
-    assert forge.world(2, "train recipe.toml", stopped, "stop").codes == [130, 130]
-    assert forge.world(2, "train --resume run", stopped).codes == [0, 0]
+    assert fork_server.run(2, "train recipe.toml", stopped, "stop").codes == [130, 130]
+    assert fork_server.run(2, "train --resume run", stopped).codes == [0, 0]
     assert different(stopped / RUN, straight / RUN) == []
 
 
 @pytest.mark.parametrize("name", ["sdkd", "akd, learned"])
-def test_two_processes_train_a_methods_parts_as_one_does(name: str, forge: Forge, tree: Path, tmp_path: Path) -> None:
+def test_two_processes_train_a_methods_parts_as_one_does(
+    name: str, fork_server: ForkServer, tree: Path, tmp_path: Path
+) -> None:
     """With networks whose images do not depend on each other (no batch-norm, no dropout), up to rounding; but sdkd's
     blocks have batch-norm of their own, whose groups of images are smaller."""
     networks = {f"{role}__model": "squeezenet1_1" for role in ("teacher", "student_a", "student_b")}
@@ -60,7 +62,7 @@ def test_two_processes_train_a_methods_parts_as_one_does(name: str, forge: Forge
     parts = []
     for ranks in (1, 2):
         here = place(tmp_path / str(ranks), tree, **options)
-        ended = forge.world(ranks, "train recipe.toml", here, "record")
+        ended = fork_server.run(ranks, "train recipe.toml", here, "record")
         assert ended.codes == [0] * ranks, ended.err
         networks_of = load_state(here / RUN / "checkpoints" / "students.pt")["networks"]
         own = {name: state["model"] for name, state in networks_of.items() if "student" not in name}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.training.conftest import tiny_config
-from tests.training.test_train import outcome
+from tests.training.helpers.runs import outcome
 from udskd.config import schema
 from udskd.config.schema import Config
 from udskd.data import pack

@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import signal
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 from torchvision.models import get_model
 
 from tests.training.conftest import tiny_config, write_tree
+from tests.training.helpers.runs import events, on_call, outcome
 from udskd import files
 from udskd.config import schema, toml
 from udskd.config.schema import Config, StudentConfig
@@ -35,40 +35,6 @@ from udskd.training.tasks.students import StudentsTask
 from udskd.training.tasks.teacher import TeacherTask
 
 METRICS = {"top1", "top5", "nll", "ece", "brier", "entropy"}
-
-
-def events(run: Path, name: str) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [event for event in lines if event["event"] == name]
-
-
-def outcome(run: Path) -> dict[str, Any]:
-    """What two runs of the same options must share to the last bit: weights, metrics, losses."""
-    timing = {"time", "seconds", "images_per_second"}
-    summary, log = json.loads((run / "summary.json").read_text()), (run / "log.jsonl").read_text().splitlines()
-    files = sorted([*run.glob("*.safetensors"), *run.glob("*/*.safetensors")])
-    weights = {f.name: load_weights(f)[0] for f in files if f.name != PREDICTIONS}
-    return {
-        "predictions": (run / PREDICTIONS).read_bytes(),
-        "summary": {k: v for k, v in summary.items() if k not in timing},
-        "log": [{k: v for k, v in json.loads(line).items() if k not in {*timing, "lines"}} for line in log],
-        "weights": {
-            f"{file}/{k}": t.numpy().tobytes() for file, tensors in weights.items() for k, t in tensors.items()
-        },
-    }
-
-
-def on_call(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, number: int, action: Callable[[], None]) -> None:
-    """Do something just before the number-th call (from 1) of owner.name."""
-    original, calls = getattr(owner, name), [0]
-
-    def wrapper(*args: Any, **options: Any) -> Any:
-        calls[0] += 1
-        if calls[0] == number:
-            action()
-        return original(*args, **options)
-
-    monkeypatch.setattr(owner, name, wrapper)
 
 
 def test_a_run_leaves_every_file_and_number(config: Config) -> None:
@@ -174,7 +140,7 @@ def test_another_seed_gives_another_network(config: Config, tmp_path: Path) -> N
 
 @pytest.fixture(scope="module")
 def straight(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """A finished run that nobody disturbed; mobilenet because of its dropout."""
+    """A finished, undisturbed run; mobilenet because of its dropout."""
     config = tiny_config(tree, tmp_path_factory.mktemp("straight") / "run")
     config = replace(config, student_b=StudentConfig(model="mobilenet_v3_small"))
     train(config)
@@ -199,7 +165,7 @@ def test_a_run_that_was_stopped_and_continued_ends_bit_identical(
         train(replace(straight, output=str(run)))
     assert str(stop.value) == f"stopped; {saved}; continue with: udskd train --resume {run}"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    torch.manual_seed(12345)  # a new process would not be where the old one was
+    torch.manual_seed(12345)  # a new process has other random states
     train(straight, resume=run)
     assert outcome(run) == outcome(Path(straight.output or ""))
 
@@ -485,7 +451,7 @@ def test_a_process_that_is_killed_while_decoding_is_one_sentence(
 
 
 def of_torchvision(config: Config, folder: Path, size: int = 32) -> Config:
-    """With a teacher of torchvision's own weights, in a file that says nothing about itself."""
+    """With a teacher in torchvision's own weights, a file without metadata."""
     torch.save(get_model("shufflenet_v2_x0_5", weights=None, num_classes=3).state_dict(), folder / "t.pth")
     values = {"teacher.model": "shufflenet_v2_x0_5", "teacher.checkpoint": str(folder / "t.pth")}
     return schema.with_values(config, {**values, "data.image_size": size, "training.epochs": 1, "method": "kd"})

@@ -66,7 +66,7 @@ def _train(config: Config, folder: RunFolder, world: World, display: Display, st
         raise _interrupted(session, folder) from None
     except CheckpointError as error:
         if isinstance(error.__cause__, OSError) and folder.begun:  # the disk is at fault, not the file
-            raise CheckpointError(f"{error}; mend that, then: udskd train --resume {folder.path}") from None
+            raise CheckpointError(f"{error}; correct that, then run: udskd train --resume {folder.path}") from None
         raise
     except Exception as error:
         if stop.requested and not world.is_peer_failure(error):

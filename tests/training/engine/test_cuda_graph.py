@@ -1,4 +1,4 @@
-"""The step as a CUDA graph, as far as a CPU can tell: who keeps whom, and what is done around a capture."""
+"""The parts of the CUDA graph that a CPU can test: references between step and graph, and garbage collection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The epoch loop: it reads nothing back inside a step, and says what it does."""
+"""The loop over epochs: it reads nothing back inside a step, and logs what it does."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_nothing_is_read_back_within_a_step(config: Config, monkeypatch: pytest.
 
     monkeypatch.setattr(epoch, "normalize_batch", after_the_batch_arrived)
     monkeypatch.setattr(progress.Display, "steps", steps)
-    # On the CPU, where there is nobody to wait for, hard labels are looked at (hence mixup), and by the fused form
+    # On the CPU, where reading does not wait, the loss reads hard labels (hence mixup), and by the fused form
     # grad_output. Neither happens on a GPU.
     options = {"method": method, "training.clip_grad_norm": 1.0, "training.epochs": 2, "data.mixup": 0.2}
     with forms.only("recompute"):

@@ -1,9 +1,9 @@
-"""Runs that are killed, told to stop or left without a disk at random moments, and continued until they end.
+"""Runs that are killed, stopped by a signal or given a full disk at random calls, and continued until they end.
 
     python -m tests.training.helpers.kills --kind kill --times 200 --seed 1
 
-Each must end as the run of the same options that nobody disturbed: the same files, weights, numbers and log, bit by
-bit. This process imports everything once and forks; what a child does is `udskd train`.
+Each run must end as an undisturbed run of the same options: the same files, weights, numbers and log, bit for bit. This
+process imports everything once and forks; a child executes `udskd train`.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from udskd.training.storage.run_folder import MANIFEST
 
 KINDS = ("kill", "stop", "full")
 TIMING = {"time", "seconds", "images_per_second"}
-COMMON = {  # dropout and batch-norm, averages, mixup, an image that cannot be read
+COMMON = {  # with dropout, batch-norm, EMA, mixup and an unreadable image
     "student_b.model": "squeezenet1_1",
     "data.mixup": 0.2,
     "data.max_unreadable": 0.1,
     "teacher.epochs": 2,
     "training.epochs": 2,
 }
-OFTEN = 1e-9  # minutes between saves: after every step
+EVERY_STEP = 1e-9  # minutes between saves
 VARIANTS: dict[str, dict[str, Any]] = {
-    "plain": {"training.save_every": OFTEN},
+    "plain": {"training.save_every": EVERY_STEP},
     "threads": {
-        **{"training.save_every": OFTEN, "data.loader": "threads", "data.workers": 2},
+        **{"training.save_every": EVERY_STEP, "data.loader": "threads", "data.workers": 2},
         **{"training.accumulate": 2, "training.clip_grad_norm": 1.0},
     },
     "processes": {"training.save_every": 0.0, "data.loader": "processes", "data.workers": 1},
@@ -55,22 +55,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @dataclass
-class Straight:
-    """A run that nobody disturbed."""
+class UndisturbedRun:
+    """The result of an undisturbed run."""
 
     name: str
     recipe: str
     end: dict[str, Any]
-    moments: int
+    calls: int
     seconds: float
 
 
-class Broken(Exception):
-    """A promise that was not kept."""
+class Violation(Exception):
+    """A run did not behave as documented."""
 
 
-def prepare(place: Path, kind: str) -> Iterator[Straight]:
-    """The undisturbed run of each variant."""
+def run_undisturbed(place: Path, kind: str) -> Iterator[UndisturbedRun]:
+    """Run each variant undisturbed."""
     tree = write_tree(place / "tree")
     (tree / "train" / "green" / "7.png").write_bytes(b"not an image")
     for name, values in VARIANTS.items():
@@ -81,46 +81,46 @@ def prepare(place: Path, kind: str) -> Iterator[Straight]:
         begin = time.monotonic()
         child = Child.start("train recipe.toml", here, Trap(action=kind))
         if code := child.end():
-            raise Broken(f"the undisturbed run ended with {code}: {child.errors()}")
+            raise Violation(f"the undisturbed run ended with {code}: {child.errors()}")
         seconds = time.monotonic() - begin
-        yield Straight(name, toml.dump(config), outcome(here / "run"), int((here / "count").read_text()), seconds)
+        yield UndisturbedRun(name, toml.dump(config), outcome(here / "run"), int((here / "count").read_text()), seconds)
 
 
 @dataclass
 class DisturbedRun:
-    """One run, disturbed several times."""
+    """A run that is disturbed several times."""
 
-    straight: Straight
+    undisturbed: UndisturbedRun
     folder: Path
     kind: str
     rng: random.Random
     happened: list[str] = field(default_factory=list)
 
     def run(self, most: int) -> None:
-        """Disturb it up to `most` times, then let it end. Raises Broken."""
+        """Disturb the run up to `most` times, then let it end. Raises Violation."""
         self.folder.mkdir()
-        (self.folder / "recipe.toml").write_text(self.straight.recipe)
+        (self.folder / "recipe.toml").write_text(self.undisturbed.recipe)
         for _ in range(most):
             if not self._disturb():
                 break
         child = Child.start(self._command(), self.folder, Trap())
         if code := child.end():
-            raise Broken(f"continuing ended with {code}: {child.errors()}")
-        different = compare(self.straight.end, outcome(self.folder / "run"))
-        if self.kind == "stop":  # a stop saves a state more
+            raise Violation(f"continuing ended with {code}: {child.errors()}")
+        different = compare(self.undisturbed.end, outcome(self.folder / "run"))
+        if self.kind == "stop":  # a stop saves one state more
             different = [name for name in different if ".previous.pt" not in name]
         if different:
-            raise Broken("it differs from the undisturbed run in " + ", ".join(different[:5]))
+            raise Violation("it differs from the undisturbed run in " + ", ".join(different[:5]))
 
     def _command(self) -> str:
-        """What a user would type."""
+        """A command with which a user starts or continues the run."""
         begun = (self.folder / "run" / "config.toml").exists()
         return self.rng.choice(
             ["train --resume run" if begun else "train recipe.toml", "train recipe.toml --resume auto"]
         )
 
     def _disturb(self) -> bool:
-        """Whether something came in between."""
+        """Run until the disturbance. Returns False if the run ended before it."""
         command, timed = self._command(), self.kind != "full" and self.rng.random() < 0.4
         trap = self._trap(timed)
         (self.folder / "note").unlink(missing_ok=True)
@@ -128,20 +128,20 @@ class DisturbedRun:
         if timed:
             self._wait_and_signal(child, trap.signal)
         code, note = child.end(), self.folder / "note"
-        if not timed and not note.exists():  # it had ended before
+        if not timed and not note.exists():  # the run ended before the trap was due
             return self._expect(code == 0, child, code)
         complete = (self.folder / "run" / "summary.json").exists()
         if complete and code == 0:
             return False
         what = "at a random time" if timed else note.read_text()
         self.happened.append(f"{command}: {signal.Signals(trap.signal).name if self.kind != 'full' else ''} {what}")
-        self._expect(self._as_promised(code, child), child, code)
+        self._expect(self._is_as_documented(code, child), child, code)
         return True
 
     def _trap(self, timed: bool) -> Trap:
         rng = self.rng
         number = signal.SIGKILL if self.kind == "kill" else rng.choice([signal.SIGINT, signal.SIGTERM])
-        last = 12 if rng.random() < 0.2 else self.straight.moments  # the folder's making is short and worth a look
+        last = 12 if rng.random() < 0.2 else self.undisturbed.calls
         due = 0 if timed else rng.randint(1, last)
         error = rng.choice([errno.ENOSPC, errno.EROFS])
         where = rng.choice(["before", "half", "after"] if self.kind == "kill" else ["before", "after"])
@@ -150,11 +150,11 @@ class DisturbedRun:
     def _wait_and_signal(self, child: Child, number: int) -> None:
         if self.kind == "stop":
             os.read(child.ready, 1)
-        time.sleep(self.rng.random() * self.straight.seconds)
+        time.sleep(self.rng.random() * self.undisturbed.seconds)
         with suppress(ProcessLookupError):
             os.kill(child.pid, number)
 
-    def _as_promised(self, code: int, child: Child) -> bool:
+    def _is_as_documented(self, code: int, child: Child) -> bool:
         lines, begun = child.errors(), (self.folder / "run" / "config.toml").exists()
         if self.kind == "kill":
             return code == -signal.SIGKILL
@@ -172,12 +172,12 @@ class DisturbedRun:
 
     def _expect(self, kept: bool, child: Child, code: int) -> bool:
         if not kept:
-            raise Broken(f"exit code {code}, and it said: {child.errors()}")
+            raise Violation(f"exit code {code}, stderr: {child.errors()}")
         return False
 
 
 def outcome(run: Path) -> dict[str, Any]:
-    """All that a run leaves behind, but the times it took, those of its images, and how often it was continued."""
+    """The contents of all files of a run, except times, and the record of restarts."""
     found: dict[str, Any] = {}
     for file in sorted(f for f in run.rglob("*") if f.is_file()):
         name = str(file.relative_to(run))
@@ -199,7 +199,7 @@ def outcome(run: Path) -> dict[str, Any]:
 
 
 def flat(name: str, value: Any) -> dict[str, Any]:
-    """Nested values by their path; tensors as their bytes."""
+    """Nested values by path; tensors as bytes."""
     if isinstance(value, dict):
         return {
             k: v for key, part in value.items() if key not in TIMING for k, v in flat(f"{name}/{key}", part).items()
@@ -212,12 +212,12 @@ def flat(name: str, value: Any) -> dict[str, Any]:
 
 
 def compare(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """The names of what differs."""
+    """The names of the values that differ."""
     return [name for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Disturb runs at random moments, continue them, compare their ends.")
+    parser = argparse.ArgumentParser(description="Disturb runs at random calls, continue them, compare their ends.")
     parser.add_argument("--kind", choices=KINDS, default="kill")
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
@@ -225,19 +225,19 @@ def main() -> int:
     torch.set_num_threads(1)
     rng, done, runs = random.Random(options.seed), 0, 0
     with tempfile.TemporaryDirectory(prefix="udskd-kills-") as place:
-        straights = list(prepare(Path(place), options.kind))
+        undisturbed = list(run_undisturbed(Path(place), options.kind))
         while done < options.times:
             runs += 1
-            trial = DisturbedRun(straights[runs % len(straights)], Path(place) / f"trial{runs}", options.kind, rng)
+            run = DisturbedRun(undisturbed[runs % len(undisturbed)], Path(place) / f"run{runs}", options.kind, rng)
             try:
-                trial.run(min(rng.randint(1, 4), options.times - done))
-            except Broken as broken:
-                print("\n".join([*trial.happened, f"{trial.straight.name}: {broken}"]))
+                run.run(min(rng.randint(1, 4), options.times - done))
+            except Violation as violation:
+                print("\n".join([*run.happened, f"{run.undisturbed.name}: {violation}"]))
                 return 1
-            for line in trial.happened:
+            for line in run.happened:
                 done += 1
-                print(f"{done:4}  {trial.straight.name}, {line}", flush=True)
-    print(f"{done} times in {runs} runs: every run ended as the one that nobody disturbed")
+                print(f"{done:4}  {run.undisturbed.name}, {line}", flush=True)
+    print(f"{done} times in {runs} runs: every run ended as the undisturbed one")
     return 0
 
 

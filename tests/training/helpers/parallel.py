@@ -46,11 +46,11 @@ class Ended:
     err: list[str]
 
 
-# --- what goes wrong in a process ----------------------------------------------------------------------------------
+# --- patches of a process ------------------------------------------------------------------------------------------
 
 
 def at_step(number: int, action: Callable[[], None]) -> None:
-    """Do something before the number-th loss (from 1) of the students in this process."""
+    """Call `action` before the number-th loss (from 1) of the students in this process."""
     losses, calls = StudentsTask.losses, [0]
 
     def wrapper(self: StudentsTask, inputs: Inputs) -> dict[str, torch.Tensor]:
@@ -63,7 +63,7 @@ def at_step(number: int, action: Callable[[], None]) -> None:
 
 
 def no_teacher(rank: int) -> None:
-    """The teacher's file can be read by process 0 only."""
+    """Process 1 cannot read the teacher's file."""
 
     def broken(_: Any) -> Any:
         raise CheckpointError("teacher.pt cannot be read: Stale file handle")
@@ -74,20 +74,20 @@ def no_teacher(rank: int) -> None:
 
 def crash(rank: int) -> None:
     def divide() -> None:
-        raise ZeroDivisionError("a mistake of ours")
+        raise ZeroDivisionError("a bug")
 
     if rank == 1:
         at_step(4, divide)
 
 
 def die(rank: int) -> None:
-    """Process 1 is killed, the first time."""
+    """Process 1 is killed, but not after a restart."""
     if rank == 1 and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         at_step(5, lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
 def full(rank: int) -> None:
-    """From the fourth step on, the disk takes nothing."""
+    """From the fourth step on, the disk is full."""
 
     def no_space(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -96,28 +96,28 @@ def full(rank: int) -> None:
 
 
 def stop(rank: int) -> None:
-    """Only process 1 is told to stop."""
+    """Only process 1 receives SIGTERM."""
     if rank == 1:
         at_step(4, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def linger(rank: int) -> None:
-    """In the fifth step, wait until told to stop."""
-    told: list[StopRequest] = []
+    """In the fifth step, wait for a signal."""
+    requests: list[StopRequest] = []
     enter = StopRequest.__enter__
 
     def wait() -> None:
         Path(f"waiting{rank}").touch()
         deadline = time.monotonic() + TIMEOUT
-        while not told[-1].requested and time.monotonic() < deadline:
+        while not requests[-1].requested and time.monotonic() < deadline:
             time.sleep(0.02)
 
-    StopRequest.__enter__ = lambda self: (told.append(self), enter(self))[1]  # type: ignore[func-returns-value, method-assign]
+    StopRequest.__enter__ = lambda self: (requests.append(self), enter(self))[1]  # type: ignore[func-returns-value, method-assign]
     at_step(5, wait)
 
 
 def record(rank: int) -> None:
-    """Keep what the students see; without dropout, whose masks depend on the process."""
+    """Save what the students see. Dropout, whose masks depend on the process, is removed."""
     losses, seen = StudentsTask.losses, []
 
     def wrapper(self: StudentsTask, inputs: Inputs) -> dict[str, torch.Tensor]:
@@ -130,7 +130,7 @@ def record(rank: int) -> None:
 
 
 def machine(rank: int) -> None:
-    """Each process is the only one of its machine, with data and runs of its own."""
+    """Each process is the only one of its machine, with its own data and runs."""
     os.environ["LOCAL_RANK"] = "0"
     os.chdir(f"machine{rank}")
 
@@ -138,8 +138,8 @@ def machine(rank: int) -> None:
 PATCHES = {f.__name__: f for f in (machine, no_teacher, crash, die, full, stop, linger, record)}
 
 
-def run(argv: list[str], patch: str) -> int:
-    """A command of udskd's, or one of ours: bits RUN writes what evaluate_run returns to resultRANK.json."""
+def run_command(argv: list[str], patch: str) -> int:
+    """A udskd command, or "bits RUN", which writes the result of evaluate_run to resultRANK.json."""
     rank = int(os.environ["RANK"])
     if patch:
         PATCHES[patch](rank)
@@ -153,7 +153,7 @@ def run(argv: list[str], patch: str) -> int:
 
 
 def torchrun(ranks: int, command: str, folder: Path, patch: str = "", *options: str) -> subprocess.Popen[str]:
-    """Start it, as the leader of a process group. All its descendants have UDSKD_TEST_WORLD=folder."""
+    """Start torchrun as the leader of a process group. All its descendants have UDSKD_TEST_WORLD=folder."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), *options]
     paths = os.pathsep.join([str(ROOT), *sys.path])
     marks = {"UDSKD_TEST_PATCH": patch, "UDSKD_TEST_WORLD": str(folder)}
@@ -169,7 +169,7 @@ def torchrun(ranks: int, command: str, folder: Path, patch: str = "", *options: 
 
 
 def survivors(folder: Path) -> list[str]:
-    """Command lines of the processes of a world under torchrun that are still there, once they had time to leave."""
+    """Command lines of the processes started by torchrun() in a folder that have not ended after 20 seconds."""
     mark, deadline = f"UDSKD_TEST_WORLD={folder}".encode(), time.monotonic() + 20
     while left := [p for p in Path("/proc").glob("[0-9]*") if mark in _read(p / "environ")]:
         if time.monotonic() > deadline:
@@ -188,8 +188,8 @@ def _read(file: Path) -> bytes:
 # --- forked --------------------------------------------------------------------------------------------------------
 
 
-class Forge:
-    """A process that makes worlds."""
+class ForkServer:
+    """Forks the processes of runs from one process that has imported everything."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -201,7 +201,7 @@ class Forge:
             text=True,
         )
 
-    def world(self, ranks: int, command: str, folder: Path, patch: str = "") -> Ended:
+    def run(self, ranks: int, command: str, folder: Path, patch: str = "") -> Ended:
         """Run a command in a folder with several processes."""
         assert self._process.stdin
         assert self._process.stdout
@@ -218,10 +218,10 @@ class Forge:
 def serve() -> None:
     torch.set_num_threads(1)
     for line in sys.stdin:
-        print(json.dumps(asdict(_world(**json.loads(line)))), flush=True)
+        print(json.dumps(asdict(_run_forked(**json.loads(line)))), flush=True)
 
 
-def _world(ranks: int, command: str, folder: str, patch: str) -> Ended:
+def _run_forked(ranks: int, command: str, folder: str, patch: str) -> Ended:
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     addresses = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": str(ranks)}
     addresses["TORCHELASTIC_USE_AGENT_STORE"] = "True"
@@ -233,7 +233,7 @@ def _world(ranks: int, command: str, folder: str, patch: str) -> Ended:
             pid, status = os.waitpid(pids[rank], os.WNOHANG)
             if pid:
                 codes[rank] = os.waitstatus_to_exitcode(status)
-                if codes[rank]:  # as torchrun does it
+                if codes[rank]:  # as torchrun does
                     _signal([pids[r] for r in set(range(ranks)) - codes.keys()], signal.SIGTERM)
         if time.monotonic() > deadline:
             late = set(range(ranks)) - codes.keys()
@@ -260,7 +260,7 @@ def _fork(command: str, folder: Path, patch: str, rank: int, addresses: dict[str
             os.dup2(os.open(f"{name}{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.environ |= {**addresses, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        code = run(command.split(), patch)
+        code = run_command(command.split(), patch)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -271,5 +271,5 @@ def _fork(command: str, folder: Path, patch: str, rank: int, addresses: dict[str
 
 if __name__ == "__main__":
     if "RANK" in os.environ:
-        sys.exit(run(sys.argv[1:], os.environ["UDSKD_TEST_PATCH"]))
+        sys.exit(run_command(sys.argv[1:], os.environ["UDSKD_TEST_PATCH"]))
     serve()

@@ -1,5 +1,7 @@
-"""A process that trains, and in which something happens at a chosen moment: it is killed, told to stop, or its disk is
-full. Forked from one that has imported everything."""
+"""A process that trains and that a trap interrupts at a chosen call: a signal kills or stops it, or its disk is full.
+
+It is forked from a process that has imported everything.
+"""
 
 from __future__ import annotations
 
@@ -25,22 +27,22 @@ from udskd.training.tasks.teacher import TeacherTask
 
 @dataclass
 class Trap:
-    """What is to happen at the due-th moment of a child; 0 is never. Moments are calls that write and, for stops, calls
-    that work."""
+    """Interrupts a child at the due-th counted call; 0 is never. Calls that write are counted, and for stops also calls
+    that compute."""
 
     action: str = "none"
-    """kill, stop, or full: from then on, the disk takes nothing."""
+    """"kill", "stop", or "full": from then on, every write fails."""
     due: int = 0
     where: str = "before"
-    """Or half, or after: of the call."""
+    """Of the call: "before", "half" or "after"."""
     signal: int = signal.SIGKILL
     error: int = errno.ENOSPC
     count: int = 0
     pid: int = 0
 
-    def pass_by(self, name: str, do: Callable[[], Any], half: Callable[[], Any] = lambda: None) -> Any:
-        """Do it, or what is due instead."""
-        if os.getpid() != self.pid:  # a process that decodes images
+    def count_call(self, name: str, do: Callable[[], Any], half: Callable[[], Any] = lambda: None) -> Any:
+        """Execute the call `do`, interrupted if it is the due one."""
+        if os.getpid() != self.pid:  # a worker process
             return do()
         self.count += 1
         if self.action == "full" and self.due and self.count >= self.due:
@@ -59,12 +61,12 @@ class Trap:
             Path("note").write_text(text)
 
     def install(self) -> None:
-        """Set it up in this process, which has no other use."""
+        """Replace the functions to count in this process, which ends afterwards."""
         self.pid = os.getpid()
         for module in (checkpoint, run_folder):
             module.open = self._open  # type: ignore[attr-defined]
         for name in ("fsync", "replace", "mkdir", "unlink"):
-            setattr(os, name, self._caught(getattr(os, name), name, write=True))
+            setattr(os, name, self._counted(getattr(os, name), name, write=True))
         if self.action == "stop":
             for owner, name in (
                 (Views, "fill"),
@@ -72,23 +74,23 @@ class Trap:
                 (TeacherTask, "losses"),
                 (StudentsTask, "losses"),
             ):
-                setattr(owner, name, self._caught(getattr(owner, name), f"{owner.__name__}.{name}", write=False))
+                setattr(owner, name, self._counted(getattr(owner, name), f"{owner.__name__}.{name}", write=False))
 
-    def _caught(self, original: Callable[..., Any], name: str, write: bool) -> Callable[..., Any]:
+    def _counted(self, original: Callable[..., Any], name: str, write: bool) -> Callable[..., Any]:
         def wrapper(*args: Any, **options: Any) -> Any:
             if write and not isinstance(args[0], int) and not os.fspath(args[0]).startswith("run"):
                 return original(*args, **options)
             words = f"{name} {args[0]}" if write and not isinstance(args[0], int) else name
-            return self.pass_by(words, lambda: original(*args, **options))
+            return self.count_call(words, lambda: original(*args, **options))
 
         return wrapper
 
     def _open(self, path: Path, mode: str = "r", **options: Any) -> Any:
-        return self.pass_by(f"open {path}", lambda: _File(builtins.open(path, mode, **options), str(path), self))
+        return self.count_call(f"open {path}", lambda: _File(builtins.open(path, mode, **options), str(path), self))
 
 
 class _File:
-    """A file whose writes are moments."""
+    """A file whose writes are counted."""
 
     def __init__(self, file: Any, name: str, trap: Trap) -> None:
         self._file, self._name, self._trap = file, name, trap
@@ -98,7 +100,7 @@ class _File:
             self._file.write(data[: len(data) // 2])
             self._file.flush()
 
-        self._trap.pass_by(f"write {self._name}", lambda: self._file.write(data), half)
+        self._trap.count_call(f"write {self._name}", lambda: self._file.write(data), half)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
@@ -112,12 +114,12 @@ class _File:
 
 @dataclass
 class Child:
-    """A forked process that runs a command of ours in a folder. Its output is there, in the files out and err."""
+    """A forked process that executes a udskd command in a folder, with its output in the files out and err."""
 
     folder: Path
     pid: int
     ready: int
-    """Is readable once it listens to signals."""
+    """A pipe that is readable once the process handles signals."""
 
     @staticmethod
     def start(command: str, folder: Path, trap: Trap) -> Child:
@@ -125,12 +127,12 @@ class Child:
         ready, tell = os.pipe()
         pid = os.fork()
         if pid == 0:
-            _live(command, folder, trap, tell)
+            _run_child(command, folder, trap, tell)
         os.close(tell)
         return Child(folder, pid, ready)
 
     def end(self) -> int:
-        """Its exit code, negative for a signal, once it has ended."""
+        """Wait for the end. Returns the exit code, negative for a signal."""
         _, status = os.waitpid(self.pid, 0)
         os.close(self.ready)
         return os.waitstatus_to_exitcode(status)
@@ -139,7 +141,7 @@ class Child:
         return [line for line in (self.folder / "err").read_text().splitlines() if line]
 
 
-def _live(command: str, folder: Path, trap: Trap, tell: int) -> None:
+def _run_child(command: str, folder: Path, trap: Trap, tell: int) -> None:
     code = 70
     try:
         os.chdir(folder)

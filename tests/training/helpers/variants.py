@@ -10,6 +10,8 @@ from torch import Tensor
 from udskd import methods
 from udskd.config import schema
 from udskd.config.schema import Config
+from udskd.data import EmbeddedSet
+from udskd.doctor.step_benchmark import StepBenchmark
 
 SHORT = {"teacher.epochs": 1, "training.epochs": 2, "cud.stage_epochs": 2, "sdkd.stages": 2}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -37,16 +39,12 @@ def run_of(config: Config) -> Path:
     return Path(config.output or "")
 
 
-class Watch:
-    """A method's own parts as a run with these options begins with them."""
+def step_benchmark(config: Config) -> StepBenchmark:
+    """The step of a run with these options, before its first update."""
+    return StepBenchmark(schema.with_values(config, {"teacher.checkpoint": None}), EmbeddedSet("train", 48))
 
-    def __init__(self, config: Config) -> None:
-        from udskd.data import EmbeddedSet
-        from udskd.doctor.step_benchmark import StepBenchmark
 
-        images = EmbeddedSet("train", 48)
-        self.trial = StepBenchmark(schema.with_values(config, {"teacher.checkpoint": None}), images)
-
-    def weights(self, name: str) -> dict[str, Tensor]:
-        (part,) = (part for part in self.trial.task.method_modules if part.role == name)
-        return {key: value.clone() for key, value in part.module.state_dict().items()}
+def module_weights(benchmark: StepBenchmark, name: str) -> dict[str, Tensor]:
+    """A copy of the state of one of the method's modules."""
+    (part,) = (part for part in benchmark.task.method_modules if part.role == name)
+    return {key: value.clone() for key, value in part.module.state_dict().items()}

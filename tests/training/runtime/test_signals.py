@@ -1,4 +1,4 @@
-"""A request to stop is kept until somebody asks for it; a second one is not kept."""
+"""The first signal sets a flag that polling reads; the second has its usual effect."""
 
 from __future__ import annotations
 

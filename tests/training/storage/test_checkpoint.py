@@ -1,4 +1,4 @@
-"""Files are whole or absent, say what they are, and are refused in one sentence otherwise."""
+"""Files are complete or absent and name their format; all others are refused in one sentence."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def test_a_plain_state_dict_is_a_teacher_too(tmp_path: Path, wrap: object) -> No
 
 
 def save_plain(tensors: dict[str, torch.Tensor], path: Path) -> Path:
-    """As a state dict that says nothing about itself."""
+    """As a state dict without metadata."""
     torch.save(tensors, path) if path.suffix == ".pth" else save_file(tensors, path)
     return path
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.training.conftest import tiny_config, write_tree
-from tests.training.test_train import on_call, outcome
+from tests.training.helpers.runs import on_call, outcome
 from udskd.config import schema
 from udskd.config.schema import Config
 from udskd.data import dataset, formats, pack

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from tests.training.conftest import tiny_config
+from tests.training.helpers.runs import events, on_call, outcome
 from tests.training.helpers.variants import options, run_of
-from tests.training.test_train import events, on_call, outcome
 from udskd import methods
 from udskd.config import schema, toml
 from udskd.config.schema import Config

@@ -44,7 +44,7 @@ class Runtime:
         device = torch.device(name)
         if device.type == "cuda" and not world.is_single:
             if ":" in name:
-                raise ConfigError(f'training.device is "{name}", but several processes cannot share it: say "cuda"')
+                raise ConfigError(f'training.device is "{name}", but several processes cannot share it: use "cuda"')
             device = torch.device("cuda", world.local_rank)
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
             count = torch.cuda.device_count()
