@@ -33,10 +33,10 @@ INLINE Single pixels_at(int64_t at, const NormalizeParams& line) {
 }
 
 // Normalises three registers at a time, after which the channels repeat, and returns the number of values. Non-temporal
-// stores are no faster here, and slower where the memory is new or the result stays in the cache.
+// stores are no faster here, and slower where the memory is new or the result stays in the cache. `line` is a copy,
+// which the stores cannot change: the compiler keeps its fields in registers.
 template <bool kMixed>
-INLINE int64_t
-three_registers(const NormalizeParams line) {  // by value: the compiler knows that stores leave it as it is
+INLINE int64_t three_registers(const NormalizeParams line) {
   Single factor[3], offset[3];
 #pragma GCC unroll 3
   for (int k = 0; k < 3; ++k)

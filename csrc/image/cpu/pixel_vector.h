@@ -1,7 +1,7 @@
 // Operations on a register of pixels at each SIMD level of x86.
 //
-// A register holds a few pixels of four words, red, green, blue and one that is ignored. Two taps of a channel weight a
-// word, as two numbers of 16 bits. One instruction multiplies both by weights of 15 bits and adds the products.
+// A register holds a few pixels of four words, red, green, blue and one that is ignored. Two taps of a channel are in
+// one word, as two numbers of 16 bits. One instruction multiplies both by weights of 15 bits and adds the products.
 #pragma once
 
 #include <cstdint>
@@ -49,20 +49,20 @@ INLINE Windows load_windows(const uint8_t* row, const int32_t* at) {
 }
 // Taps 0 and 1 (which = 0), or 2 and 3 (which = 1), of each channel.
 INLINE Word tap_pair(Windows of, int which) {
-  const __m128i places = which ? _mm_setr_epi8(6, -1, 9, -1, 7, -1, 10, -1, 8, -1, 11, -1, -1, -1, -1, -1)
-                               : _mm_setr_epi8(0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1);
-  return (Word)_mm512_shuffle_epi8(of.bytes, _mm512_broadcast_i32x4(places));
+  const __m128i indices = which ? _mm_setr_epi8(6, -1, 9, -1, 7, -1, 10, -1, 8, -1, 11, -1, -1, -1, -1, -1)
+                                : _mm_setr_epi8(0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1);
+  return (Word)_mm512_shuffle_epi8(of.bytes, _mm512_broadcast_i32x4(indices));
 }
 // The three words of each pixel that are used, without gaps.
 INLINE Word pack_pixels(Word x) {
-  const Native places = _mm512_setr_epi32(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 0, 0, 0, 0);
-  return (Word)_mm512_permutexvar_epi32(places, (Native)x);
+  const Native indices = _mm512_setr_epi32(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 0, 0, 0, 0);
+  return (Word)_mm512_permutexvar_epi32(indices, (Native)x);
 }
 // The words of four registers, which are below 256, as bytes.
 INLINE Word narrow_to_bytes(Word a, Word b, Word c, Word d) {
   const Native low = _mm512_packs_epi32((Native)a, (Native)b), high = _mm512_packs_epi32((Native)c, (Native)d);
-  const Native places = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  return (Word)_mm512_permutexvar_epi32(places, _mm512_packus_epi16(low, high));
+  const Native indices = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  return (Word)_mm512_permutexvar_epi32(indices, _mm512_packus_epi16(low, high));
 }
 #elif UDSKD_VECTOR_BYTES == 32
 using Native = __m256i;
@@ -84,17 +84,17 @@ INLINE Windows load_windows(const uint8_t* row, const int32_t* at) {
                               reinterpret_cast<const __m128i*>(row + at[0]))};
 }
 INLINE Word tap_pair(Windows of, int which) {
-  const __m128i places = which ? _mm_setr_epi8(6, -1, 9, -1, 7, -1, 10, -1, 8, -1, 11, -1, -1, -1, -1, -1)
-                               : _mm_setr_epi8(0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1);
-  return (Word)_mm256_shuffle_epi8(of.bytes, _mm256_broadcastsi128_si256(places));
+  const __m128i indices = which ? _mm_setr_epi8(6, -1, 9, -1, 7, -1, 10, -1, 8, -1, 11, -1, -1, -1, -1, -1)
+                                : _mm_setr_epi8(0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1);
+  return (Word)_mm256_shuffle_epi8(of.bytes, _mm256_broadcastsi128_si256(indices));
 }
 INLINE Word pack_pixels(Word x) {
   return (Word)_mm256_permutevar8x32_epi32((Native)x, _mm256_setr_epi32(0, 1, 2, 4, 5, 6, 0, 0));
 }
 INLINE Word narrow_to_bytes(Word a, Word b, Word c, Word d) {
   const Native low = _mm256_packs_epi32((Native)a, (Native)b), high = _mm256_packs_epi32((Native)c, (Native)d);
-  const Native places = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-  return (Word)_mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), places);
+  const Native indices = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  return (Word)_mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), indices);
 }
 #else
 using Native = __m128i;
