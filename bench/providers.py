@@ -19,8 +19,7 @@ from torch import Tensor
 import udskd
 from bench import cuda_graph
 from bench.workload import CACHES, PASSES, Case, Loss, Workload
-from tests.loss.helpers import eager
-from udskd.loss import forms
+from tests.loss.helpers import eager, forms
 from udskd.loss.functional import Backend
 
 Options = dict[str, Any]

@@ -20,8 +20,8 @@ from torch import Tensor
 
 import udskd
 from bench.arguments import make_parser
+from tests.loss.helpers import forms
 from tests.loss.helpers.problems import Problem, make
-from udskd.loss import forms
 
 PLAN = "UDSKD_CUDA_PLAN"
 # Numbers of classes for each plan: divisible by the vector length or not, fewer or more than threads.

@@ -1,49 +1,30 @@
-// Every operator's schema on one screen. Kernels are registered by the backends (loss/, image/), derivatives in Python
+// The schemas of all operators. The backends register the kernels (loss/, image/), Python the derivatives
 // (udskd/loss/ops.py).
-#include <torch/csrc/stable/library.h>
+#include "common/registration.h"
 
-#ifdef UDSKD_EMULATE  // see loss/operator.h
-STABLE_TORCH_LIBRARY(udskd_emulated, m) {
-#else
-STABLE_TORCH_LIBRARY(udskd, m) {
-#endif
-  // Logits [rows, classes]; target: int64 [rows] or a distribution [rows, classes]. A coefficient is a float unless its
-  // tensor (one number or [rows], in the arithmetic's dtype) is given. uncertainty: 0 entropy, 1 max_prob, 2 margin, 3
-  // none; reduction: 0 mean, 1 sum, 2 none.
-  m.def(
-      "dual_student_loss(Tensor? teacher, Tensor student_a, Tensor? student_b, Tensor? target, Tensor? ce_weights, "
-      "Tensor? kd_weights, "
-      "Tensor? peer_weights, Tensor? certainty, float ce_weight, float kd_weight, float peer_weight, float "
-      "temperature, "
-      "float peer_temperature, float uncertainty_temperature, float label_smoothing, int uncertainty, bool "
-      "trust_uncertain, "
-      "bool normalize_weights, bool detach_peer, int ignore_index, int reduction) "
-      "-> (Tensor loss, Tensor components, Tensor weight, Tensor entropy, Tensor rows)");
-  // The same of a reduced loss, and the gradients asked for as if grad_output were 1; an empty tensor stands for each
-  // that was not.
-  m.def(
-      "dual_student_loss_fused(Tensor? teacher, Tensor student_a, Tensor? student_b, Tensor? target, Tensor? "
-      "ce_weights, "
-      "Tensor? kd_weights, "
-      "Tensor? peer_weights, Tensor? certainty, float ce_weight, float kd_weight, float peer_weight, float "
-      "temperature, "
-      "float peer_temperature, float uncertainty_temperature, float label_smoothing, int uncertainty, bool "
-      "trust_uncertain, "
-      "bool normalize_weights, bool detach_peer, int ignore_index, int reduction, bool grad_teacher, bool grad_a, bool "
-      "grad_b) "
-      "-> (Tensor loss, Tensor components, Tensor weight, Tensor entropy, Tensor rows, Tensor teacher, Tensor "
-      "student_a, "
-      "Tensor student_b)");
-  m.def(
-      "dual_student_loss_backward(Tensor grad_loss, Tensor rows, Tensor? teacher, Tensor student_a, Tensor? student_b, "
-      "Tensor? target, "
-      "Tensor? ce_weights, Tensor? kd_weights, Tensor? peer_weights, float ce_weight, float kd_weight, float "
-      "peer_weight, "
-      "float temperature, float peer_temperature, float label_smoothing, bool detach_peer, bool grad_teacher, bool "
-      "grad_a, bool grad_b, "
-      "bool grad_weights) -> (Tensor teacher, Tensor student_a, Tensor student_b, Tensor weights)");
-  // The fused operator's gradients times grad_output, in place, but for rows that count for nothing. Does not wait for
-  // grad_output to be known to the host.
+// The arguments that the operators of the loss share. Logits: [rows, classes]; target: int64 [rows], or a distribution
+// [rows, classes]. ce_weights, kd_weights, peer_weights: one number or [rows], in place of the coefficient among the
+// scalars; certainty: [rows], in place of the teacher's. These four have the dtype of the arithmetic. scalars and
+// modes: loss/options.h.
+#define UDSKD_LOSS_ARGUMENTS                                                                                       \
+  "Tensor? teacher, Tensor student_a, Tensor? student_b, Tensor? target, Tensor? ce_weights, Tensor? kd_weights, " \
+  "Tensor? peer_weights, Tensor? certainty, float[] scalars, int[] modes"
+#define UDSKD_LOSS_OUTPUTS "Tensor loss, Tensor components, Tensor weight, Tensor entropy, Tensor rows"
+
+#define UDSKD_SCHEMAS(...) STABLE_TORCH_LIBRARY(__VA_ARGS__)  // which expands UDSKD_OPERATORS
+UDSKD_SCHEMAS(UDSKD_OPERATORS, m) {
+  // rows: what the backward operator needs of each row beside the logits.
+  m.def("dual_student_loss(" UDSKD_LOSS_ARGUMENTS ") -> (" UDSKD_LOSS_OUTPUTS ")");
+  // The same, and the gradients of a reduced loss for a grad_output of 1. needs: for teacher, student_a and student_b,
+  // whether the gradient is computed; it is an empty tensor where it is not.
+  m.def("dual_student_loss_fused(" UDSKD_LOSS_ARGUMENTS ", bool[] needs) -> (" UDSKD_LOSS_OUTPUTS
+        ", Tensor teacher, Tensor student_a, Tensor student_b)");
+  // The gradients from the logits. needs: for teacher, student_a, student_b and all coefficients, whose gradients are
+  // the columns of `weights` [rows, 3].
+  m.def("dual_student_loss_backward(Tensor grad_loss, Tensor rows, " UDSKD_LOSS_ARGUMENTS
+        ", bool[] needs) -> (Tensor teacher, Tensor student_a, Tensor student_b, Tensor weights)");
+  // Multiplies the gradients of the fused operator by grad_loss in place, except those of ignored rows. On a GPU, the
+  // host does not wait for the value of grad_loss.
   m.def(
       "dual_student_loss_scale(Tensor grad_loss, Tensor rows, Tensor(a!) teacher, Tensor(b!) student_a, Tensor(c!) "
       "student_b) -> ()");

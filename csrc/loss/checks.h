@@ -1,20 +1,18 @@
-// What each operator checks of its arguments before it touches their memory. udskd/loss/checks.py has better messages,
-// but anyone can call torch.ops.udskd without it.
+// The checks of the tensors, made before a kernel reads their memory. udskd/loss/checks.py has better messages, but
+// torch.ops.udskd can be called without it.
 #pragma once
 
-#include <cmath>
+#include <cstdint>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
-#include <utility>
 
 #include "../common/storage.h"
 #include "../common/tensor.h"
 #include "problem.h"
 
 namespace udskd {
-
-constexpr double kLowestTemperature = 1e-6, kHighestTemperature = 1e6;
 
 constexpr bool is_floating(ScalarType dtype) {
   return dtype == ScalarType::Double || dtype == ScalarType::Float || dtype == ScalarType::Half ||
@@ -29,7 +27,7 @@ inline std::string described(const Tensor& x) {
   return text.str() + "]";
 }
 
-// Memory that can be read here: dense, complete, and on the device of student_a.
+// The memory can be read: it is dense, complete and on the device of student_a.
 inline void check_memory(const char* name, const Tensor& x, const Tensor& student_a) {
   STD_TORCH_CHECK(x.layout() == torch::headeronly::Layout::Strided, name, " must be a dense tensor");
   STD_TORCH_CHECK(x.device() == student_a.device(), name, " and student_a must be on one device");
@@ -61,7 +59,7 @@ inline void check_target(const std::optional<Tensor>& x, const Tensor& student_a
   check_memory("target", *x, student_a);
 }
 
-// One number for each row, or one for all rows where that is allowed.
+// One number for each row or, with one_is_enough, one for all rows.
 inline void check_per_row(const char* name, const std::optional<Tensor>& x, const Tensor& student_a, ScalarType dtype,
                           bool one_is_enough) {
   if (!x) return;
@@ -72,26 +70,7 @@ inline void check_per_row(const char* name, const std::optional<Tensor>& x, cons
   check_memory(name, *x, student_a);
 }
 
-inline void check_range(const char* name, double x, double lowest, double highest) {
-  STD_TORCH_CHECK(x >= lowest && x <= highest, name, " must be from ", lowest, " to ", highest, ", got ", x);
-}
-
-// The numbers of a problem. A coefficient that comes as a tensor has no number.
-inline void check_numbers(const Problem& p) {
-  check_range("temperature", p.temperature, kLowestTemperature, kHighestTemperature);
-  check_range("peer_temperature", p.peer_temperature, kLowestTemperature, kHighestTemperature);
-  check_range("uncertainty_temperature", p.uncertainty_temperature, kLowestTemperature, kHighestTemperature);
-  STD_TORCH_CHECK(p.label_smoothing >= 0 && p.label_smoothing < 1, "label_smoothing must be in [0, 1), got ",
-                  p.label_smoothing);
-  for (const auto& [name, x] : {std::pair("ce_weight", p.ce), {"kd_weight", p.kd}, {"peer_weight", p.peer}})
-    STD_TORCH_CHECK(x.value >= 0 && std::isfinite(x.value), name, " must be finite and not negative, got ", x.value);
-  STD_TORCH_CHECK(p.uncertainty >= kEntropyWeight && p.uncertainty <= kGiven, "uncertainty must be from ",
-                  int(kEntropyWeight), " to ", int(kNone), ", got ", p.uncertainty);
-  STD_TORCH_CHECK(p.reduction >= kMean && p.reduction <= kUnreduced, "reduction must be from ", int(kMean), " to ",
-                  int(kUnreduced), ", got ", p.reduction);
-}
-
-// What the forward operator returned as `rows`: `columns` of each row.
+// The forward operator's output `rows`, [rows, columns].
 inline void check_saved(const Tensor& rows, const Tensor& student_a, ScalarType dtype, int64_t columns) {
   check_given("rows", rows);
   STD_TORCH_CHECK(

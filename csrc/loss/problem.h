@@ -1,4 +1,4 @@
-// The problem, as one struct: what the operators were asked, in plain pointers that every backend understands.
+// The arguments of an operator as one struct of plain pointers and numbers, which every backend reads.
 #pragma once
 
 #include <torch/headeronly/core/ScalarType.h>
@@ -9,8 +9,8 @@ namespace udskd {
 
 using torch::headeronly::ScalarType;
 
-// What is known of a row, in the arithmetic's dtype: the CPU has one on its stack, CUDA keeps [rows, kColumns] for the
-// backward pass.
+// Intermediate results of a row, in the dtype of the arithmetic. The CPU kernels hold one row on the stack; the CUDA
+// kernels save [rows, kColumns] for the backward pass.
 // clang-format off
 enum Column : int {
   kMaxT, kMaxA, kMaxB,                           // maxima, by which the logits are shifted
@@ -20,8 +20,9 @@ enum Column : int {
   kCeA, kCeB,                                    // cross-entropies
   kKlTA, kKlTB, kKlBA, kKlAB,                    // KL(teacher || student), KL(peer || student), bare
   kWeight, kEntropy,                             // the teacher's certainty as a weight, and its entropy
-  kShare,                                        // of the loss: 1/n (mean), 1 (sum, none), 0 when ignored;
-                                                 // on CUDA negative where the row was done with care, as it is to be again
+  kShare,                                        // factor of the row in the loss: 1/n (mean), 1 (sum, none), 0 (ignored);
+                                                 // on CUDA negative if the generic kernel computed the row, which then
+                                                 // also computes its gradients
   kColumns
 };
 // clang-format on
@@ -30,7 +31,7 @@ enum Uncertainty : int64_t { kEntropyWeight, kMaxProb, kMargin, kNone, kGiven };
 enum Reduction : int64_t { kMean, kSum, kUnreduced };
 constexpr int kComponents = 6;  // ce_a, ce_b, kd_a, kd_b, peer_a, peer_b
 
-// Rows of [rows, classes]; the classes are adjacent, the rows any stride apart.
+// [rows, classes]; the classes of a row are adjacent in memory, the rows `stride` elements apart.
 struct Matrix {
   const void* data = nullptr;
   int64_t stride = 0;
@@ -38,7 +39,7 @@ struct Matrix {
   constexpr explicit operator bool() const { return data != nullptr; }
 };
 
-// A coefficient of the loss: one number for all rows, or one from memory for each row (stride 0 repeats a single one).
+// A coefficient of the loss: `value` for all rows or, if data is given, a number of each row (stride 0: one for all).
 struct Coefficient {
   double value = 0;
   const void* data = nullptr;
@@ -48,10 +49,10 @@ struct Coefficient {
 
 struct Problem {
   int64_t rows = 0, classes = 0;
-  bool wide = false;  // arithmetic in double
+  bool wide = false;  // whether the arithmetic is in double
   Matrix teacher, a, b, target;
   const int64_t* labels = nullptr;
-  Coefficient ce, kd, peer, certainty;
+  Coefficient ce, kd, peer, certainty;  // certainty: of the teacher, if uncertainty is kGiven
   double temperature = 1, peer_temperature = 1, uncertainty_temperature = 1, label_smoothing = 0;
   int64_t uncertainty = kEntropyWeight, ignore_index = -100, reduction = kMean;
   bool trust_uncertain = false, normalize_weights = false, detach_peer = true;
@@ -59,6 +60,7 @@ struct Problem {
   constexpr bool has_ce() const { return (labels || target) && ce.on(); }
   constexpr bool has_kd() const { return teacher && kd.on(); }
   constexpr bool has_peer() const { return b && peer.on(); }
+  constexpr bool has_soft_target() const { return has_ce() && (target || label_smoothing != 0); }
 };
 
 constexpr int64_t size_of(ScalarType dtype) {

@@ -1,17 +1,20 @@
-// From the operators' tensors to a Problem, and the tensors that they return.
+// From the operators' arguments to a Problem, and the tensors that the operators return.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
 
 #include <cstdint>
+#include <optional>
+#include <vector>
 
 #include "../common/tensor.h"
 #include "checks.h"
+#include "options.h"
 #include "problem.h"
 
 namespace udskd {
 
-// What both operators take, in the order of their schemas.
+// The tensors of UDSKD_LOSS_ARGUMENTS (csrc/ops.cpp), in that order.
 struct Arguments {
   std::optional<Tensor> teacher;
   Tensor a;
@@ -20,8 +23,8 @@ struct Arguments {
 
 inline bool is_wide(const std::optional<Tensor>& x) { return x && x->scalar_type() == ScalarType::Double; }
 
-// The tensor as the kernels read it: elements aligned to their size, classes adjacent in memory. A copy only if it is
-// not so already.
+// Copies the tensor unless the kernels can read it as it is: elements aligned to their size, classes adjacent in
+// memory.
 inline void make_readable(std::optional<Tensor>& x) {
   if (!x) return;
   if (!is_aligned(*x, x->element_size())) x = torch::stable::clone(*x);
@@ -29,14 +32,15 @@ inline void make_readable(std::optional<Tensor>& x) {
   if (last >= 0 && x->size(last) > 1 && x->stride(last) != 1) x = torch::stable::contiguous(*x);
 }
 
-// As the kernels read what was saved of each row: packets of 16 bytes.
+// The saved rows in the layout that the kernels read: contiguous, aligned to 16 bytes.
 inline Tensor packed(const Tensor& rows) {
   return rows.is_contiguous() && is_aligned(rows, 16) ? rows : torch::stable::clone(torch::stable::contiguous(rows));
 }
 
 inline ScalarType arithmetic(bool wide) { return wide ? ScalarType::Double : ScalarType::Float; }
 
-// Checks the tensors, and makes them readable in place, so that they stay alive while the problem points into them.
+// Checks the tensors and makes them readable. The copies replace the arguments, which stay alive while a problem points
+// into them.
 inline void check_and_make_readable(Arguments& args) {
   check_student_a(args.a);
   check_matrix("teacher", args.teacher, args.a), check_matrix("student_b", args.b, args.a);
@@ -59,14 +63,16 @@ inline Matrix matrix(const std::optional<Tensor>& x) {
   return {x->const_data_ptr(), x->stride(0), x->scalar_type()};
 }
 
-inline Coefficient coefficient(double value, const std::optional<Tensor>& x) {
-  if (!x) return {value, nullptr, 0};
-  return {value, x->const_data_ptr(), x->dim() == 0 ? 0 : x->stride(0)};
+// Gives the coefficient the numbers of a tensor, if there is one.
+inline Coefficient with_tensor(Coefficient coefficient, const std::optional<Tensor>& x) {
+  if (x) coefficient.data = x->const_data_ptr(), coefficient.stride = x->dim() == 0 ? 0 : x->stride(0);
+  return coefficient;
 }
 
-// The tensors' part of the problem; the numbers are filled in by the operators. Call check_and_make_readable first.
-inline Problem read(const Arguments& args, double ce, double kd, double peer) {
-  Problem p;
+// The problem of checked arguments: the only place where an operator's arguments become the fields of a Problem.
+inline Problem read_problem(Arguments& args, const std::vector<double>& scalars, const std::vector<int64_t>& modes) {
+  check_and_make_readable(args);
+  Problem p = read_options(scalars, modes);
   p.rows = args.a.size(0), p.classes = args.a.size(1);
   p.wide = is_wide(args.a) || is_wide(args.teacher);
   p.teacher = matrix(args.teacher), p.a = matrix(args.a), p.b = matrix(args.b);
@@ -75,8 +81,9 @@ inline Problem read(const Arguments& args, double ce, double kd, double peer) {
   } else if (args.target) {
     p.labels = args.target->const_data_ptr<int64_t>();
   }
-  p.ce = coefficient(ce, args.ce), p.kd = coefficient(kd, args.kd), p.peer = coefficient(peer, args.peer);
-  p.certainty = coefficient(1, args.certainty);
+  p.ce = with_tensor(p.ce, args.ce), p.kd = with_tensor(p.kd, args.kd), p.peer = with_tensor(p.peer, args.peer);
+  p.certainty = with_tensor(p.certainty, args.certainty);
+  if (args.certainty) p.uncertainty = kGiven;
   return p;
 }
 
@@ -86,7 +93,7 @@ struct Outputs {
 
 inline ScalarType arithmetic(const Problem& p) { return arithmetic(p.wide); }
 
-// `columns` of each row are kept for the backward pass.
+// columns: how many numbers of each row are saved for the backward pass.
 inline Outputs allocate(const Problem& p, const Tensor& like, int64_t columns) {
   const ScalarType dtype = arithmetic(p);
   const bool each = p.reduction == kUnreduced;
@@ -96,20 +103,26 @@ inline Outputs allocate(const Problem& p, const Tensor& like, int64_t columns) {
           empty_like(like, {p.rows, columns}, dtype)};
 }
 
-// The gradients asked for, in each input's dtype; an empty tensor stands for each that was not.
+// The gradients that an operator computes.
+struct Needs {
+  bool teacher = false, a = false, b = false, coefficients = false;
+  constexpr bool logits() const { return teacher || a || b; }
+};
+
+// In the dtype of each input; empty where no gradient is needed.
 struct Gradients {
   Tensor teacher, a, b, coefficients;  // coefficients: [rows, 3] for ce, kd and peer
 };
 
-inline Gradients allocate_gradients(const Problem& p, const Arguments& args, bool teacher, bool a, bool b,
-                                    bool coefficients) {
-  auto like = [&](const std::optional<Tensor>& x, bool wanted) {
-    return wanted && x ? empty_like(*x, {p.rows, p.classes}, x->scalar_type()) : empty_like(args.a, {0}, arithmetic(p));
+inline Gradients allocate_gradients(const Problem& p, const Arguments& args, const Needs& needs) {
+  auto like = [&](const std::optional<Tensor>& x, bool needed) {
+    return needed && x ? empty_like(*x, {p.rows, p.classes}, x->scalar_type()) : empty_like(args.a, {0}, arithmetic(p));
   };
-  return {like(args.teacher, teacher), like(args.a, a), like(args.b, b),
-          coefficients ? empty_like(args.a, {p.rows, 3}, arithmetic(p)) : empty_like(args.a, {0}, arithmetic(p))};
+  return {like(args.teacher, needs.teacher), like(args.a, needs.a), like(args.b, needs.b),
+          needs.coefficients ? empty_like(args.a, {p.rows, 3}, arithmetic(p)) : empty_like(args.a, {0}, arithmetic(p))};
 }
 
+// Null for a gradient that is not needed.
 inline void* pointer(Tensor& gradient) { return gradient.dim() == 2 ? gradient.mutable_data_ptr() : nullptr; }
 
 }  // namespace udskd

@@ -21,6 +21,7 @@ from tests.loss.helpers.regimes import DTYPES, REGIMES, VARIANTS, assert_exact, 
 from tests.loss.test_any_input import VALUES, Case, assert_agrees, cases, plain
 from tests.loss.test_values import assert_as_exact_as_eager
 from udskd.loss import ops
+from udskd.loss.options import Modes, Scalars
 
 pytestmark = [
     *(mark for parameter in backends("emulated") for mark in parameter.marks),
@@ -97,10 +98,10 @@ SHARE = 19  # of the columns that are kept of a row: negative where it was done 
 
 def kept(teacher: Tensor | None, a: Tensor, b: Tensor | None, labels: Tensor) -> Tensor:
     """What the forward pass keeps of each row."""
-    numbers = (1.0, 0.9 if teacher is not None else 0.0, 0.5 if b is not None else 0.0, 4.0, 4.0, 1.0)
-    options = (0.0, 0, False, False, True, -100, 1)
+    scalars = Scalars(kd_weight=0.9 if teacher is not None else 0.0, peer_weight=0.5 if b is not None else 0.0)
     fused = ops.OPERATORS["emulated"].namespace.dual_student_loss_fused.default
-    out: Tensor = fused(teacher, a, b, labels, *[None] * 4, *numbers, *options, False, True, b is not None)[4]
+    needs = [False, True, b is not None]
+    out: Tensor = fused(teacher, a, b, labels, *[None] * 4, [*scalars], [*Modes(reduction=1)], needs)[4]
     return out
 
 

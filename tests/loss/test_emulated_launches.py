@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 import udskd
-from tests.loss.helpers import emulated
+from tests.loss.helpers import emulated, forms
 from tests.loss.helpers.problems import agree, backends, can_fuse, make
 from tests.loss.helpers.regimes import DTYPES, KERNELS, REGIMES, assert_exact, launches, results
-from udskd.loss import forms
 
 pytestmark = [
     *(mark for parameter in backends("emulated") for mark in parameter.marks),

@@ -13,8 +13,10 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import udskd
+from tests.loss.helpers import forms
 from tests.loss.helpers.problems import OPTIONS, Problem, backends, can_fuse, device_of, make, on_gpu, same
-from udskd.loss import forms, ops
+from udskd.loss import ops
+from udskd.loss.options import Modes, Scalars
 
 FORMS = ("fused", "recompute")
 NATIVE = backends("cpu", "emulated", "cuda")
@@ -36,7 +38,7 @@ class Calls(TorchDispatchMode):
             if func.name().endswith(("backward", "scale")):
                 self.backward.append("scale" if func.name().endswith("scale") else "gradients")
             else:
-                self.forward.append("gradients" if func.name().endswith("fused") and any(args[-3:]) else "loss")
+                self.forward.append("gradients" if func.name().endswith("fused") and any(args[-1]) else "loss")
         return out
 
 
@@ -160,9 +162,8 @@ def test_only_ends_with_its_block_even_by_an_exception(backend: str) -> None:
 
 def operator(backend: str, problem: Problem, flags: tuple[bool, ...], reduction: int = 0) -> list[Tensor]:
     inputs = [None if x is None else x.detach() for x in problem.inputs]
-    numbers = (1.0, 0.9, 0.5, 4.0, 4.0, 1.0, 0.0, 0, False, False, True, -100, reduction)
     fused = ops.OPERATORS[backend].namespace.dual_student_loss_fused.default
-    return list(fused(*inputs, None, None, None, None, *numbers, *flags))
+    return list(fused(*inputs, None, None, None, None, [*Scalars()], [*Modes(reduction=reduction)], flags))
 
 
 @pytest.mark.parametrize("flags", list(itertools.product([False, True], repeat=3)), ids=str)

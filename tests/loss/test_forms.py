@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import udskd
+from tests.loss.helpers import forms
 from tests.loss.helpers.problems import OPTIONS, Problem, agree, backends, can_fuse, device_of, make, same
 from tests.loss.test_values import assert_as_exact_as_eager
-from udskd.loss import forms
 
 FORMS = ("fused", "recompute")
 REDUCED = {name: options for name, options in OPTIONS.items() if options.get("reduction") != "none"}

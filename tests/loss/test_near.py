@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 import udskd
-from tests.loss.helpers import eager
+from tests.loss.helpers import eager, forms
 from tests.loss.helpers.problems import Problem, backends, device_of
-from udskd.loss import forms
 
 NATIVE = backends("cpu", "emulated", "cuda")
 # Without a fused multiply-add, and with four places to a vector, rounding adds up to somewhat more than PyTorch's,

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -16,9 +16,11 @@ from torch import Tensor
 from tests.loss.helpers import hostile
 from tests.loss.helpers.problems import backends, device_of
 from udskd.loss import ops
+from udskd.loss.options import Modes, Scalars
 
 NATIVE = backends("cpu", "emulated")
 EVERYWHERE = backends("cpu", "emulated", "cuda")
+STUDENTS_ALONE = (False, True, True, False)
 ROWS, CLASSES = hostile.ROWS, hostile.CLASSES
 CALLS = int(os.environ.get("UDSKD_HOSTILE_CALLS", "300"))
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="calls are made in forked children")
@@ -47,7 +49,7 @@ def test_hostile_calls_of_the_image_operators_end_without_a_signal(seed: int) ->
 
 @dataclass
 class Arguments:
-    """The forward operator's arguments by name, and the backward operator's."""
+    """The arguments of the forward operator, by name, and those of the backward operator."""
 
     teacher: Tensor | None
     student_a: Tensor
@@ -57,19 +59,8 @@ class Arguments:
     kd_weights: Tensor | None = None
     peer_weights: Tensor | None = None
     certainty: Tensor | None = None
-    ce_weight: float = 1.0
-    kd_weight: float = 0.9
-    peer_weight: float = 0.5
-    temperature: float = 4.0
-    peer_temperature: float = 4.0
-    uncertainty_temperature: float = 1.0
-    label_smoothing: float = 0.0
-    uncertainty: int = 0
-    trust_uncertain: bool = False
-    normalize_weights: bool = False
-    detach_peer: bool = True
-    ignore_index: int = -100
-    reduction: int = 0
+    scalars: list[float] = field(default_factory=lambda: [*Scalars()])
+    modes: list[int] = field(default_factory=lambda: [*Modes()])
 
     @staticmethod
     def good(backend: str) -> Arguments:
@@ -80,10 +71,18 @@ class Arguments:
     def forward(self) -> list[Any]:
         return list(vars(self).values())
 
-    def backward(self, grad_loss: Tensor, rows: Tensor) -> list[Any]:
-        numbers = (self.ce_weight, self.kd_weight, self.peer_weight, self.temperature, self.peer_temperature)
-        tensors = self.forward()[:7]
-        return [grad_loss, rows, *tensors, *numbers, self.label_smoothing, self.detach_peer, False, True, True, False]
+    def backward(
+        self, grad_loss: Tensor, rows: Tensor, needs: Sequence[bool] = (False, True, True, False)
+    ) -> list[Any]:
+        return [grad_loss, rows, *self.forward(), needs]
+
+
+def scalars(**changes: float) -> dict[str, Any]:
+    return {"scalars": [*Scalars(**changes)]}
+
+
+def modes(**changes: int) -> dict[str, Any]:
+    return {"modes": [*Modes(**changes)]}
 
 
 LOGITS = ("teacher", "student_a", "student_b")
@@ -111,15 +110,26 @@ WRONG: dict[str, tuple[Callable[[Tensor], dict[str, Any]], str]] = {
         lambda a: {"target": hostile.shrunk(torch.arange(ROWS, device=a.device))},
         "target reaches beyond the end",
     ),
-    "temperature 0": (lambda a: {"temperature": 0.0}, "temperature must be from"),
-    "temperature NaN": (lambda a: {"peer_temperature": math.nan}, "peer_temperature must be from"),
-    "temperature too high": (lambda a: {"uncertainty_temperature": 1e20}, "uncertainty_temperature must be from"),
-    "smoothing of 1": (lambda a: {"label_smoothing": 1.0}, "label_smoothing"),
-    "negative coefficient": (lambda a: {"ce_weight": -1.0}, "ce_weight"),
-    "infinite coefficient": (lambda a: {"kd_weight": math.inf}, "kd_weight"),
-    "unknown uncertainty": (lambda a: {"uncertainty": 99}, "uncertainty must be from 0 to 3, got 99"),
-    "negative uncertainty": (lambda a: {"uncertainty": -1}, "uncertainty must be from"),
-    "unknown reduction": (lambda a: {"reduction": 3}, "reduction must be from 0 to 2, got 3"),
+    "temperature 0": (lambda a: scalars(temperature=0.0), "temperature must be from"),
+    "temperature NaN": (lambda a: scalars(peer_temperature=math.nan), "peer_temperature must be from"),
+    "temperature too high": (lambda a: scalars(uncertainty_temperature=1e20), "uncertainty_temperature must be from"),
+    "smoothing of 1": (lambda a: scalars(label_smoothing=1.0), "label_smoothing"),
+    "smoothing NaN": (lambda a: scalars(label_smoothing=math.nan), "label_smoothing"),
+    "negative coefficient": (lambda a: scalars(ce_weight=-1.0), "ce_weight"),
+    "infinite coefficient": (lambda a: scalars(kd_weight=math.inf), "kd_weight"),
+    "coefficient NaN": (lambda a: scalars(peer_weight=math.nan), "peer_weight"),
+    "unknown uncertainty": (lambda a: modes(uncertainty=99), "uncertainty must be from 0 to 3, got 99"),
+    "negative uncertainty": (lambda a: modes(uncertainty=-1), "uncertainty must be from"),
+    "unknown reduction": (lambda a: modes(reduction=3), "reduction must be from 0 to 2, got 3"),
+    "trust of 2": (lambda a: modes(trust_uncertain=2), "trust_uncertain must be from 0 to 1, got 2"),
+    "normalization of -1": (lambda a: modes(normalize_weights=-1), "normalize_weights must be from 0 to 1, got -1"),
+    "detachment of 2**40": (lambda a: modes(detach_peer=2**40), "detach_peer must be from 0 to 1"),
+    "no scalars": (lambda a: {"scalars": []}, "scalars must have 7 elements, got 0"),
+    "a scalar too few": (lambda a: {"scalars": [*Scalars()][:-1]}, "scalars must have 7 elements, got 6"),
+    "a scalar too many": (lambda a: {"scalars": [*Scalars(), 0.0]}, "scalars must have 7 elements, got 8"),
+    "no modes": (lambda a: {"modes": []}, "modes must have 6 elements, got 0"),
+    "a mode too few": (lambda a: {"modes": [*Modes()][:-1]}, "modes must have 6 elements, got 5"),
+    "a mode too many": (lambda a: {"modes": [*Modes(), 0]}, "modes must have 6 elements, got 7"),
 }
 
 
@@ -130,9 +140,22 @@ def test_a_wrong_argument_is_named(backend: str, change: Callable[[Tensor], dict
     wrong = replace(good, **change(good.student_a))
     with pytest.raises(RuntimeError, match=words):
         ops.OPERATORS[backend].namespace.dual_student_loss.default(*wrong.forward())
-    if wrong.reduction != 2:
-        with pytest.raises(RuntimeError, match=words):
-            ops.OPERATORS[backend].namespace.dual_student_loss_fused.default(*wrong.forward(), False, True, True)
+    with pytest.raises(RuntimeError, match=words):
+        ops.OPERATORS[backend].namespace.dual_student_loss_fused.default(*wrong.forward(), [False, True, True])
+    rows, one = saved(backend, good), torch.ones((), device=good.student_a.device)
+    with pytest.raises(RuntimeError, match=words):
+        run_backward(backend, wrong, one, rows)
+
+
+@pytest.mark.parametrize("needs", [[], [True, True], [True] * 9], ids=str)
+@pytest.mark.parametrize("backend", EVERYWHERE)
+def test_a_wrong_number_of_needs_is_refused(backend: str, needs: list[bool]) -> None:
+    good = Arguments.good(backend)
+    one, rows = torch.ones((), device=good.student_a.device), saved(backend, good)
+    with pytest.raises(RuntimeError, match=f"needs must have 3 elements, got {len(needs)}"):
+        ops.OPERATORS[backend].namespace.dual_student_loss_fused.default(*good.forward(), needs)
+    with pytest.raises(RuntimeError, match=f"needs must have 4 elements, got {len(needs)}"):
+        ops.OPERATORS[backend].namespace.dual_student_loss_backward.default(*good.backward(one, rows, needs))
 
 
 def saved(backend: str, arguments: Arguments) -> Tensor:
@@ -179,7 +202,7 @@ def test_saved_rows_may_lie_anywhere_in_memory(backend: str) -> None:
 @pytest.mark.parametrize("label", [CLASSES, -1, 2**62, -(2**63)])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_a_label_that_is_no_class_is_named_in_the_backward_pass_too(label: int, smoothing: float) -> None:
-    good = replace(Arguments.good("cpu"), label_smoothing=smoothing)
+    good = replace(Arguments.good("cpu"), **scalars(label_smoothing=smoothing))
     rows, other = saved("cpu", good), torch.arange(ROWS)
     other[3] = label
     with pytest.raises(IndexError, match=rf"^target: row 3 has label {label}, expected 0 to {CLASSES - 1}$"):
@@ -190,7 +213,7 @@ def test_a_label_that_is_no_class_is_named_in_the_backward_pass_too(label: int, 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("backend", backends("emulated", "cuda"))
 def test_on_a_gpu_a_label_that_is_no_class_stays_within_its_row(backend: str, label: int, smoothing: float) -> None:
-    good = replace(Arguments.good(backend), label_smoothing=smoothing)
+    good = replace(Arguments.good(backend), **scalars(label_smoothing=smoothing))
     rows, one = saved(backend, good), torch.ones((), device=good.student_a.device)
     expected = run_backward(backend, good, one, rows)[1]
     other = torch.arange(ROWS, device=one.device)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tests.loss.helpers.problems import backends, device_of, make
 from udskd.loss import ops
+from udskd.loss.options import Modes, Scalars
 
 GPUS = backends("emulated", "cuda")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
@@ -24,9 +25,8 @@ def ready(
     assert inputs[0] is not None
     assert inputs[3] is not None
     inputs[0], inputs[3][:1] = inputs[0].to(teacher or dtype), -100
-    numbers = (1.0, 0.9, 0.5, 4.0, 4.0, 1.0, 0.0, 0, False, False, True, -100, 1)
     fused = ops.OPERATORS[backend].namespace.dual_student_loss_fused.default
-    return list(fused(*inputs, None, None, None, None, *numbers, *flags)[4:])
+    return list(fused(*inputs, None, None, None, None, [*Scalars()], [*Modes(reduction=1)], flags)[4:])
 
 
 def scale(backend: str, by: Tensor, kept: list[Tensor]) -> None:

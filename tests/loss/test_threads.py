@@ -11,8 +11,8 @@ from torch import Tensor
 
 import udskd
 from tests.helpers.threads import threads
+from tests.loss.helpers import forms
 from tests.loss.helpers.problems import Problem, backends, make
-from udskd.loss import forms
 
 MANY_ROWS = [(300, 100), (2000, 10), (65, 1000), (7, 8191)]
 FEW_ROWS = [(1, 70000), (2, 40000), (2, 40001), (1, 32768), (2, 32767)]  # shared from 32 chunks of 1024 classes

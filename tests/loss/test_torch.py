@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import udskd
 from tests.loss.helpers.problems import Problem, backends, device_of, make
 from udskd.loss import ops
+from udskd.loss.options import Modes, Scalars
 
 NATIVE = backends("cpu", "emulated", "cuda")
 Arguments = tuple[Any, ...]
@@ -38,19 +39,8 @@ def arguments(
         *problem.inputs,
         *tensors,
         each if certainty else None,
-        1.0,
-        0.9,
-        0.5,
-        4.0,
-        2.0,
-        1.0,
-        0.1,
-        0,
-        False,
-        normalized,
-        False,
-        -100,
-        reduction,
+        [*Scalars(peer_temperature=2.0, label_smoothing=0.1)],
+        [*Modes(normalize_weights=int(normalized), detach_peer=0, reduction=reduction)],
     )
 
 
@@ -107,14 +97,14 @@ def test_opcheck_of_the_backward_operator(backend: str, layout: str, wanted: tup
     fixed = [None if x is None else x.detach() for x in problem.inputs]
     full = (*fixed, *arguments(problem)[4:])
     loss, _, _, _, rows = operators(backend).dual_student_loss.default(*full)
-    backward = (torch.ones_like(loss), rows, *fixed, None, None, None, 1.0, 0.9, 0.5, 4.0, 2.0, 0.1, False, *wanted)
+    backward = (torch.ones_like(loss), rows, *full, list(wanted))
     torch.library.opcheck(operators(backend).dual_student_loss_backward.default, backward)
 
 
 def fused_arguments(problem: Problem, *wanted: bool) -> Arguments:
     """The same without normalized weights, and with gradients instead of tensors that require them."""
     fixed = [None if x is None else x.detach() for x in problem.inputs]
-    return *fixed, *arguments(problem, normalized=False)[4:], *wanted
+    return *fixed, *arguments(problem, normalized=False)[4:], list(wanted)
 
 
 @pytest.mark.parametrize("wanted", [(True, True, True), (False, True, False), (False, False, False)], ids=str)

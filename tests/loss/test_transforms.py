@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 import udskd
 from tests.loss.helpers.problems import backends
 from udskd.loss import ops
+from udskd.loss.options import Modes, Scalars
 
 T, A, B = (torch.randn(4, 6, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
 Y = torch.arange(4)
@@ -69,7 +70,7 @@ def test_a_subclass_of_tensor_changes_nothing(backend: str) -> None:
 @pytest.mark.parametrize("backend", NATIVE)
 def test_the_raw_operator_is_refused_too(backend: str) -> None:
     operator = ops.OPERATORS[backend].namespace.dual_student_loss.default
-    rest = (None, None, None, None, 1.0, 0.9, 0.5, 4.0, 4.0, 1.0, 0.0, 0, False, False, True, -100, 0)
+    rest = (None, None, None, None, [*Scalars()], [*Modes()])
     with pytest.raises(NotImplementedError, match="backend='reference'"):
         torch.func.jvp(lambda a: operator(T, a, B, Y, *rest)[0], (A,), (B,))
 

@@ -1,8 +1,8 @@
-"""The derivative of the compiled operator outside of torch.compile, in either of its forms (udskd/loss/forms.py).
+"""The derivative of the compiled operators in eager calls: gradients computed with the loss, in one pass over each row
+("fused"), or in the backward pass from the logits ("recompute").
 
-A torch.autograd.Function around operators that have no derivative of their own: several times cheaper a call than
-torch.library.register_autograd (python -m bench.call), which udskd/loss/ops.py keeps for what traces: torch.compile
-and torch.export.
+A torch.autograd.Function around operators without a registered derivative is several times cheaper a call than
+torch.library.register_autograd (python -m bench.call), which udskd/loss/ops.py uses for torch.compile and torch.export.
 """
 
 from __future__ import annotations
@@ -13,82 +13,75 @@ import torch
 from torch import Tensor
 
 from udskd.loss import checks
-from udskd.loss.ops import Operators, gradients_of
+from udskd.loss.ops import NO_LOGITS, Arguments, Needs, Operators, backward
 from udskd.loss.transforms import is_batched, no_transforms
 
 
-def call(operators: Operators, arguments: list[Any], wanted: tuple[bool, bool, bool]) -> tuple[Tensor, ...]:
-    """The operator's outputs, and after them the gradients of teacher, student_a and student_b, each empty if unwanted.
-
-    By the operator that has no derivative registered, whatever is wanted: PyTorch looks a registered one up in Python,
-    even where there is nothing to differentiate.
-    """
-    outputs: tuple[Tensor, ...] = operators.namespace.dual_student_loss_fused.default(*arguments, *wanted)
-    return outputs
-
-
 class Loss(torch.autograd.Function):
-    """The loss. Takes how it is to be computed, the operator's arguments as one list, in which it leaves the operator's
-    other outputs, and again those of them that need gradients: whatever autograd sees costs time."""
+    """(loss, (components, weight, entropy)): autograd does not see the inner tuple, which saves time.
+
+    Takes the operators, whether the gradients are computed with the loss, which are needed, the operators' arguments,
+    and again those of them that need gradients.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, how: tuple[Operators, bool, tuple[int, ...]], arguments: list[Any], *learning: Tensor
-    ) -> Tensor:
-        operators, fused, places = how
-        numbers, tensors = arguments[8:], arguments[:7]
-        wanted = (0 in places, 1 in places, 2 in places) if fused else (False, False, False)
-        loss, components, weight, entropy, *kept = call(operators, arguments, wanted)
-        arguments[:] = components, weight, entropy
-        ctx.operators, ctx.places, ctx.numbers = operators, places, numbers
-        ctx.fused, ctx.kept = fused, kept if fused else None
-        # A teacher's logits may come from inference_mode, whose tensors autograd does not take.
-        untracked = [x is not None and x.is_inference() for x in tensors]
-        ctx.save_for_backward(kept[0], *[None if alone else x for x, alone in zip(tensors, untracked, strict=True)])
-        ctx.untracked = [x if alone else None for x, alone in zip(tensors, untracked, strict=True)]
-        return loss
+        ctx: Any, operators: Operators, fused: bool, needs: Needs, arguments: Arguments, *learning: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        loss, components, weight, entropy, rows, *gradients = operators.namespace.dual_student_loss_fused.default(
+            *arguments, needs.logits if fused else NO_LOGITS
+        )
+        ctx.operators, ctx.needs, ctx.fused, ctx.ready = operators, needs, fused, gradients if fused else None
+        ctx.scalars, ctx.modes, tensors = arguments.scalars, arguments.modes, arguments.saved
+        # autograd does not save tensors of inference_mode, such as a teacher's logits
+        ctx.unsaved = [x if x is not None and x.is_inference() else None for x in tensors]
+        ctx.save_for_backward(
+            rows, *[x if alone is None else None for x, alone in zip(tensors, ctx.unsaved, strict=True)]
+        )
+        return loss, (components, weight, entropy)
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_loss: Tensor, _: None) -> tuple[Tensor | None, ...]:
         no_transforms(grad_loss, vmap=True)
-        # A graph of the gradient (create_graph) is the operator's own, which refuses a second derivative. Gradients of
-        # a batch of grad_outputs (is_grads_batched) are computed for each of them.
+        # With create_graph, the backward operator itself refuses a second derivative. For a batch of grad_outputs
+        # (is_grads_batched), it computes the gradients of each.
         if not ctx.fused or torch.is_grad_enabled() or is_batched(grad_loss):
-            return None, None, *recomputed(ctx, grad_loss)
-        scaled = scaled_on_its_device if ctx.operators.gpu else scaled_by_its_value
-        return None, None, *scaled(ctx, grad_loss)
+            return None, None, None, None, *recomputed(ctx, grad_loss)
+        scaled = scaled_on_device if ctx.operators.gpu else scaled_by_value
+        return None, None, None, None, *scaled(ctx, grad_loss)
 
 
-def scaled_by_its_value(ctx: Any, grad_loss: Tensor) -> list[Tensor]:
-    """The gradients that came with the loss, times a number that is looked at."""
+def scaled_by_value(ctx: Any, grad_loss: Tensor) -> list[Tensor]:
+    """The gradients that were computed with the loss, times the value of grad_loss."""
     scale = grad_loss.item()
-    if not abs(scale) <= checks.FLOAT32_MAX:  # as infinity, it would make NaN of the zeros of ignored rows
+    if not abs(scale) <= checks.FLOAT32_MAX:  # as infinity, it would make the zeros of ignored rows NaN
         return recomputed(ctx, grad_loss)
-    # Handed out once, so that nobody else holds what is scaled here: later passes compute them again.
-    kept, ctx.kept = ctx.kept, None
-    ready = recomputed(ctx, torch.ones_like(grad_loss)) if kept is None else [kept[1 + k] for k in ctx.places]
+    ready, ctx.ready = ctx.ready, None  # taken once: the caller owns them, and a later pass computes them again
+    gradients = recomputed(ctx, torch.ones_like(grad_loss)) if ready is None else ctx.needs.of(ready)
     if scale != 1:
-        for x in ready:
+        for x in gradients:
             x.mul_(scale)
-    return ready
+    return gradients
 
 
-def scaled_on_its_device(ctx: Any, grad_loss: Tensor) -> list[Tensor]:
-    """The same by an operator: to look at the number would be to wait for the GPU."""
-    kept, ctx.kept = ctx.kept, None
-    if kept is None:
+def scaled_on_device(ctx: Any, grad_loss: Tensor) -> list[Tensor]:
+    """The same by an operator: to read the value of grad_loss, the host would have to wait for the GPU."""
+    ready, ctx.ready = ctx.ready, None
+    if ready is None:
         return recomputed(ctx, grad_loss)
-    ctx.operators.namespace.dual_student_loss_scale.default(grad_loss.to(kept[0].dtype), *kept)
-    return [kept[1 + k] for k in ctx.places]
+    rows, *_ = ctx.saved_tensors
+    ctx.operators.namespace.dual_student_loss_scale.default(grad_loss.to(rows.dtype), rows, *ready)
+    needs: Needs = ctx.needs
+    return needs.of(ready)
 
 
 def recomputed(ctx: Any, grad_loss: Tensor) -> list[Tensor]:
-    """The gradients of the inputs that need one, from the logits."""
-    wanted = tuple(place in ctx.places for place in range(7))
-    rows, *tracked = ctx.saved_tensors
-    tensors = [x if x is not None else alone for x, alone in zip(tracked, ctx.untracked, strict=True)]
-    gradients = gradients_of(ctx.operators.namespace, grad_loss, (rows, *tensors), ctx.numbers, wanted)
-    return [gradient for place in ctx.places if (gradient := gradients[place]) is not None]
+    """The gradients from the logits."""
+    rows, *saved = ctx.saved_tensors
+    tensors = [x if x is not None else alone for x, alone in zip(saved, ctx.unsaved, strict=True)]
+    arguments = Arguments.from_saved(tensors, ctx.scalars, ctx.modes)
+    needs: Needs = ctx.needs
+    return needs.of(backward(ctx.operators.namespace, grad_loss, rows, arguments, needs))
 
 
 apply: Any = Loss.apply

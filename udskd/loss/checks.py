@@ -1,28 +1,24 @@
-"""Bad input to the loss: one sentence naming the argument, what came and what was expected (design: ValueError,
-TypeError, IndexError)."""
+"""Checks of the tensors that the loss is given. A ValueError, TypeError or IndexError names the argument, its value and
+what is expected."""
 
 from __future__ import annotations
 
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from udskd.loss.ops import REDUCTIONS, UNCERTAINTIES
 from udskd.loss.transforms import transforms
 
 FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-TEMPERATURES = (1e-6, 1e6)
-"""Beyond these, exponentials and the factor T^2 leave the range of float32."""
 FLOAT32_MAX = torch.finfo(torch.float32).max
-COEFFICIENTS = ("ce_weight", "kd_weight", "peer_weight")
 
 
 def logits(name: str, x: object, like: Tensor | None = None) -> None:
-    """Logits [..., C] with C >= 2; the shape and device of student_a where that is given."""
+    """Logits [..., C] with C >= 2, of the shape and on the device of `like` (student_a) if it is given."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor of logits, got {_described(x)}")
     _dense(name, x)
@@ -40,7 +36,7 @@ def logits(name: str, x: object, like: Tensor | None = None) -> None:
 
 
 def _described(x: object) -> str:
-    """The type of what is no tensor, and where its logits are if it is the output of a network."""
+    """The type of an argument that is not a tensor, with a hint where a network's output holds its logits."""
     kind = type(x).__name__
     if isinstance(getattr(x, "logits", None), Tensor):
         return f"{kind}: give its .logits"
@@ -92,7 +88,7 @@ def target(x: object, like: Tensor) -> None:
 
 
 def classes_last(student_a: Tensor, target: object) -> None:
-    """ValueError for logits [B, C, ...], as F.cross_entropy takes them, where labels [B, ...] prove that they are."""
+    """ValueError for logits [B, C, ...], the layout of F.cross_entropy, if labels [B, ...] show that layout."""
     shape = student_a.shape
     if not isinstance(target, Tensor) or target.is_floating_point() or student_a.dim() < 3:
         return
@@ -106,7 +102,7 @@ def classes_last(student_a: Tensor, target: object) -> None:
 
 
 def per_row(name: str, x: Tensor, like: Tensor, *, scalar: bool) -> None:
-    """A floating tensor with one number for each row, or (where allowed) one for all."""
+    """A floating tensor with one number for each row or, with scalar=True, one for all rows."""
     _dense(name, x)
     if x.dtype not in FLOATING:
         raise TypeError(f"{name} must be a floating tensor, got {x.dtype}")
@@ -117,98 +113,51 @@ def per_row(name: str, x: Tensor, like: Tensor, *, scalar: bool) -> None:
     same_device(name, x, like)
 
 
-def _shown(x: object) -> str:
-    """A number for a message; one that nobody can read is given by its size."""
+def printed(x: object) -> str:
+    """A number for a message; an integer with too many digits to read is given by its size."""
     if isinstance(x, int) and x.bit_length() > 128:
         return f"an integer of {x.bit_length()} bits"
     return str(x)
 
 
-def _type(x: object) -> str:
-    """The name of a type, such as "str" or "numpy.float32"."""
-    kind = type(x)
-    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
-
-
 def readable(x: Tensor) -> bool:
-    """Whether values can be looked at here and now: not on a GPU, which that would wait for, nor while a tensor stands
-    for others (torch.compile, fake tensors, torch.func)."""
+    """Whether the values of a tensor can be read: not on a GPU, for which the host would have to wait, and not under
+    torch.compile, torch.func or for fake tensors, where a tensor has no values of its own."""
     return not torch.compiler.is_compiling() and x.device.type == "cpu" and not transforms() and not _is_fake(x)
 
 
 def _is_fake(x: Tensor) -> bool:
-    module = sys.modules.get("torch._subclasses.fake_tensor")  # without it there are none
+    module = sys.modules.get("torch._subclasses.fake_tensor")  # not imported: there is no fake tensor
     return module is not None and isinstance(x, module.FakeTensor)
 
 
 def is_valid_weight(x: Tensor, learned: bool) -> Tensor:
-    """Where a weight is finite in float32, and not negative unless it is learned; of the shape of x."""
+    """For each element of a weight, whether it is finite in float32 and, unless the weight is learned, not negative."""
     below = x <= FLOAT32_MAX if x.dtype == torch.float64 else x < math.inf
     above = x >= 0 if not learned else x >= -FLOAT32_MAX if x.dtype == torch.float64 else x > -math.inf
     return above & below
 
 
 def weight_values(name: str, x: Tensor, learned: bool) -> None:
-    """ValueError naming the first value that no weight can have. Looks at the values."""
+    """ValueError naming the first value that a weight cannot have. Reads the values."""
     valid = is_valid_weight(x, learned)
     if valid.all():
         return
     first = int((~valid).flatten().nonzero()[0])
     where = f" in row {first}" if x.dim() else ""
-    _refuse_weight(name, x.detach().flatten()[first].item(), learned, where)
+    refuse_weight(name, x.detach().flatten()[first].item(), learned, where)
 
 
-def _refuse_weight(name: str, value: float, learned: bool = False, where: str = "") -> NoReturn:
+def refuse_weight(name: str, value: float, learned: bool = False, where: str = "") -> NoReturn:
+    """ValueError for a weight that is negative, not finite, or too large for float32."""
     if FLOAT32_MAX < abs(value) < math.inf:
-        raise ValueError(f"{name} must fit into float32, at most {FLOAT32_MAX:.3g}, got {_shown(value)}{where}")
+        raise ValueError(f"{name} must fit into float32, at most {FLOAT32_MAX:.3g}, got {printed(value)}{where}")
     allowed = "finite" if learned else "finite and not negative"
-    raise ValueError(f"{name} must be {allowed}, got {_shown(value)}{where}")
-
-
-def number(name: str, x: object, expected: str = "a number") -> None:
-    if isinstance(x, bool) or not isinstance(x, (int, float)):
-        raise TypeError(f"{name} must be {expected}, got {_type(x)}")
-
-
-def coefficient(name: str, x: object) -> None:
-    number(name, x, "a number or a tensor")
-    assert isinstance(x, (int, float))
-    if not 0 <= x <= FLOAT32_MAX:  # also refuses NaN
-        _refuse_weight(name, x)
-
-
-def temperature(name: str, x: object) -> None:
-    number(name, x)
-    lowest, highest = TEMPERATURES
-    if not lowest <= x <= highest:  # type: ignore[operator]  # also refuses NaN
-        raise ValueError(f"{name} must be from {lowest:g} to {highest:g}, got {_shown(x)}")
-
-
-def flag(name: str, x: object) -> None:
-    if not isinstance(x, bool):
-        raise TypeError(f"{name} must be True or False, got {_type(x)}")
-
-
-def label(name: str, x: object) -> None:
-    if isinstance(x, bool) or not isinstance(x, int):
-        raise TypeError(f"{name} must be an integer, got {_type(x)}")
-    if not -(2**63) <= x < 2**63:
-        raise ValueError(f"{name} must fit into int64, got {_shown(x)}")
-
-
-def smoothing(x: object) -> None:
-    number("label_smoothing", x)
-    if not 0 <= x < 1:  # type: ignore[operator]
-        raise ValueError(f"label_smoothing must be in [0, 1), got {x}")
-
-
-def choice(name: str, x: object, known: Sequence[str]) -> None:
-    if not isinstance(x, str) or x not in known:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {x!r}")
+    raise ValueError(f"{name} must be {allowed}, got {printed(value)}{where}")
 
 
 def labels(x: Tensor, classes: int, ignore_index: int) -> None:
-    """IndexError naming the first label that is neither a class nor ignore_index. Looks at the values."""
+    """IndexError naming the first label that is neither a class nor ignore_index. Reads the values."""
     if x.is_floating_point():
         return
     bad = ((x < 0) | (x >= classes)) & (x != ignore_index)
@@ -219,7 +168,7 @@ def labels(x: Tensor, classes: int, ignore_index: int) -> None:
 
 
 def inputs(teacher: object, student_a: object, student_b: object, target_: object) -> None:
-    """The four tensors of the loss."""
+    """The arguments of the loss that are not options."""
     logits("student_a", student_a)
     assert isinstance(student_a, Tensor)
     classes_last(student_a, target_)
@@ -232,26 +181,3 @@ def inputs(teacher: object, student_a: object, student_b: object, target_: objec
         logits("teacher", teacher, student_a)
     if target_ is not None:
         target(target_, student_a)
-
-
-def options(given: Mapping[str, Any], like: Tensor | None = None) -> None:
-    """The options of the loss, by name; of those that are tensors also the shapes, for logits such as `like`."""
-    for name in ("temperature", "peer_temperature", "uncertainty_temperature"):
-        if name != "peer_temperature" or given[name] is not None:
-            temperature(name, given[name])
-    for name in COEFFICIENTS:
-        if not isinstance(given[name], Tensor):
-            coefficient(name, given[name])
-        elif like is not None:
-            per_row(name, given[name], like, scalar=True)
-    if isinstance(given["uncertainty"], Tensor):
-        if like is not None:
-            per_row("uncertainty", given["uncertainty"], like, scalar=False)
-    else:
-        choice("uncertainty", given["uncertainty"], UNCERTAINTIES)
-    choice("trust", given["trust"], ("confident", "uncertain"))
-    smoothing(given["label_smoothing"])
-    flag("normalize_weights", given["normalize_weights"])
-    flag("detach_peer", given["detach_peer"])
-    label("ignore_index", given["ignore_index"])
-    choice("reduction", given["reduction"], REDUCTIONS)

@@ -1,4 +1,4 @@
-"""The loss: one function and its nn.Module over every backend."""
+"""The public loss: a function and an nn.Module, for every backend."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from udskd.loss import checks, dispatch
+from udskd.loss.options import LossOptions
+from udskd.loss.reference import Outputs
 from udskd.loss.uncertainty import Trust, Uncertainty
 
 Backend = Literal["auto", "cuda", "cpu", "reference"]
@@ -17,11 +19,11 @@ Reduction = Literal["mean", "sum", "none"]
 
 
 class DualStudentLossOutput(NamedTuple):
-    """The loss and what it is made of. Only `loss` is differentiable; the rest is for logs.
+    """The loss and its components. Only `loss` is differentiable; the rest is for logs.
 
     The components are reduced as the loss is, and
     loss == ce_weight (ce_a + ce_b) + kd_weight (kd_a + kd_b) + peer_weight (peer_a + peer_b).
-    A term that was not asked for (no teacher, no second student, no target, or a weight of 0.0) is 0.
+    A term that is not computed (no teacher, no second student, no target, or a weight of 0.0) is 0.
     """
 
     loss: Tensor
@@ -109,29 +111,29 @@ def dual_student_loss(
     A class whose logit is -inf is excluded and contributes nothing; a divergence is +inf only where its first argument
     has mass on such a class. NaN, +inf or only -inf in a row make that row NaN and no other.
     """
-    options = {
-        "temperature": temperature,
-        "peer_temperature": peer_temperature,
-        "ce_weight": ce_weight,
-        "kd_weight": kd_weight,
-        "peer_weight": peer_weight,
-        "uncertainty": uncertainty,
-        "trust": trust,
-        "normalize_weights": normalize_weights,
-        "uncertainty_temperature": uncertainty_temperature,
-        "detach_peer": detach_peer,
-        "label_smoothing": label_smoothing,
-        "ignore_index": ignore_index,
-        "reduction": reduction,
-        "backend": backend,
-    }
+    options = LossOptions(
+        temperature=temperature,
+        peer_temperature=peer_temperature,
+        ce_weight=ce_weight,
+        kd_weight=kd_weight,
+        peer_weight=peer_weight,
+        uncertainty=uncertainty,
+        trust=trust,
+        normalize_weights=normalize_weights,
+        uncertainty_temperature=uncertainty_temperature,
+        detach_peer=detach_peer,
+        label_smoothing=label_smoothing,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        backend=backend,
+    )
     return _checked(teacher, student_a, student_b, target, options)
 
 
-OPTIONS: dict[str, Any] = {
+DEFAULTS: dict[str, Any] = {
     p.name: p.default for p in inspect.signature(dual_student_loss).parameters.values() if p.kind is p.KEYWORD_ONLY
 }
-"""The options of the loss, with their defaults."""
+"""The options of the loss by name, with their defaults."""
 
 
 def training_loss(
@@ -141,9 +143,10 @@ def training_loss(
     target: Tensor | None = None,
     **options: Any,
 ) -> DualStudentLossOutput:
-    """udskd.dual_student_loss for the training loop: on every device, as on a GPU, a weight without a valid value makes
-    its rows NaN. Such weights come from networks that have diverged, for which the loop has a message of its own."""
-    return _checked(teacher, student_a, student_b, target, {**OPTIONS, **options}, refuse=False)
+    """udskd.dual_student_loss for the training loop: on the CPU as on a GPU, an invalid value of a weight makes its row
+    NaN. Such values come from networks that have diverged, which the loop reports in a message of its own."""
+    given = LossOptions(**{**DEFAULTS, **options})
+    return _checked(teacher, student_a, student_b, target, given, refuse=False)
 
 
 def _checked(
@@ -151,45 +154,56 @@ def _checked(
     student_a: Tensor,
     student_b: Tensor | None,
     target: Tensor | None,
-    options: dict[str, Any],
+    options: LossOptions,
     *,
     learned: Collection[str] = (),
     refuse: bool = True,
 ) -> DualStudentLossOutput:
-    """The loss of arguments that are not yet checked.
+    """Checks the tensors, computes the loss, and restores the leading dimensions.
 
-    learned: names of weights that are learned whether or not they require a gradient now. refuse: whether to look at
-    the values of weights, where that is possible.
+    learned: names of weights that are learned even if they do not require a gradient now. refuse: whether an invalid
+    value of a weight is an error, where values can be read.
     """
-    backend = options.pop("backend")
     checks.inputs(teacher, student_a, student_b, target)
-    checks.options(options, student_a)
-    if options["peer_temperature"] is None:
-        options["peer_temperature"] = options["temperature"]
-    chosen = dispatch.choose(backend, student_a.device)
-    for name in (*checks.COEFFICIENTS, "uncertainty"):
-        if isinstance(options[name], Tensor):
-            options[name] = _with_valid_values(name, options[name], name in learned, refuse)
-    loss, components, weight, entropy = dispatch.run(chosen, teacher, student_a, student_b, target, **options)
-    if student_a.dim() != 2:
-        leading = student_a.shape[:-1]
-        weight, entropy = weight.view(leading), entropy.view(leading)
-        if options["reduction"] == "none":
-            loss, components = loss.view(leading), components.view(6, *leading)
-    ce_a, ce_b, kd_a, kd_b, peer_a, peer_b = components.unbind(0)
-    return DualStudentLossOutput(loss, ce_a, ce_b, kd_a, kd_b, peer_a, peer_b, weight, entropy)
+    backend = dispatch.choose(options.backend, student_a.device)
+    if tensors := options.tensors():
+        for name, x in tensors.items():
+            checks.per_row(name, x, student_a, scalar=name != "uncertainty")
+        options = options.replaced({name: _valid(name, x, name in learned, refuse) for name, x in tensors.items()})
+    if student_a.dim() == 2:
+        out = dispatch.run(backend, teacher, student_a, student_b, target, options)
+    else:
+        t, b, y = (None if x is None else _rows(x) for x in (teacher, student_b, target))
+        out = dispatch.run(backend, t, _rows(student_a), b, y, options)
+        out = _leading(out, student_a.shape[:-1], options.reduction)
+    ce_a, ce_b, kd_a, kd_b, peer_a, peer_b = out.components.unbind(0)
+    return DualStudentLossOutput(out.loss, ce_a, ce_b, kd_a, kd_b, peer_a, peer_b, out.weight, out.entropy)
 
 
-def _with_valid_values(name: str, weight: Tensor, learned: bool, refuse: bool) -> Tensor:
-    """The weight, if its values are valid. Where they may be looked at, ValueError if not; elsewhere NaN in their
-    place."""
+def _rows(x: Tensor) -> Tensor:
+    """[..., C] as [B, C]; labels [...] as [B]."""
+    return x.flatten(0, -2) if x.is_floating_point() else x.flatten()
+
+
+def _leading(out: Outputs, leading: torch.Size, reduction: str) -> Outputs:
+    """What is computed of each row, [B], as [...]."""
+    loss, components, weight, entropy = out
+    if reduction == "none":
+        loss, components = loss.view(leading), components.view(6, *leading)
+    return Outputs(loss, components, weight.view(leading), entropy.view(leading))
+
+
+def _valid(name: str, weight: Tensor, learned: bool, refuse: bool) -> Tensor:
+    """The weight, [] or [B]. An invalid value is a ValueError if it can be read and is to be refused, else it becomes
+    NaN."""
     if name == "uncertainty":
         weight = weight.detach()
     learned = learned or weight.requires_grad
     if refuse and checks.readable(weight):
         checks.weight_values(name, weight, learned)
-        return weight
-    return torch.where(checks.is_valid_weight(weight, learned), weight, torch.nan)
+    else:
+        weight = torch.where(checks.is_valid_weight(weight, learned), weight, torch.nan)
+    return weight.flatten() if weight.dim() > 1 else weight
 
 
 class DualStudentLoss(nn.Module):
@@ -205,14 +219,20 @@ class DualStudentLoss(nn.Module):
     def __init__(self, **options: Any) -> None:
         super().__init__()
         for name in options:
-            if name not in OPTIONS:
-                raise TypeError(f"DualStudentLoss has no option {name!r}; it has {', '.join(OPTIONS)}")
-        checks.options({**OPTIONS, **options})
-        for name, value in {**OPTIONS, **options}.items():
+            if name not in DEFAULTS:
+                raise TypeError(f"DualStudentLoss has no option {name!r}; it has {', '.join(DEFAULTS)}")
+        self._options = LossOptions(**{**DEFAULTS, **options})
+        for name, value in {**DEFAULTS, **options}.items():
             if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
                 self.register_buffer(name, value)
             else:
-                setattr(self, name, value)
+                super().__setattr__(name, value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets an attribute. An option is checked as in the constructor."""
+        if name in DEFAULTS:
+            self._options = self._options.replaced({name: value})
+        super().__setattr__(name, value)
 
     def forward(
         self,
@@ -222,12 +242,13 @@ class DualStudentLoss(nn.Module):
         target: Tensor | None = None,
     ) -> DualStudentLossOutput:
         """The loss of one batch; see udskd.dual_student_loss."""
-        options = {name: getattr(self, name) for name in OPTIONS}
+        tensors = {name: getattr(self, name) for name in self._options.tensors()}  # moved, loaded or replaced since
+        options = self._options.replaced(tensors)
         return _checked(teacher, student_a, student_b, target, options, learned=self._parameters.keys())
 
     def extra_repr(self) -> str:
         shown = []
-        for name, default in OPTIONS.items():
+        for name, default in DEFAULTS.items():
             value = getattr(self, name)
             if isinstance(value, Tensor):
                 shown.append(f"{name}={type(value).__name__} {list(value.shape)}")

@@ -1,4 +1,4 @@
-"""How sure a network is of each image: entropy, and the weights in [0, 1] made from it."""
+"""Entropy, divergence, and the weights in [0, 1] that measure a network's certainty of each image."""
 
 from __future__ import annotations
 
@@ -19,14 +19,21 @@ def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     return -torch.where(p == 0, 0.0, p * log_p).sum(-1)
 
 
+def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q) in nats of log-probabilities, [..., C] -> [...]; a class without mass in p contributes 0, a class
+    without mass in q alone +inf."""
+    p = log_p.exp()
+    return (p * torch.where(p == 0, 0.0, log_p - log_q)).sum(-1)
+
+
 def certainty(
     logits: Tensor, kind: Uncertainty = "entropy", temperature: float = 1.0, trust: Trust = "confident"
 ) -> Tensor:
-    """How sure softmax(logits / temperature) is, [..., C] -> [...] in [0, 1]; with trust "uncertain", how unsure.
+    """The certainty of softmax(logits / temperature), [..., C] -> [...] in [0, 1], or 1 - that for trust "uncertain".
 
-    "entropy": 1 - H / log C [paper: UDSKD]. "max_prob": the largest probability. "margin": the largest less the second.
-    "none": 1, whatever is trusted. How unsure is 1 - how sure; H / log C as it is, which keeps its digits where it is
-    small.
+    "entropy": 1 - H / log C [paper: UDSKD]. "max_prob": the largest probability. "margin": the largest probability less
+    the second. "none": 1 for either trust. With trust "uncertain", H / log C is not computed as 1 - certainty, which
+    would lose the digits of a small entropy.
     """
     if kind == "none":
         return torch.ones_like(logits[..., 0])
@@ -39,10 +46,8 @@ def certainty(
 
 
 def normalize(weight: Tensor, live: Tensor) -> Tensor:
-    """Divides weights [B] by their mean over the live rows; rows that are NaN stay so and do not spoil the others.
-
-    Where every weight is 0 there is nothing to divide by, and they stay 0.
-    """
+    """Divides weights [B] by their mean over the live rows. NaN stays NaN and does not enter the mean; weights that are
+    all 0 stay 0."""
     counted = live & ~weight.isnan()
     mean = torch.where(counted, weight, 0.0).sum() / counted.sum()
     return torch.where(mean > 0, weight / mean, weight)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from udskd.config.schema import STUDENTS, AkdConfig, Config
 from udskd.errors import ConfigError
-from udskd.loss.reference import kl_divergence
+from udskd.loss.uncertainty import kl_divergence
 from udskd.methods.base import Answers, Setting, Shape
 from udskd.methods.operator import OperatorMethod, Terms, cross_entropies, plus
 

@@ -100,7 +100,7 @@ void reduce(const Problem& p, const Acc* terms, int64_t live, Outputs& out) {
 }
 
 template <class Acc>
-void forward(Problem p, Outputs& out, Gradients* to) {
+void forward(Problem p, Outputs& out, Gradients& to) {
   const int64_t live = check_labels(p);
   const std::unique_ptr<Acc[]> terms(new Acc[size_t(p.rows * (kComponents + 1))]);
   Acc* saved = out.rows.mutable_data_ptr<Acc>();
@@ -112,22 +112,18 @@ void forward(Problem p, Outputs& out, Gradients* to) {
     normalize<Acc>(p, saved);
     p.uncertainty = kGiven, p.certainty = {1, saved, kSavedColumns};
   }
-  if (to) job.teacher = pointer(to->teacher), job.a = pointer(to->a), job.b = pointer(to->b);
+  job.teacher = pointer(to.teacher), job.a = pointer(to.a), job.b = pointer(to.b);
   run(job);
   Acc* weight = out.weight.mutable_data_ptr<Acc>();
   for (int64_t row = 0; row < p.rows; ++row) weight[row] = saved[row * kSavedColumns + kSavedWeight];
   reduce<Acc>(p, terms.get(), live, out);
 }
 
-Outputs forward_cpu(const Problem& p, const Tensor& like, Gradients* to) {
+Outputs forward_cpu(const Problem& p, const Tensor& like, Gradients& to) {
   Outputs out = allocate(p, like, kSavedColumns);
   p.wide ? forward<double>(p, out, to) : forward<float>(p, out, to);
   return out;
 }
-
-Outputs forward_only(const Problem& p, const Tensor& like) { return forward_cpu(p, like, nullptr); }
-
-Outputs with_gradients(const Problem& p, const Tensor& like, Gradients& to) { return forward_cpu(p, like, &to); }
 
 void backward_cpu(Problem p, const Tensor& grad_loss, const Tensor& saved, Gradients& to) {
   p.wide ? check_labels_again(p, saved.const_data_ptr<double>()) : check_labels_again(p, saved.const_data_ptr<float>());
@@ -146,5 +142,4 @@ void exponential_of_level(const float* x, int64_t n, float* to) { level().expone
 
 }  // namespace udskd
 
-UDSKD_REGISTER(CPU, udskd::forward_only, udskd::backward_cpu, udskd::kSavedColumns)
-UDSKD_REGISTER_FUSED(CPU, udskd::with_gradients)
+UDSKD_REGISTER(CPU, udskd::forward_cpu, udskd::backward_cpu, udskd::kSavedColumns)

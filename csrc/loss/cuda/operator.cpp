@@ -31,8 +31,8 @@ void launch_gradients(Format format, Job& job, Call& call) {
 
 namespace {
 
-// Makes a tensor's device current for as long as it lives. Its memory comes from PyTorch's allocator, which gives it
-// to nobody else on this stream before the kernels are done.
+// Keeps a tensor's device current during its lifetime. Scratch memory comes from PyTorch's allocator, which does not
+// reuse it on this stream before the kernels have finished.
 class TensorCall : public Call {
  public:
   TensorCall(const Tensor& like, const Problem& p) : like_(like), p_(p), on_(like) {
@@ -52,7 +52,7 @@ class TensorCall : public Call {
   std::deque<Tensor> memory_;
 };
 
-// That of all networks, if they have one that the float kernels are compiled for.
+// The format of all networks, if they share one for which the float kernels are compiled.
 std::optional<Format> format_of(const Problem& p) {
   if (p.wide || (p.teacher && p.teacher.dtype != p.a.dtype)) return std::nullopt;
   if (p.a.dtype == ScalarType::Float) return kFloat;
@@ -87,7 +87,7 @@ Job job_of(const Problem& p) {
   return job;
 }
 
-Outputs forward_cuda(const Problem& p, const Tensor& like, Gradients* to) {
+Outputs run_rows(const Problem& p, const Tensor& like, Gradients* to) {
   TensorCall call(like, p);
   Outputs out = allocate(p, like, kColumns);
   Job job = job_of(p);
@@ -105,9 +105,7 @@ Outputs forward_cuda(const Problem& p, const Tensor& like, Gradients* to) {
   return out;
 }
 
-Outputs forward_only(const Problem& p, const Tensor& like) { return forward_cuda(p, like, nullptr); }
-
-void backward_cuda(const Problem& p, const void* grad_loss, int64_t grad_stride, const Tensor& saved, Gradients& to) {
+void run_gradients(const Problem& p, const void* grad_loss, int64_t grad_stride, const Tensor& saved, Gradients& to) {
   if (p.rows == 0) return;
   TensorCall call(saved, p);
   Job job = job_of(p);
@@ -119,16 +117,16 @@ void backward_cuda(const Problem& p, const void* grad_loss, int64_t grad_stride,
                                                         : launch_careful_gradients(job, call);
 }
 
-void backward_of_tensors(const Problem& p, const Tensor& grad_loss, const Tensor& saved, Gradients& to) {
-  backward_cuda(p, grad_loss.const_data_ptr(), grad_loss.dim() == 0 ? 0 : grad_loss.stride(0), saved, to);
+void backward_cuda(const Problem& p, const Tensor& grad_loss, const Tensor& saved, Gradients& to) {
+  run_gradients(p, grad_loss.const_data_ptr(), grad_loss.dim() == 0 ? 0 : grad_loss.stride(0), saved, to);
 }
 
-// Weights that are to be divided by their mean are known only when all rows have been seen.
-Outputs with_gradients(const Problem& p, const Tensor& like, Gradients& to) {
-  const bool wanted = pointer(to.teacher) || pointer(to.a) || pointer(to.b);
-  const bool later = wanted && p.normalize_weights && p.teacher;
-  Outputs out = forward_cuda(p, like, later ? nullptr : &to);
-  if (later) backward_cuda(p, nullptr, 0, out.rows, to);
+// Normalized weights are known only after all rows: their gradients take a second pass.
+Outputs forward_cuda(const Problem& p, const Tensor& like, Gradients& to) {
+  const bool needed = pointer(to.teacher) || pointer(to.a) || pointer(to.b);
+  const bool second_pass = needed && p.normalize_weights && p.teacher;
+  Outputs out = run_rows(p, like, second_pass ? nullptr : &to);
+  if (second_pass) run_gradients(p, nullptr, 0, out.rows, to);
   return out;
 }
 
@@ -167,6 +165,5 @@ void scale_operator(Tensor grad_loss, Tensor rows, Tensor teacher, Tensor a, Ten
 }  // namespace
 }  // namespace udskd::cuda
 
-UDSKD_REGISTER(CUDA, udskd::cuda::forward_only, udskd::cuda::backward_of_tensors, udskd::kColumns)
-UDSKD_REGISTER_FUSED(CUDA, udskd::cuda::with_gradients)
+UDSKD_REGISTER(CUDA, udskd::cuda::forward_cuda, udskd::cuda::backward_cuda, udskd::kColumns)
 UDSKD_REGISTER_SCALE(CUDA, udskd::cuda::scale_operator)

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from udskd.loss.options import Modes, Scalars
+
 ROWS, CLASSES = 5, 19
 SECONDS = 120  # after which a child counts as hanging, and is ended by a signal of its own
 DTYPES = (
@@ -127,11 +129,19 @@ class Draw:
             share = float(place == alone) if alone is not None else 0.12
             if isinstance(value, Tensor) or value is None:
                 out.append(self.tensor() if self.random.random() < share else value)
-            elif isinstance(value, bool):
-                out.append(self.random.random() < 0.5)
+            elif isinstance(value, list):
+                out.append(self.list_like(value, share))
             else:
-                out.append(self.one_of(value, NUMBERS if isinstance(value, float) else INTEGERS, share))
+                out.append(self.one_of(value, INTEGERS, share))
         return tuple(out)
+
+    def list_like(self, good: list[Any], share: float) -> list[Any]:
+        """A list of numbers, some of which are replaced, or of another length."""
+        wrong = NUMBERS if isinstance(good[0], float) else (False, True) if isinstance(good[0], bool) else INTEGERS
+        if self.random.random() < share / 3:
+            return [self.random.choice(wrong) for _ in range(self.random.randrange(2 * len(good)))]
+        each = 1 / len(good) if share == 1 else share
+        return [self.one_of(x, wrong, each) for x in good]
 
 
 def good_arguments(draw: Draw, columns: int, seldom: bool) -> dict[str, tuple[Any, ...]]:
@@ -144,18 +154,16 @@ def good_arguments(draw: Draw, columns: int, seldom: bool) -> dict[str, tuple[An
     each, one = torch.rand(ROWS, dtype=arithmetic), torch.rand((), dtype=arithmetic)
     weights = [draw.random.choice((None, each, one)) for _ in range(3)] if seldom else [None] * 3
     certainty = draw.random.choice((None, each))
-    numbers = (1.0, 0.9, 0.5, 4.0, draw.random.choice((4.0, 2.0)))
-    options = (0.1 * draw.random.randrange(2), draw.random.randrange(4))
-    flags = [draw.random.random() < 0.5 for _ in range(3)]
-    loss = (teacher, a, b, target, *weights, certainty, *numbers, 1.0, *options, *flags, -100)
-    wanted = [draw.random.random() < 0.7 for _ in range(4)]
+    scalars = Scalars(peer_temperature=draw.random.choice((4.0, 2.0)), label_smoothing=0.1 * draw.random.randrange(2))
+    modes = Modes(draw.random.randrange(4), *(draw.random.randrange(2) for _ in range(3)))
+    inputs = (teacher, a, b, target, *weights, certainty, [*scalars])
+    needs = [draw.random.random() < 0.7 for _ in range(4)]
     rows = torch.rand(ROWS, columns, dtype=arithmetic) * 3
     grad = torch.ones((), dtype=arithmetic)
-    backward = (grad, rows, teacher, a, b, target, *weights, *numbers, options[0], flags[2], *wanted)
     return {
-        "dual_student_loss": (*loss, draw.random.randrange(3)),
-        "dual_student_loss_fused": (*loss, draw.random.randrange(2), *wanted[:3]),
-        "dual_student_loss_backward": backward,
+        "dual_student_loss": (*inputs, [*modes._replace(reduction=draw.random.randrange(3))]),
+        "dual_student_loss_fused": (*inputs, [*modes._replace(reduction=draw.random.randrange(2))], needs[:3]),
+        "dual_student_loss_backward": (grad, rows, *inputs, [*modes], needs),
         "dual_student_loss_scale": (grad, rows, teacher.clone(), a.clone(), torch.empty(0)),
     }
 

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 import udskd
-from tests.loss.helpers import emulated
+from tests.loss.helpers import emulated, forms
 from tests.loss.helpers.problems import Problem, can_fuse, make
 from tests.loss.test_values import assert_as_exact_as_eager
-from udskd.loss import forms
 
 # Regimes, and how many classes they are tried with: somewhat more than they hold of some dtypes, for which the library
 # then takes another.

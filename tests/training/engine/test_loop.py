@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.loss.helpers import forms
 from udskd import progress
 from udskd.config import schema
 from udskd.config.schema import Config
-from udskd.loss import forms
 from udskd.training import train
 from udskd.training.engine import epoch
 from udskd.training.networks.optim import Schedule
