@@ -21,7 +21,7 @@ from torch import Tensor
 import udskd
 from bench.arguments import make_parser
 from tests.loss.helpers import forms
-from tests.loss.helpers.problems import Problem, make
+from tests.loss.helpers.inputs import LossInputs, make
 
 PLAN = "UDSKD_CUDA_PLAN"
 # Numbers of classes for each plan: divisible by the vector length or not, fewer or more than threads.
@@ -78,14 +78,14 @@ def calls() -> Iterator[Call]:
     yield Call(next(number), "warp", 7, torch.float32, "auto", {}, {"reduction": "mean"}, COUNTED)
 
 
-def results(problem: Problem, backend: Any, **options: Any) -> list[Tensor]:
+def results(problem: LossInputs, backend: Any, **options: Any) -> list[Tensor]:
     """Loss, weights and gradients for a grad_output that is not 1."""
     out = udskd.dual_student_loss(*problem.inputs, backend=backend, **options)
     gradients = torch.autograd.grad(out.loss, problem.logits, torch.full_like(out.loss, 1.5))
     return [x.detach().float().cpu() for x in (out.loss, out.weight, *gradients)]
 
 
-def shifted(problem: Problem) -> Problem:
+def shifted(problem: LossInputs) -> LossInputs:
     """The same logits as rows of a wider matrix, whose addresses are not aligned to vectors."""
 
     def shift(x: Tensor | None) -> Tensor | None:
@@ -97,7 +97,7 @@ def shifted(problem: Problem) -> Problem:
 
     a = shift(problem.student_a)
     assert a is not None
-    return Problem(shift(problem.teacher), a, shift(problem.student_b), problem.target)
+    return LossInputs(shift(problem.teacher), a, shift(problem.student_b), problem.target)
 
 
 def check(call: Call, device: str) -> None:

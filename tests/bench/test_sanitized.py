@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bench import sanitized
-from tests.loss.helpers.problems import DTYPES
+from tests.loss.helpers.inputs import DTYPES
 
 
 @pytest.mark.parametrize("plan", sanitized.CLASSES)

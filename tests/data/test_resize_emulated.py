@@ -26,7 +26,7 @@ SOME = [
 @pytest.fixture(autouse=True)
 def library() -> None:
     emulated.load()
-    emulated.usual()
+    emulated.reset()
     emulated.log()
 
 

@@ -25,6 +25,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture
-def usual_gpu_afterwards() -> Iterator[None]:
+def reset_gpu_afterwards() -> Iterator[None]:
     yield
-    emulated.usual()
+    emulated.reset()

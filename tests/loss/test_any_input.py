@@ -16,7 +16,7 @@ from torch import Tensor
 
 import udskd
 from tests.loss.helpers import eager
-from tests.loss.helpers.problems import DTYPES, Problem, backends, device_of
+from tests.loss.helpers.inputs import DTYPES, LossInputs, backends, device_of
 
 NATIVE = backends("cpu", "emulated", "cuda")
 NAMES = ("loss", "ce_a", "ce_b", "kd_a", "kd_b", "peer_a", "peer_b", "weight", "entropy")
@@ -31,7 +31,7 @@ VALUES = {
 
 @dataclass(frozen=True)
 class Case:
-    problem: Problem
+    problem: LossInputs
     learning: tuple[int, ...]
     options: dict[str, Any]
 
@@ -109,7 +109,7 @@ def cases(draw: st.DrawFn, values: str) -> Case:
     if kind == "soft":
         target = torch.rand(shape, generator=g, dtype=torch.float64) + 0.01
         target = laid((target / target.sum(-1, keepdim=True)).to(dtype), draw(st.sampled_from(LAYOUTS)))
-    problem = Problem(*made, target if kind else None)  # type: ignore[arg-type]
+    problem = LossInputs(*made, target if kind else None)  # type: ignore[arg-type]
     weight = weights(problem, options)
     if values != "finite" and (weight < 1e-3).any():  # whether 0 times an infinite divergence is NaN is up to rounding
         options["uncertainty"] = "none"
@@ -117,7 +117,7 @@ def cases(draw: st.DrawFn, values: str) -> Case:
     return Case(problem, learning, options)
 
 
-def weights(problem: Problem, options: dict[str, Any]) -> Tensor:
+def weights(problem: LossInputs, options: dict[str, Any]) -> Tensor:
     """The teacher's weights, before they are normalised, of the rows that are not ignored."""
     names = ("uncertainty", "trust", "uncertainty_temperature")
     chosen = {name: options[name] for name in names} | {"reduction": "none"}
@@ -126,7 +126,7 @@ def weights(problem: Problem, options: dict[str, Any]) -> Tensor:
     return weight[problem.target != -100] if hard else weight
 
 
-def evaluate(loss: Any, case: Case, problem: Problem, **options: Any) -> tuple[list[Tensor], list[Tensor]]:
+def evaluate(loss: Any, case: Case, problem: LossInputs, **options: Any) -> tuple[list[Tensor], list[Tensor]]:
     """The outputs, and the gradients under an upstream gradient of 1.5, on the CPU."""
     out = loss(*problem.inputs, **(case.options | options))
     leaves = [x for k, x in enumerate(problem.inputs[:3]) if k in case.learning and x is not None]
@@ -138,7 +138,7 @@ def evaluate(loss: Any, case: Case, problem: Problem, **options: Any) -> tuple[l
     return [x.detach().cpu() for x in out], [x.cpu() for x in gradients]
 
 
-def moved(case: Case, device: str) -> Problem:
+def moved(case: Case, device: str) -> LossInputs:
     """The problem on a device, laid out there as it is here."""
 
     def there(x: Tensor | None) -> Tensor | None:
@@ -147,14 +147,14 @@ def moved(case: Case, device: str) -> Problem:
         memory = torch.empty(0, dtype=x.dtype).set_(x.detach().untyped_storage()).to(device)
         return memory.as_strided(x.shape, x.stride(), x.storage_offset()).requires_grad_(x.requires_grad)
 
-    return Problem(*(there(x) for x in case.problem.inputs))  # type: ignore[arg-type]
+    return LossInputs(*(there(x) for x in case.problem.inputs))  # type: ignore[arg-type]
 
 
-def exactly(case: Case) -> Problem:
+def exactly(case: Case) -> LossInputs:
     """The same numbers in float64."""
     inputs = [None if x is None else x.detach() for x in case.problem.inputs]
     wide = [x.double() if x is not None and x.is_floating_point() else x for x in inputs]
-    return Problem(*(x if x is None or k == 3 else x.requires_grad_(k in case.learning) for k, x in enumerate(wide)))  # type: ignore[arg-type]
+    return LossInputs(*(x if x is None or k == 3 else x.requires_grad_(k in case.learning) for k, x in enumerate(wide)))  # type: ignore[arg-type]
 
 
 def assert_close(ours: Tensor, exact: Tensor, allowed: float, name: str) -> None:
@@ -169,13 +169,13 @@ def assert_close(ours: Tensor, exact: Tensor, allowed: float, name: str) -> None
     )
 
 
-def spread(problem: Problem) -> float:
+def spread(problem: LossInputs) -> float:
     """How far apart the finite logits of a network are."""
     finite = (x.detach()[x.isfinite()] for x in problem.logits)
     return max((x.max() - x.min()).item() if x.numel() else 0.0 for x in finite)
 
 
-def poisoned(problem: Problem) -> Tensor:
+def poisoned(problem: LossInputs) -> Tensor:
     """The rows that some network's logits make NaN."""
     return torch.stack([~x.amax(-1).isfinite() for x in problem.logits]).any(0)
 

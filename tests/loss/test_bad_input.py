@@ -11,7 +11,7 @@ import torch
 from torchvision import tv_tensors
 
 import udskd
-from tests.loss.helpers.problems import backends, device_of, make
+from tests.loss.helpers.inputs import backends, device_of, make
 
 T, A, B = (torch.randn(4, 6) for _ in range(3))
 Y = torch.tensor([0, 1, 2, 3])

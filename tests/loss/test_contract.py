@@ -9,7 +9,7 @@ import torch
 from torch.autograd import forward_ad
 
 import udskd
-from tests.loss.helpers.problems import DTYPES, backends, device_of, make, same
+from tests.loss.helpers.inputs import DTYPES, backends, device_of, make, same
 
 BACKENDS = backends()
 

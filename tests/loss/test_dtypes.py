@@ -11,7 +11,7 @@ from torch import Tensor
 
 import udskd
 from tests.loss.helpers import eager
-from tests.loss.helpers.problems import DTYPES, backends, device_of, make
+from tests.loss.helpers.inputs import DTYPES, backends, device_of, make
 
 ROWS = 6
 INPUTS = ("teacher", "target", "ce_weight", "kd_weight", "peer_weight", "uncertainty")

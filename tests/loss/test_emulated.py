@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.loss.helpers import emulated
-from tests.loss.helpers.problems import Problem, agree, backends, make
+from tests.loss.helpers.inputs import LossInputs, agree, backends, make
 from tests.loss.helpers.regimes import DTYPES, REGIMES, VARIANTS, assert_exact, groups, results, shapes
 from tests.loss.test_any_input import VALUES, Case, assert_agrees, cases, plain
 from tests.loss.test_values import assert_as_exact_as_eager
@@ -25,7 +25,7 @@ from udskd.loss.options import Modes, Scalars
 
 pytestmark = [
     *(mark for parameter in backends("emulated") for mark in parameter.marks),
-    pytest.mark.usefixtures("usual_gpu_afterwards"),
+    pytest.mark.usefixtures("reset_gpu_afterwards"),
 ]
 
 
@@ -57,7 +57,7 @@ def test_a_label_that_is_no_class_makes_its_row_nan_and_no_other(regime: str) ->
         labels = made.target.clone()
         labels[4] = label
         with emulated.forced(regime):
-            broken = results("recompute", Problem(*made.inputs[:3], labels), reduction="none")
+            broken = results("recompute", LossInputs(*made.inputs[:3], labels), reduction="none")
             clean = results("recompute", made, reduction="none")
         assert broken[0][4].isnan()
         assert all(x[4].isnan().all() for x in broken[-2:])
@@ -168,13 +168,13 @@ def test_logits_may_lie_anywhere(dtype: torch.dtype, layouts: tuple[str, str, st
     for rows, classes in ((5, 10), (5, 33), (40, 100), (5, 1000), (3, 4100)):
         made = make(rows, classes, dtype=dtype)
         t, a, b = (laid(x.detach(), layout) for x, layout in zip(made.logits, layouts, strict=True))
-        assert_as_exact_as_eager("emulated", Problem(t, a, b, made.target), dtype, (1, 2))
+        assert_as_exact_as_eager("emulated", LossInputs(t, a, b, made.target), dtype, (1, 2))
 
 
 @pytest.mark.parametrize("regime", REGIMES)
 def test_every_regime_takes_rows_that_begin_anywhere(regime: str) -> None:
     for dtype, first in itertools.product(DTYPES, range(9)):
         made = make(4, 101 + first, dtype=dtype)
-        rows = Problem(*(x.detach()[:, first:] for x in made.logits), make(4, 101).target)
+        rows = LossInputs(*(x.detach()[:, first:] for x in made.logits), make(4, 101).target)
         with emulated.forced(regime):
             assert_as_exact_as_eager("emulated", rows, dtype, (1, 2))

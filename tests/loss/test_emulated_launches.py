@@ -12,12 +12,12 @@ from torch import Tensor
 
 import udskd
 from tests.loss.helpers import emulated, forms
-from tests.loss.helpers.problems import agree, backends, can_fuse, make
+from tests.loss.helpers.inputs import agree, backends, can_fuse, make
 from tests.loss.helpers.regimes import DTYPES, KERNELS, REGIMES, assert_exact, launches, results
 
 pytestmark = [
     *(mark for parameter in backends("emulated") for mark in parameter.marks),
-    pytest.mark.usefixtures("usual_gpu_afterwards"),
+    pytest.mark.usefixtures("reset_gpu_afterwards"),
 ]
 
 
@@ -102,7 +102,7 @@ def test_few_multiprocessors_take_rows_in_turn(sms: int, regime: str) -> None:
             emulated.device("sms", sms)
             for x, y in zip(results("fused", made), expected, strict=True):
                 agree("emulated", x, y)
-        emulated.usual()
+        emulated.reset()
 
 
 @pytest.mark.parametrize("capability", [75, 80])

@@ -10,7 +10,7 @@ import torch
 
 import udskd
 from tests.loss.helpers import eager
-from tests.loss.helpers.problems import DTYPES, backends, device_of, make
+from tests.loss.helpers.inputs import DTYPES, backends, device_of, make
 from tests.loss.test_values import assert_as_exact_as_eager
 
 BACKENDS = backends()
@@ -137,15 +137,15 @@ def test_an_excluded_label_costs_infinity(backend: str) -> None:
 
 @pytest.mark.parametrize("classes", [5, 40])
 @pytest.mark.parametrize("poison", [math.nan, INF, "all -inf"])
-@pytest.mark.parametrize("who", [0, 1, 2], ids=["teacher", "student_a", "student_b"])
+@pytest.mark.parametrize("which", [0, 1, 2], ids=["teacher", "student_a", "student_b"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_poisoned_row_is_nan_and_leaves_the_others_alone(
-    backend: str, who: int, poison: float | str, classes: int
+    backend: str, which: int, poison: float | str, classes: int
 ) -> None:
     made = make(6, classes)
     clean = [x.detach().clone() for x in made.logits]
     broken = [x.clone() for x in clean]
-    broken[who][4, slice(None) if isinstance(poison, str) else 1] = -INF if isinstance(poison, str) else poison
+    broken[which][4, slice(None) if isinstance(poison, str) else 1] = -INF if isinstance(poison, str) else poison
     others = [0, 1, 2, 3, 5]
     labels = made.target
     out, gradients = both(backend, *broken, labels, reduction="none")
@@ -154,8 +154,8 @@ def test_a_poisoned_row_is_nan_and_leaves_the_others_alone(
     assert torch.equal(out.loss[others], expected.loss[others])
     for gradient, want in zip(gradients, wanted, strict=True):
         assert torch.equal(gradient[others], want[others])
-    if who:
-        assert gradients[who - 1][4].isnan().all()
+    if which:
+        assert gradients[which - 1][4].isnan().all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import udskd
 from tests.loss.helpers import forms
-from tests.loss.helpers.problems import OPTIONS, Problem, backends, can_fuse, device_of, make, on_gpu, same
+from tests.loss.helpers.inputs import OPTIONS, LossInputs, backends, can_fuse, device_of, make, on_gpu, same
 from udskd.loss import ops
 from udskd.loss.options import Modes, Scalars
 
@@ -42,11 +42,11 @@ class Calls(TorchDispatchMode):
         return out
 
 
-def put(backend: str, *shape: int, dtype: torch.dtype = torch.float32, **options: Any) -> Problem:
+def put(backend: str, *shape: int, dtype: torch.dtype = torch.float32, **options: Any) -> LossInputs:
     return make(*shape, dtype=dtype, **options).like(device=device_of(backend))
 
 
-def form_of(backend: str, problem: Problem, **options: Any) -> str:
+def form_of(backend: str, problem: LossInputs, **options: Any) -> str:
     """What a call does, seen from outside."""
     with Calls() as calls:
         loss = udskd.dual_student_loss(*problem.inputs, backend=backend, **options).loss  # type: ignore[arg-type]
@@ -59,10 +59,10 @@ def form_of(backend: str, problem: Problem, **options: Any) -> str:
     return asked[tuple(calls.forward), tuple(calls.backward)]
 
 
-def frozen(problem: Problem, *learning: int) -> Problem:
+def frozen(problem: LossInputs, *learning: int) -> LossInputs:
     """The problem with gradients only for these of teacher, student_a and student_b."""
     logits = [x.detach().requires_grad_(k in learning) for k, x in enumerate(problem.logits)]
-    return Problem(*logits, problem.target)
+    return LossInputs(*logits, problem.target)
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -89,9 +89,9 @@ def test_a_coefficient_that_learns_is_recomputed_and_one_that_does_not_is_fused(
 @pytest.mark.parametrize("backend", NATIVE)
 def test_a_float16_teacher_forbids_fusing_only_if_it_learns(backend: str) -> None:
     made = put(backend)
-    mixed = Problem(made.logits[0].detach().half(), *made.inputs[1:])
+    mixed = LossInputs(made.logits[0].detach().half(), *made.inputs[1:])
     assert form_of(backend, mixed) == "fused"
-    assert form_of(backend, Problem(mixed.logits[0].requires_grad_(), *made.inputs[1:])) == "recompute"
+    assert form_of(backend, LossInputs(mixed.logits[0].requires_grad_(), *made.inputs[1:])) == "recompute"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -115,7 +115,7 @@ def test_whoever_learns_the_loss_is_fused(backend: str, learning: tuple[int, ...
 def test_parameters_are_fused_as_tensors_are(backend: str) -> None:
     made = put(backend)
     student = torch.nn.Parameter(made.student_a.detach())
-    assert form_of(backend, Problem(made.teacher, student, None, made.target)) == "fused"
+    assert form_of(backend, LossInputs(made.teacher, student, None, made.target)) == "fused"
 
 
 @pytest.mark.parametrize("backend", NATIVE)
@@ -160,7 +160,7 @@ def test_only_ends_with_its_block_even_by_an_exception(backend: str) -> None:
     assert form_of(backend, made) == "fused"
 
 
-def operator(backend: str, problem: Problem, flags: tuple[bool, ...], reduction: int = 0) -> list[Tensor]:
+def operator(backend: str, problem: LossInputs, flags: tuple[bool, ...], reduction: int = 0) -> list[Tensor]:
     inputs = [None if x is None else x.detach() for x in problem.inputs]
     fused = ops.OPERATORS[backend].namespace.dual_student_loss_fused.default
     return list(fused(*inputs, None, None, None, None, [*Scalars()], [*Modes(reduction=reduction)], flags))

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import udskd
 from tests.loss.helpers import forms
-from tests.loss.helpers.problems import OPTIONS, Problem, agree, backends, can_fuse, device_of, make, same
+from tests.loss.helpers.inputs import OPTIONS, LossInputs, agree, backends, can_fuse, device_of, make, same
 from tests.loss.test_values import assert_as_exact_as_eager
 
 FORMS = ("fused", "recompute")
@@ -22,18 +22,22 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16)  # what the fused form t
 NATIVE = backends("cpu", "emulated", "cuda")
 
 
-def put(backend: str, rows: int = 7, classes: int = 10, dtype: torch.dtype = torch.float32, **options: Any) -> Problem:
+def put(
+    backend: str, rows: int = 7, classes: int = 10, dtype: torch.dtype = torch.float32, **options: Any
+) -> LossInputs:
     """A problem on a backend's device; of few rows where many would keep the emulator busy."""
     rows = min(rows, 9) if backend == "emulated" else rows
     return make(rows, classes, dtype=dtype, **options).like(device=device_of(backend))
 
 
-def loss_of(backend: str, form: Any, problem: Problem, **options: Any) -> Tensor:
+def loss_of(backend: str, form: Any, problem: LossInputs, **options: Any) -> Tensor:
     with forms.only(form):
         return udskd.dual_student_loss(*problem.inputs, backend=backend, **options).loss  # type: ignore[arg-type]
 
 
-def gradients(backend: str, form: Any, problem: Problem, upstream: float = 1.0, **options: Any) -> tuple[Tensor, ...]:
+def gradients(
+    backend: str, form: Any, problem: LossInputs, upstream: float = 1.0, **options: Any
+) -> tuple[Tensor, ...]:
     loss = loss_of(backend, form, problem, **options)
     return torch.autograd.grad(loss, problem.logits, torch.full_like(loss, upstream))
 
@@ -140,7 +144,7 @@ def test_the_gradients_of_some_are_those_of_all(backend: str, form: Any, wanted:
     made = put(backend)
     for options in ({}, {"detach_peer": False, "label_smoothing": 0.1}):
         everything = gradients(backend, form, made, **options)
-        some = Problem(*(x.detach().requires_grad_(k in wanted) for k, x in enumerate(made.logits)), made.target)
+        some = LossInputs(*(x.detach().requires_grad_(k in wanted) for k, x in enumerate(made.logits)), made.target)
         loss_of(backend, form, some, **options).backward()
         assert [x.grad is not None for x in some.logits] == [k in wanted for k in range(3)]
         one_by_one = loss_of(backend, form, made, **options)
@@ -154,11 +158,11 @@ def test_the_gradients_of_some_are_those_of_all(backend: str, form: Any, wanted:
 def test_one_tensor_in_several_roles_gets_the_sum_of_its_gradients(backend: str, form: Any) -> None:
     made = put(backend)
     teacher, student = made.logits[:2]
-    expected = gradients(backend, form, Problem(teacher, student, student.detach().requires_grad_(), made.target))
-    both = gradients(backend, form, Problem(None, student, student, made.target), kd_weight=0.0)[0]
-    one = gradients(backend, form, Problem(None, student, None, made.target))[0]
+    expected = gradients(backend, form, LossInputs(teacher, student, student.detach().requires_grad_(), made.target))
+    both = gradients(backend, form, LossInputs(None, student, student, made.target), kd_weight=0.0)[0]
+    one = gradients(backend, form, LossInputs(None, student, None, made.target))[0]
     agree(backend, both, 2 * one)
-    loss = loss_of(backend, form, Problem(teacher, student, student, made.target))
+    loss = loss_of(backend, form, LossInputs(teacher, student, student, made.target))
     twice = torch.autograd.grad(loss, [teacher, student])
     agree(backend, twice[0], expected[0])
     agree(backend, twice[1], expected[1] + expected[2])
@@ -183,7 +187,7 @@ def test_a_second_derivative_is_refused(backend: str, form: Any, retained: bool)
 def test_the_fused_form_does_not_look_at_the_logits_again(backend: str) -> None:
     made = put(backend)
     expected, (t, a, b) = gradients(backend, "fused", made), (x * 1 for x in made.logits)
-    loss = loss_of(backend, "fused", Problem(t, a, b, made.target))
+    loss = loss_of(backend, "fused", LossInputs(t, a, b, made.target))
     for x in (t, a, b):
         x.detach().zero_()
     assert all(torch.equal(x, y) for x, y in zip(torch.autograd.grad(loss, [t, a, b]), expected, strict=True))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import udskd
 from tests.loss.helpers import forms
-from tests.loss.helpers.problems import backends, can_fuse, close, make
+from tests.loss.helpers.inputs import backends, can_fuse, close, make
 from tests.loss.test_values import assert_as_exact_as_eager
 
 pytestmark = [mark for parameter in backends("cuda") for mark in parameter.marks]

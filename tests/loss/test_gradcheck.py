@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import udskd
-from tests.loss.helpers.problems import backends, device_of, make, on_gpu
+from tests.loss.helpers.inputs import backends, device_of, make, on_gpu
 
 BACKENDS = backends()
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import udskd
-from tests.loss.helpers.problems import backends, make
+from tests.loss.helpers.inputs import backends, make
 
 NAMES = ("ce_weight", "kd_weight", "peer_weight")
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import udskd
 from tests.loss.helpers import eager, forms
-from tests.loss.helpers.problems import Problem, backends, device_of
+from tests.loss.helpers.inputs import LossInputs, backends, device_of
 
 NATIVE = backends("cpu", "emulated", "cuda")
 # Without a fused multiply-add, and with four places to a vector, rounding adds up to somewhat more than PyTorch's,
@@ -45,52 +45,56 @@ def labels(classes: int) -> Tensor:
     return torch.randint(0, classes, (rows(classes),), generator=generator(9))
 
 
-def confident(classes: int, p: float) -> Problem:
+def confident(classes: int, p: float) -> LossInputs:
     """All right with probability p or more."""
     right = p + (1 - p) / 2 * torch.rand(rows(classes), 1, generator=generator(1), dtype=torch.float64)
     target = labels(classes)
     others = torch.rand(rows(classes), classes, generator=generator(2), dtype=torch.float64)
     others = others.scatter(1, target[:, None], 0.0)
     sure = (others / others.sum(1, keepdim=True) * (1 - right)).scatter(1, target[:, None], right).log()
-    return Problem(sure, sure * 1.1, sure * 0.9, target)
+    return LossInputs(sure, sure * 1.1, sure * 0.9, target)
 
 
-def near(classes: int, apart: float) -> Problem:
+def near(classes: int, apart: float) -> LossInputs:
     """Three networks that differ by that much."""
     teacher = 3 * noise(classes, 1)
-    return Problem(teacher, teacher + apart * noise(classes, 2), teacher + apart * noise(classes, 3), labels(classes))
+    return LossInputs(
+        teacher, teacher + apart * noise(classes, 2), teacher + apart * noise(classes, 3), labels(classes)
+    )
 
 
-def far(classes: int, who: int = 0, offset: float = 0.0, seed: int = 0) -> Problem:
+def far(classes: int, network: int = 0, offset: float = 0.0, seed: int = 0) -> LossInputs:
     """Unrelated networks, one of them offset."""
     logits = [3 * noise(classes, 100 * seed + k) for k in (1, 2, 3)]
-    logits[who] = logits[who] + offset
-    return Problem(*logits, labels(classes))
+    logits[network] = logits[network] + offset
+    return LossInputs(*logits, labels(classes))
 
 
-def measure(loss: Any, problem: Problem, who: tuple[int, ...], reduction: str, **options: Any) -> dict[str, Tensor]:
+def measure(
+    loss: Any, problem: LossInputs, learning: tuple[int, ...], reduction: str, **options: Any
+) -> dict[str, Tensor]:
     """Every component of every row, where rows are not reduced, and the gradients of the logits that learn."""
     out = loss(*problem.inputs, reduction=reduction, **options)
-    gradients = torch.autograd.grad(out.loss.sum(), [problem.logits[k] for k in who])
+    gradients = torch.autograd.grad(out.loss.sum(), [problem.logits[k] for k in learning])
     components = dict(zip(NAMES, out, strict=True)) if reduction == "none" else {}
-    return components | {f"gradient of {('teacher', 'a', 'b')[k]}": x for k, x in zip(who, gradients, strict=True)}
+    return components | {f"gradient of {('teacher', 'a', 'b')[k]}": x for k, x in zip(learning, gradients, strict=True)}
 
 
 def errors(
-    backend: str, problem: Problem, dtype: torch.dtype, who: tuple[int, ...], **options: Any
+    backend: str, problem: LossInputs, dtype: torch.dtype, learning: tuple[int, ...], **options: Any
 ) -> Iterable[tuple[str, float, float]]:
     """Of every quantity in every form: its name, our largest error, and the largest that is allowed."""
-    if backend == "emulated" and 0 in who:  # a block for each row, of whose threads each takes a microsecond
-        problem = Problem(*(x[:48] for x in problem.logits), problem.target[:48])  # type: ignore[index]
+    if backend == "emulated" and 0 in learning:  # a block for each row, of whose threads each takes a microsecond
+        problem = LossInputs(*(x[:48] for x in problem.logits), problem.target[:48])  # type: ignore[index]
     rounded = problem.like(dtype)
-    exact = measure(eager.dual_student_loss, rounded.like(torch.float64, None, who), who, "none", **options)
-    theirs = measure(eager.dual_student_loss, rounded.like(torch.float32, None, who), who, "none", **options)
+    exact = measure(eager.dual_student_loss, rounded.like(torch.float64, None, learning), learning, "none", **options)
+    theirs = measure(eager.dual_student_loss, rounded.like(torch.float32, None, learning), learning, "none", **options)
     for form, reduction in (("recompute", "none"), ("fused", "sum")):
         if form == "fused" and dtype == torch.float16:
             continue
         with forms.only(form):  # type: ignore[arg-type]
-            moved = rounded.like(None, device_of(backend), who)
-            ours = measure(udskd.dual_student_loss, moved, who, reduction, backend=backend, **options)
+            moved = rounded.like(None, device_of(backend), learning)
+            ours = measure(udskd.dual_student_loss, moved, learning, reduction, backend=backend, **options)
         for name, x in ours.items():
             x = x.cpu()
             as_ours = theirs[name].to(x.dtype).double()
@@ -100,10 +104,10 @@ def errors(
 
 
 def assert_as_exact(
-    backend: str, problem: Problem, who: tuple[int, ...] = (1, 2), more: float = 1.0, **options: Any
+    backend: str, problem: LossInputs, learning: tuple[int, ...] = (1, 2), more: float = 1.0, **options: Any
 ) -> None:
     for dtype in DTYPES:
-        for name, own, allowed in errors(backend, problem, dtype, who, **options):
+        for name, own, allowed in errors(backend, problem, dtype, learning, **options):
             assert own <= more * LENIENCE[backend] * allowed, (name, dtype, own, allowed, options)
 
 
@@ -127,9 +131,9 @@ def test_networks_that_nearly_agree(backend: str, classes: int) -> None:
 @pytest.mark.parametrize("backend", NATIVE)
 def test_one_network_far_from_the_others(backend: str, classes: int) -> None:
     for seed in (0, 1):
-        for who, offset in ((0, 0.0), (0, 1e4), (1, -1e4), (2, 1e4)):
-            assert_as_exact(backend, far(classes, who, offset, seed), temperature=1.0)
-            assert_as_exact(backend, far(classes, who, offset, seed))
+        for network, offset in ((0, 0.0), (0, 1e4), (1, -1e4), (2, 1e4)):
+            assert_as_exact(backend, far(classes, network, offset, seed), temperature=1.0)
+            assert_as_exact(backend, far(classes, network, offset, seed))
 
 
 @pytest.mark.parametrize("classes", [10, 100, 1000])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.loss.helpers.problems import backends
+from tests.loss.helpers.inputs import backends
 
 pytestmark = [mark for parameter in backends("cpu") for mark in parameter.marks]
 H100 = {"sms": 132, "capability": 90, "shared": 232448, "l2": 50 << 20}

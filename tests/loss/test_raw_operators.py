@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tests.loss.helpers import hostile
-from tests.loss.helpers.problems import backends, device_of
+from tests.loss.helpers.inputs import backends, device_of
 from udskd.loss import ops
 from udskd.loss.options import Modes, Scalars
 

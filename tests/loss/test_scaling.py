@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.loss.helpers.problems import backends, device_of, make
+from tests.loss.helpers.inputs import backends, device_of, make
 from udskd.loss import ops
 from udskd.loss.options import Modes, Scalars
 

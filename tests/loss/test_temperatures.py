@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import udskd
-from tests.loss.helpers.problems import backends, make, on_gpu
+from tests.loss.helpers.inputs import backends, make, on_gpu
 from tests.loss.test_values import errors
 
 NAMES = ("temperature", "peer_temperature", "uncertainty_temperature")

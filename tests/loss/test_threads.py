@@ -12,7 +12,7 @@ from torch import Tensor
 import udskd
 from tests.helpers.threads import threads
 from tests.loss.helpers import forms
-from tests.loss.helpers.problems import Problem, backends, make
+from tests.loss.helpers.inputs import LossInputs, backends, make
 
 MANY_ROWS = [(300, 100), (2000, 10), (65, 1000), (7, 8191)]
 FEW_ROWS = [(1, 70000), (2, 40000), (2, 40001), (1, 32768), (2, 32767)]  # shared from 32 chunks of 1024 classes
@@ -24,7 +24,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 pytestmark = [mark for parameter in backends("cpu") for mark in parameter.marks]
 
 
-def results(form: Any, problem: Problem, **options: Any) -> list[Tensor]:
+def results(form: Any, problem: LossInputs, **options: Any) -> list[Tensor]:
     """Everything that is returned, and every gradient."""
     with forms.only(form):
         out = udskd.dual_student_loss(*problem.inputs, backend="cpu", **options)
@@ -74,7 +74,7 @@ def test_a_row_has_the_same_bits_in_any_batch(count: int, dtype: torch.dtype, cl
     with threads(count):
         whole = results("auto", made, reduction="none", detach_peer=False)
         for begin, end in [(0, 1), (1, 3), (rows - 2, rows)]:
-            part = Problem(*(x.detach()[begin:end].requires_grad_() for x in made.logits), made.target[begin:end])  # type: ignore[index]
+            part = LossInputs(*(x.detach()[begin:end].requires_grad_() for x in made.logits), made.target[begin:end])  # type: ignore[index]
             assert_same_bits(results("auto", part, reduction="none", detach_peer=False), [x[begin:end] for x in whole])
 
 

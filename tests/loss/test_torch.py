@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import udskd
-from tests.loss.helpers.problems import Problem, backends, device_of, make
+from tests.loss.helpers.inputs import LossInputs, backends, device_of, make
 from udskd.loss import ops
 from udskd.loss.options import Modes, Scalars
 
@@ -23,7 +23,7 @@ def operators(backend: str) -> Any:
 
 
 def arguments(
-    problem: Problem,
+    problem: LossInputs,
     *,
     reduction: int = 0,
     coefficients: bool = False,
@@ -44,12 +44,12 @@ def arguments(
     )
 
 
-def layouts() -> dict[str, Problem]:
+def layouts() -> dict[str, LossInputs]:
     made = make(6, 10, dtype=torch.float32)
 
-    def each(change: Any) -> Problem:
+    def each(change: Any) -> LossInputs:
         t, a, b = (change(x.detach()).requires_grad_() for x in made.logits)
-        return Problem(t, a, b, None if made.target is None else made.target[: len(a)] % a.shape[1])
+        return LossInputs(t, a, b, None if made.target is None else made.target[: len(a)] % a.shape[1])
 
     return {
         "contiguous": each(lambda x: x.clone()),
@@ -101,7 +101,7 @@ def test_opcheck_of_the_backward_operator(backend: str, layout: str, wanted: tup
     torch.library.opcheck(operators(backend).dual_student_loss_backward.default, backward)
 
 
-def fused_arguments(problem: Problem, *wanted: bool) -> Arguments:
+def fused_arguments(problem: LossInputs, *wanted: bool) -> Arguments:
     """The same without normalized weights, and with gradients instead of tensors that require them."""
     fixed = [None if x is None else x.detach() for x in problem.inputs]
     return *fixed, *arguments(problem, normalized=False)[4:], list(wanted)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 import udskd
-from tests.loss.helpers.problems import backends
+from tests.loss.helpers.inputs import backends
 from udskd.loss import ops
 from udskd.loss.options import Modes, Scalars
 

@@ -13,12 +13,12 @@ from torch import Tensor
 
 import udskd
 from tests.loss.helpers import eager
-from tests.loss.helpers.problems import DTYPES, OPTIONS, Problem, backends, device_of, make, same
+from tests.loss.helpers.inputs import DTYPES, OPTIONS, LossInputs, backends, device_of, make, same
 
 Values = tuple[list[Tensor], list[Tensor]]
 
 
-def evaluate(loss: Any, problem: Problem, upstream: Tensor, **options: Any) -> Values:
+def evaluate(loss: Any, problem: LossInputs, upstream: Tensor, **options: Any) -> Values:
     """Everything returned, and the gradients of the logits that learn, under a random upstream gradient."""
     out = loss(*problem.inputs, **options)
     learning = [x for x in problem.logits if x.requires_grad]
@@ -29,7 +29,7 @@ def evaluate(loss: Any, problem: Problem, upstream: Tensor, **options: Any) -> V
     return [x.detach() for x in out], zeros
 
 
-def upstream_for(problem: Problem, options: dict[str, Any]) -> Tensor:
+def upstream_for(problem: LossInputs, options: dict[str, Any]) -> Tensor:
     shape = (len(problem.student_a),) if options.get("reduction") == "none" else ()
     return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2
 
@@ -50,7 +50,7 @@ def slack(ours: Tensor, exact: Tensor) -> float:
 
 
 def errors(
-    backend: str, problem: Problem, dtype: torch.dtype, learning: tuple[int, ...], **options: Any
+    backend: str, problem: LossInputs, dtype: torch.dtype, learning: tuple[int, ...], **options: Any
 ) -> list[tuple[float, float, float]]:
     """Of everything returned and every gradient: our error, PyTorch's own, and the slack."""
     rounded = problem.like(dtype, device_of(backend), learning)
@@ -68,14 +68,14 @@ def errors(
 
 def assert_as_exact_as_eager(
     backend: str,
-    problem: Problem | Sequence[Problem],
+    problem: LossInputs | Sequence[LossInputs],
     dtype: torch.dtype,
     learning: tuple[int, ...] = (0, 1, 2),
     **options: Any,
 ) -> None:
     """flash-attention's rule: our error is at most twice PyTorch's own, both against float64 of the same rounded
     inputs. Several problems of few numbers, of which one may be lucky, are taken together."""
-    problems = [problem] if isinstance(problem, Problem) else problem
+    problems = [problem] if isinstance(problem, LossInputs) else problem
     for k, each in enumerate(zip(*(errors(backend, x, dtype, learning, **options) for x in problems), strict=True)):
         ours, theirs, more = (max(numbers) for numbers in zip(*each, strict=True))
         assert ours <= 2 * theirs + more, (k, ours, theirs)

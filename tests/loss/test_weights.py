@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import udskd
-from tests.loss.helpers.problems import backends, device_of, make
+from tests.loss.helpers.inputs import backends, device_of, make
 from udskd.loss.functional import training_loss
 
 NAMES = ("ce_weight", "kd_weight", "peer_weight", "uncertainty")

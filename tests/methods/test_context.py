@@ -116,8 +116,8 @@ def test_the_module_learns_what_the_teacher_gets_wrong() -> None:
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(40) % C
     # a teacher that takes class 0 for class 1
-    told = torch.where(y == 0, 1, y)
-    t = 4 * F.one_hot(told, C).float() + torch.randn(40, C, generator=generator) / 2
+    known = torch.where(y == 0, 1, y)
+    t = 4 * F.one_hot(known, C).float() + torch.randn(40, C, generator=generator) / 2
     a, b = (2 * F.one_hot(y, C).float() + torch.randn(40, C, generator=generator) for _ in range(2))
     x = Answers(t, a, b, y)
     shape, module = context()

@@ -91,7 +91,7 @@ def test_without_rows_the_loss_is_nan_as_a_mean_is_and_the_gradients_are_0() -> 
     assert all(p.grad is None or not p.grad.any() for p in run.parameters())
 
 
-# --- who learns from what --------------------------------------------------------------------------------------------
+# --- gradients ----------------------------------------------------------------------------------------------------
 
 
 def test_a_student_learns_as_if_its_proxys_answers_were_constants() -> None:

@@ -30,8 +30,8 @@ class TestTheAverage:
     @pytest.mark.parametrize("source", ["views", "dropout"])
     def test_of_the_networks_responses_is_the_target(self, source: str) -> None:
         answers = batch()
-        nobody = torch.full((B, C), math.nan, dtype=torch.float64)
-        logits = Average(config(source=source))(nobody, "student_a", answers).logits
+        missing = torch.full((B, C), math.nan, dtype=torch.float64)
+        logits = Average(config(source=source))(missing, "student_a", answers).logits
         torch.testing.assert_close(tempered(logits), tempered(answers.responses).mean(0))
 
     def test_of_draws_is_the_share_of_each_label(self) -> None:

@@ -29,7 +29,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "answers of the teacher after a shape": (
         {"target.shape": "wrong_mass_clip+average", "variance.source": "views"},
-        r'"average" takes the teacher\'s own answers \(views\), whatever comes before it: put it first',
+        r'"average" takes the teacher\'s own responses \(views\) and ignores a shape before it: put it first',
     ),
     "the same shape twice": ({"target.shape": "context+context"}, "target.shape must name different shapes"),
     "features and several answers": (

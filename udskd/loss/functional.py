@@ -102,7 +102,7 @@ def dual_student_loss(
 
     Raises:
         TypeError, ValueError: an argument is wrong; the message names it. (The values of a weight that is a tensor are
-            looked at on the CPU only, and not under torch.compile: elsewhere its rows' loss and gradients are NaN.)
+            read on the CPU only, and not under torch.compile: elsewhere its rows' loss and gradients are NaN.)
         IndexError: a label is neither a class nor ignore_index. (On a GPU, and with backend="reference" under
             torch.compile, that row's loss and gradient are NaN instead, since looking would have to wait for it.)
         NotImplementedError: a second derivative, forward-mode derivatives, or the transforms of torch.func, except with

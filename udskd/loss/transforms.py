@@ -1,5 +1,5 @@
-"""PyTorch's transforms of functions, of which the compiled loss refuses those that it has no derivatives for: where it
-did not, they would be 0 without a word."""
+"""PyTorch's function transforms. The compiled loss refuses those for which it has no derivative; PyTorch would
+otherwise take the derivative as 0."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _Kinds = torch._C._functorch.TransformType
 
 
 def transforms() -> set[Any]:
-    """The kinds of torch.func's transforms at work. functionalize is none: it differentiates nothing."""
-    if torch._C._functorch.peek_interpreter_stack() is None:  # looked at first because it costs little
+    """The kinds of torch.func's active transforms, without functionalize, which differentiates nothing."""
+    if torch._C._functorch.peek_interpreter_stack() is None:  # first, because it is cheap
         return set()
     return {level.key() for level in torch._C._functorch.get_interpreter_stack() or ()} - {_Kinds.Functionalize}
 
 
 def no_transforms(*tensors: Tensor | None, vmap: bool = False) -> None:
-    """NotImplementedError within a transform of torch.func (but vmap, if that is allowed), and for tensors with a
+    """NotImplementedError within a transform of torch.func (except vmap, if vmap=True) and for tensors with a
     forward-mode derivative."""
     if transforms() - ({_Kinds.Vmap} if vmap else set()):
         raise NotImplementedError(
@@ -35,5 +35,5 @@ def no_transforms(*tensors: Tensor | None, vmap: bool = False) -> None:
 
 
 def is_batched(x: Tensor) -> bool:
-    """Whether a tensor stands for several: within vmap, and for grad_outputs that come as a batch."""
+    """Whether a tensor represents a batch of tensors: within vmap, or as grad_outputs with is_grads_batched."""
     return bool(transforms()) or torch._C._functorch.is_legacy_batchedtensor(x)

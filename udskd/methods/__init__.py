@@ -58,12 +58,12 @@ def names() -> tuple[str, ...]:
 
 
 def get(name: str) -> type[Method]:
-    """The method's class; ConfigError with the list of what is known otherwise."""
+    """The class of a method; ConfigError with the list of known names for any other."""
     return _find("method", name, _METHODS)
 
 
 def build(config: Config) -> Method:
-    """The method of a run, with its target shapes. ConfigError for a combination that cannot be."""
+    """The method of a run, with its target shapes. ConfigError for options that exclude each other."""
     method = get(config.method)
     wanted = method.shape if config.target.shape == "auto" else config.target.shape
     shape_names = [] if wanted == "none" else [name.strip() for name in wanted.split("+")]
@@ -79,14 +79,14 @@ def build(config: Config) -> Method:
     for shape in shapes[1:]:
         if shape.needs.responses:
             raise ConfigError(
-                f'target.shape is "{wanted}", but "{shape.name}" takes the teacher\'s own answers '
-                f'({shape.needs.source}), whatever comes before it: put it first, or set variance.source to "draws"'
+                f'target.shape is "{wanted}", but "{shape.name}" takes the teacher\'s own responses '
+                f'({shape.needs.source}) and ignores a shape before it: put it first, or set variance.source to "draws"'
             )
     return method(config, shapes)
 
 
 def teacher_stage(config: Config) -> TeacherStage | None:
-    """What a trained teacher is taught before it is frozen, if anything."""
+    """The further training of a trained teacher before it is frozen, if there is one."""
     method = get(config.method)
     name = method.stage if config.teacher.stage == "auto" else config.teacher.stage
     if name == "none":
@@ -97,8 +97,8 @@ def teacher_stage(config: Config) -> TeacherStage | None:
 
 
 def check(config: Config) -> None:
-    """Refuse options that the method cannot have together, and values out of range, by name. Called where a run is
-    about to start."""
+    """ConfigError naming options that exclude each other in the method, and values out of range. Called before a run
+    starts."""
     build(config)
     teacher_stage(config)
     rules.check(config)

@@ -14,28 +14,28 @@ from udskd.config.schema import STUDENTS, AkdConfig, Config
 from udskd.errors import ConfigError
 from udskd.loss.uncertainty import kl_divergence
 from udskd.methods.base import Answers, Setting, Shape
-from udskd.methods.operator import OperatorMethod, Terms, cross_entropies, plus
+from udskd.methods.operator import LossTerms, OperatorMethod, add_losses, cross_entropies
 
 
 class AdaptiveDistillation(OperatorMethod):
-    """Each student with a balance of labels and teacher of its own, which changes as it learns:
+    """Each student with a balance of its own between labels and teacher, which changes during training:
 
         loss = mean over images of Σ_i ( alpha_i·CE_i + (1 - alpha_i)·T²·KL(t ‖ i) )
 
     on the target of shape "context". That alpha is learned, or follows the gap between student and teacher, is the
-    paper's [paper]; its text could not be consulted, so the formulas are [reconstructed]. alpha takes the place of
-    ce_weight and kd_weight, which are without effect. The options are those of [akd]:
+    paper's [paper]; its text was not available, so the formulas are [reconstructed]. alpha replaces ce_weight and
+    kd_weight, which are without effect. The options are those of [akd]:
 
     alpha="learned": alpha = alpha_min + (alpha_max - alpha_min)·sigmoid(a), with a = 0 at the start. Since dloss/da =
-    alpha'(a)·(CE - KL), alpha goes to the smaller loss, and its range is all that keeps the other. guard="kendall" has
-    a minimum in between instead: e^-s·CE + e^-s'·T²·KL + s + s', weights learned as noise levels (Kendall, Gal,
+    alpha'(a)·(CE - KL), alpha moves towards the smaller loss, and only its range preserves the other. guard="kendall"
+    has a minimum in between instead: e^-s·CE + e^-s'·T²·KL + s + s', weights learned as noise levels (Kendall, Gal,
     Cipolla, CVPR 2018) [reconstructed], with s + s' of both students among the terms as "noise".
 
     alpha="batch" or "sample": 1 - alpha grows with the gap (gaps(), teacher_share()), without a gradient; for each
-    image by itself, or for the batch by its mean, as GapAverage smoothes it: for what one process sees of it at a time,
-    a part where training.accumulate cuts it, the average being everybody's from one step to the next.
+    image by itself, or for the batch by its mean, smoothed by GapAverage. A process takes the mean over its own part of
+    the batch (one of training.accumulate parts); the ranks share the average between steps.
 
-    The teacher of a gap is the teacher itself, whatever the shapes make of it. Further terms: "alpha_a" and "alpha_b",
+    The gap is measured from the teacher's own logits, not from the shaped ones. Further terms: "alpha_a" and "alpha_b",
     the share of the cross-entropy in both weights, its mean over the images.
     """
 
@@ -55,28 +55,30 @@ class AdaptiveDistillation(OperatorMethod):
             self._learned = LearnedAlpha(options.alpha_min, options.alpha_max) if ranged else NoiseLevels()
 
     def modules(self, setting: Setting) -> dict[str, nn.Module]:
-        """The shapes', and what alpha is learned in, or remembers of the gap."""
+        """Those of the shapes, and the module that holds alpha or the average of the gap."""
         alpha = self._learned if self._learned is not None else self._average
         return super().modules(setting) | ({} if alpha is None else {"alpha": alpha})
 
-    def loss(self, answers: Answers) -> Terms:
+    def loss(self, answers: Answers) -> LossTerms:
         """The operator's loss with each student's alpha."""
         terms = super().loss(answers)
-        return plus(terms, {"noise": self._learned.penalty()}) if isinstance(self._learned, NoiseLevels) else terms
+        return (
+            add_losses(terms, {"noise": self._learned.penalty()}) if isinstance(self._learned, NoiseLevels) else terms
+        )
 
     def changes(self, answers: Answers, targets: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
-        """By role, both weights of this batch; and a target.weight's, if it depends on the student."""
+        """By role, both weights for this batch, and the options of target.weight that depend on the student."""
         given = super().changes(answers, targets)
         hard, soft = self._balance(answers)
         return {
             role: {**given.get(role, {}), "ce_weight": hard[i], "kd_weight": soft[i]} for i, role in enumerate(STUDENTS)
         }
 
-    def apart(
+    def compute_each(
         self, teachers: Mapping[str, Tensor], answers: Answers, changes: Mapping[str, Mapping[str, Any]]
-    ) -> Terms:
-        """Each student with its own target and weights, which are logged."""
-        terms = super().apart(teachers, answers, changes)
+    ) -> LossTerms:
+        """Each student with its own target and weights; alpha is a further term."""
+        terms = super().compute_each(teachers, answers, changes)
         for role, name in zip(STUDENTS, ("alpha_a", "alpha_b"), strict=True):
             hard, soft = (changes[role][weight].detach() for weight in ("ce_weight", "kd_weight"))
             terms[name] = (hard / (hard + soft)).mean()
@@ -117,7 +119,7 @@ class NoiseLevels(nn.Module):
         return torch.exp(-self.hard), torch.exp(-self.soft)
 
     def penalty(self) -> Tensor:
-        """What keeps the weights from vanishing."""
+        """The term that keeps the weights from vanishing."""
         return self.hard.sum() + self.soft.sum()
 
 
@@ -125,8 +127,8 @@ class GapAverage(nn.Module):
     """Moving average [2] of the gaps [2, B] of both students: the first batch sets it, later ones move it.
 
     Two buffers, a decayed sum of the batches' means and the sum of their weights, as in Adam's bias correction. Both
-    may be averaged over processes, also with one that has had no image yet. Images whose gap is not finite are left
-    out, and a batch without any other leaves the average as it was: what is not finite would stay in it for good.
+    can be averaged over processes, also if one of them has had no image yet. Images whose gap is not finite do not
+    count, and a batch of such images alone does not change the average, in which they would stay forever.
     """
 
     total: Tensor

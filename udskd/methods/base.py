@@ -1,4 +1,4 @@
-"""What a method is, and what it may ask of the training loop. The loop knows methods by this file only."""
+"""The interface between a method and the training loop, which knows nothing else of the methods."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Features = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Answers:
-    """One batch, and what the networks answered to it."""
+    """One batch and the outputs of the networks for it."""
 
     teacher: Tensor | None
-    """Logits [B, C] without gradient, or None where the method asks for no teacher."""
+    """Logits [B, C] without gradient, or None for a method without a teacher."""
     student_a: Tensor
     """Logits [B, C]."""
     student_b: Tensor
@@ -30,75 +30,76 @@ class Answers:
     images: Tensor | None = None
     """float32 [B, 3, S, S], normalised."""
     responses: Tensor | None = None
-    """Logits [k, B, C] of the teacher, where the method asks for several answers."""
+    """Logits [k, B, C] of k passes of the teacher, if the method needs them."""
     features: Mapping[str, Features] = field(default_factory=dict)
-    """By role: the outputs [B, C', H, W] of the layers that the method asks for, in their order."""
+    """By role: the outputs [B, C', H, W] of the layers that the method needs, in their order."""
 
     def student(self, role: str) -> Tensor:
-        """That student's logits."""
+        """The logits of the student with this role."""
         return self.student_a if role == "student_a" else self.student_b
 
     def peer(self, role: str) -> Tensor:
-        """The other student's logits."""
+        """The logits of the other student."""
         return self.student_b if role == "student_a" else self.student_a
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method asks of the loop beside the students' logits."""
+    """What a method needs beside the students' logits."""
 
     responses: int = 0
-    """How many answers of the teacher, in Answers.responses."""
+    """How many passes of the teacher, for Answers.responses."""
     source: Literal["dropout", "views"] = "views"
-    """Where they differ."""
+    """What differs between the passes."""
     layers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """By role: layers whose outputs are wanted, in Answers.features."""
+    """By role: the layers whose outputs are in Answers.features."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """The networks of a run, for methods that have parts of their own that must fit them."""
+    """The networks of a run, to which a method's own modules must fit."""
 
     classes: int
     image_size: int
     networks: Mapping[str, nn.Module]
-    """By role; these very modules are trained."""
+    """By role: the modules that are trained, not copies."""
 
 
 class Shaped(NamedTuple):
-    """What a student is to imitate, and what the shaping learns from."""
+    """The target of a student, and the loss from which the shape learns."""
 
     logits: Tensor
     """[B, C]; no gradient reaches the shape through them."""
     loss: Tensor | None = None
-    """A scalar for the shape's own parameters."""
+    """A scalar loss of the shape's own parameters."""
 
 
 class Shape(ABC):
-    """A step from the teacher's logits to the logits that a student is to imitate."""
+    """A step from the teacher's logits to the logits that a student imitates."""
 
     name: ClassVar[str]
     per_student: ClassVar[bool] = False
-    """Whether the two students are given different targets."""
+    """Whether the two students have different targets."""
     needs: Needs = Needs()
     lr: float | None = None
-    """Peak learning rate of its part; training.lr by default."""
+    """Peak learning rate of its own modules; training.lr by default."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
 
     def modules(self, setting: Setting) -> dict[str, nn.Module]:
-        """Its own trainable part, by the shape's name, made once, before training; weights from PyTorch's generator."""
+        """Its trainable modules by the shape's name. Called once, before training; PyTorch's generator initialises the
+        weights."""
         return {}
 
     @abstractmethod
     def __call__(self, logits: Tensor, role: str, answers: Answers) -> Shaped:
-        """logits [B, C]: the teacher's, or what the shapes before made of them; role: the student's that they are for
-        (of no meaning unless per_student)."""
+        """logits [B, C]: the teacher's, or those of the previous shape; role: of the student whose target this is
+        (without meaning unless per_student)."""
 
 
 class TeacherStage(ABC):
-    """Further training of the teacher, after its own and before it is frozen."""
+    """Further training of the teacher, after its first training and before it is frozen."""
 
     name: ClassVar[str]
     epochs: int
@@ -118,28 +119,28 @@ class Method(ABC):
     name: ClassVar[str]
     uses_teacher: ClassVar[bool] = True
     stage: ClassVar[str] = "none"
-    """Name of the teacher's further training that belongs to the method."""
+    """Name of the method's own TeacherStage."""
     shape: ClassVar[str] = "none"
-    """Name of what belongs between the teacher and the students."""
+    """Name of the method's own Shape."""
     lr: float | None = None
-    """Peak learning rate of its own parts; training.lr by default."""
+    """Peak learning rate of its own modules; training.lr by default."""
     keeps_teacher: ClassVar[bool] = True
-    """Whether autograd may keep the teacher's logits for a backward pass: those of inference mode cannot be."""
+    """Whether autograd saves the teacher's logits for a backward pass, which excludes tensors of inference mode."""
 
     def __init__(self, config: Config, shapes: tuple[Shape, ...] = ()) -> None:
-        """Raises ConfigError for options that the method cannot be with."""
+        """Raises ConfigError for options that the method does not support."""
         self.config, self.options, self.shapes = config, config.loss, shapes
 
     def needs(self, setting: Setting) -> Needs:
-        """What it and its shapes ask of the loop. ConfigError where these networks cannot give it."""
+        """What the method and its shapes need. ConfigError for networks that cannot provide it."""
         return next((shape.needs for shape in self.shapes if shape.needs != Needs()), Needs())
 
     def modules(self, setting: Setting) -> dict[str, nn.Module]:
-        """As Shape.modules, for its shapes and itself; called once, after needs()."""
+        """The trainable modules of the method and its shapes; called once, after needs()."""
         return {name: module for shape in self.shapes for name, module in shape.modules(setting).items()}
 
     def at(self, epoch: float) -> None:  # noqa: B027 (few methods change over time)
-        """Called before each step with the epochs done so far, for what changes over time."""
+        """Called before each step with the number of completed epochs, for weights that change over time."""
 
     @abstractmethod
     def loss(self, answers: Answers) -> dict[str, Tensor]:
@@ -151,7 +152,8 @@ class Method(ABC):
 
 
 class Ramp:
-    """A weight's linear growth from 0 over the first epochs, on the device, where a CUDA graph can see it change."""
+    """A factor that grows linearly from 0 to 1 over the first epochs. It is on the device, where a CUDA graph reads its
+    current value."""
 
     def __init__(self, epochs: float, of: int) -> None:
         """A ramp longer than half of the run's epochs is cut to it."""
@@ -160,14 +162,14 @@ class Ramp:
         self._value = 1.0 if self.epochs == 0 else 0.0
 
     def at(self, epoch: float) -> None:
-        """epoch: those done so far, with a fraction."""
+        """epoch: the number of completed epochs, with a fraction."""
         if self.epochs:
             self._value = min(epoch / self.epochs, 1.0)
             if self._factor is not None:
                 self._factor.fill_(self._value)
 
     def times(self, weight: float, like: Tensor) -> float | Tensor:
-        """The weight as it is now."""
+        """The weight times the current factor."""
         if not self.epochs:
             return weight
         if self._factor is None or self._factor.device != like.device:

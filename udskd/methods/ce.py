@@ -1,4 +1,4 @@
-"""Plain supervised training: the bottom of the ladder."""
+"""Supervised training without a teacher: the baseline of the other methods."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from udskd.methods.operator import OperatorMethod
 
 
 class CrossEntropy(OperatorMethod):
-    """Each student learns from the labels alone: ce_weight·CE. No teacher is needed, no peer is listened to."""
+    """Each student learns from the labels alone: ce_weight·CE. Without a teacher and without a peer term."""
 
     name = "ce"
     uses_teacher = False

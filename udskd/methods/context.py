@@ -12,19 +12,19 @@ from udskd.loss.functional import training_loss
 from udskd.methods.base import Answers, Setting, Shape, Shaped
 
 EXCLUDED = -10.0
-"""What the module sees of a class at -inf: ten standard deviations below the mean of the row's other logits."""
+"""The module's input for a class at -inf: ten standard deviations below the mean of the row's other logits."""
 
 
 class Context(Shape):
-    """The teacher's distribution with its classes reweighted by what teacher and student say to all of them.
+    """The teacher's distribution, whose classes are reweighted by the logits of teacher and student.
 
-    An MLP with attention that reweights the teacher's outputs class by class is the paper's [paper]; its text could not
-    be consulted, so all that follows is [reconstructed]. The student imitates p̃ ∝ r·p_t, of the teacher's
-    probabilities at temperature 1; p̃ is tempered afterwards. log r is what ClassWeights answers, 0 before the first
-    step: then p̃ is p_t, bit for bit. One module serves both students; each is given its own target.
+    An MLP with attention that reweights the teacher's outputs class by class is the paper's [paper]; its text was
+    not available, so all that follows is [reconstructed]. The student imitates p̃ ∝ r·p_t, of the teacher's
+    probabilities at temperature 1; p̃ is tempered afterwards. log r is the output of ClassWeights, 0 before the
+    first step: then p̃ is p_t, bit for bit. Both students share one module; each has its own target.
 
-    The module learns CE(p̃, label) + closeness·KL(p_t ‖ p̃), a mean over the images, once for each student. Nothing of
-    the student's own loss reaches it: it would learn to say what the student says already.
+    The module learns CE(p̃, label) + closeness·KL(p_t ‖ p̃), a mean over the images, once for each student. The
+    student's own loss has no gradient for it: it would learn to repeat the student's output.
     """
 
     name = "context"
@@ -36,7 +36,7 @@ class Context(Shape):
         self._weights: ClassWeights | None = None
 
     def modules(self, setting: Setting) -> dict[str, nn.Module]:
-        """The module that reweights, for both students."""
+        """The module that reweights the classes, shared by both students."""
         self._weights = ClassWeights(setting.classes, self.config.akd.width)
         return {"context": self._weights}
 
@@ -65,7 +65,7 @@ class ClassWeights(nn.Module):
     The classes are the tokens: Linear([z_t; z_s; embedding of the class]) of `width` features, the logits standardised
     in each row; one head of self-attention over them, added to them; then an MLP width - 2·width - 1 with ReLU, whose
     last layer starts at 0. r has geometric mean 1: log r = out - mean over classes of out, which is 0 exactly where out
-    is; the softmax that follows knows no factor common to all classes, so the last layer needs no bias.
+    is; softmax ignores a factor common to all classes, so the last layer needs no bias.
     """
 
     def __init__(self, classes: int, width: int) -> None:
@@ -90,7 +90,7 @@ class ClassWeights(nn.Module):
 
 def standardised(logits: Tensor) -> Tensor:
     """Each row of logits [B, C] with mean 0 and standard deviation 1 over the classes that are not excluded, which are
-    put at EXCLUDED; rows of equal logits are 0. So neither the scale of the logits nor an offset matters."""
+    set to EXCLUDED; rows of equal logits are 0. The scale and an offset of the logits have no effect."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     below = logits - logits.amax(-1, keepdim=True)
     live = below.isfinite()

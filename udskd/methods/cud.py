@@ -31,11 +31,11 @@ class WrongMassClip(_MovesMass):
     udskd.methods.masses.clip_wrong_mass.
 
     The formula is the paper's, and so are eta = 0.5 and margin = 0.7, with which the label always ends at least as
-    probable as the class that gave [paper]. Whether probabilities are clipped at temperature 1 and then tempered
+    probable as the class that loses mass [paper]. Whether probabilities are clipped at temperature 1 and then tempered
     (cud.clip "before") or clipped as tempered by loss.temperature ("after") is not published [reconstructed].
 
     Only the logits of the two classes change, to those with which the softmax is the clipped distribution. Rows in
-    which the teacher is right are given back bit by bit; logits in half precision come back as float32.
+    which the teacher is right are returned bit by bit; logits in half precision come back as float32.
 
     ConfigError for mixup, which leaves no label.
     """
@@ -63,7 +63,7 @@ class MassBounds(_MovesMass):
     class that ties is not), the tilt in closed form, the two numbers, and cud.clip as for wrong_mass_clip are
     [reconstructed].
 
-    Rows that keep both bounds are given back bit by bit, others as temperature times log q (-inf for the classes above
+    Rows that keep both bounds are returned bit by bit, others as temperature times log q (-inf for the classes above
     the label if cud.wrong_mass is 0); logits in half precision come back as float32.
 
     ConfigError for mixup, which leaves no label. Any two bounds in [0, 1) can be met together: with all probability on
@@ -86,8 +86,8 @@ class MassBounds(_MovesMass):
 
 
 class UncertaintyShaping(TeacherStage):
-    """Difficulty-aware uncertainty shaping, further training of the teacher: to stay sharp where it is right and to be
-    uncertain where it is not.
+    """Difficulty-aware uncertainty shaping, further training of the teacher, which keeps its certainty where it is
+    right and makes it uncertain where it is wrong.
 
         loss = mean over images of  min(max_weight, w)·(1 - p_y)^gamma·(-log p_y)  -  entropy_bonus·mean of g·H(p)
         g = sg[1 if wrong, else 1 - p_y],    w = sg[1 + (1 if wrong) + (1 - p_y)]
@@ -129,8 +129,7 @@ class UncertaintyShaping(TeacherStage):
 
 
 class CalibratedUncertainty(OperatorMethod):
-    """A teacher that was taught to be uncertain where it should be, and whose wrong answers are mended before two
-    students imitate it, each by itself:
+    """Two students that imitate, each by itself, a teacher with calibrated uncertainty and corrected wrong predictions:
 
         loss = mean over images of Σ_i ( ce_weight·CE_i + kd_weight·T²·KL(q^T ‖ i^T) )
 
@@ -139,7 +138,7 @@ class CalibratedUncertainty(OperatorMethod):
     The two steps before distillation (stage "uncertainty_shaping", shape "wrong_mass_clip"), the forward KL on tempered
     probabilities with the factor T², and the cross-entropy with the labels are the paper's [paper]. T and the weights
     are not published and come from the options, as for "kd"; the paper's networks read text, and two students side by
-    side are for the comparison with "udskd" [reconstructed]. What each step adds is seen without it:
+    side are for the comparison with "udskd" [reconstructed]. Options remove each step, to measure its effect:
     teacher.stage="none", target.shape="none", or "mass_bounds" in place of clipping.
     """
 

@@ -13,7 +13,7 @@ from udskd.config.schema import STUDENTS, Config
 from udskd.errors import ConfigError
 from udskd.loss.functional import DualStudentLossOutput, training_loss
 from udskd.methods.base import Answers, Ramp, Shape
-from udskd.methods.operator import OperatorMethod, Terms, side_by_side, terms_of
+from udskd.methods.operator import LossTerms, OperatorMethod, join_students, to_terms
 
 
 class DecoupledDistillation(OperatorMethod):
@@ -25,13 +25,13 @@ class DecoupledDistillation(OperatorMethod):
     the other classes, and KL = TCKD + (1 - p_y)·NCKD with the teacher's probability p_y of the label [paper]; so
     NCKD does not vanish where the teacher is sure. ramp = min(epoch / ramp_epochs, 1) [paper: the published
     code], over at most half of the run [reconstructed]. alpha and beta are the only weights of distillation [paper]:
-    kd_weight and peer_weight are without effect. label_smoothing is of the cross-entropy alone.
+    kd_weight and peer_weight are without effect. Label smoothing applies to the cross-entropy alone.
 
     Both parts are the operator's KL, so that nothing cancels where p_y is 0 or 1: NCKD of the logits without the
     label's, TCKD of two logits, the label's and the others' together, which is T·logsumexp(others / T). A class at -inf
     is excluded as in the operator; where the teacher excludes all classes but the label, NCKD is 0 [reconstructed].
 
-    A target.weight multiplies both parts of its image; it is of the whole target, as in every other method
+    A target.weight multiplies both parts of its image; it comes from the whole target, as in every other method
     [reconstructed]. Labels only: "the other classes" of a mixed target do not exist.
 
     Returned terms: kd_a, kd_b are alpha·T²·TCKD + beta·T²·NCKD, weighted but without the ramp; tckd_a, tckd_b, nckd_a
@@ -48,24 +48,23 @@ class DecoupledDistillation(OperatorMethod):
         self._ramp = Ramp(config.dkd.ramp_epochs, config.training.epochs)
 
     def at(self, epoch: float) -> None:
-        """The ramp's time."""
         self._ramp.at(epoch)
 
-    def together(self, teacher: Tensor | None, answers: Answers) -> Terms:
+    def compute_both(self, teacher: Tensor | None, answers: Answers) -> LossTerms:
         """Both students with one target."""
         assert teacher is not None
         parts = self._parts([teacher, answers.student_a, answers.student_b], answers.target, {})
-        return self._terms(*map(terms_of, parts))
+        return self._terms(*map(to_terms, parts))
 
-    def apart(
+    def compute_each(
         self, teachers: Mapping[str, Tensor], answers: Answers, changes: Mapping[str, Mapping[str, Any]]
-    ) -> Terms:
+    ) -> LossTerms:
         """Each student with its own target and options."""
         a, b = (
             self._parts([teachers[role], answers.student(role)], answers.target, changes.get(role, {}))
             for role in STUDENTS
         )
-        return self._terms(*(side_by_side(of_a, of_b, None) for of_a, of_b in zip(a, b, strict=True)))
+        return self._terms(*(join_students(of_a, of_b, None) for of_a, of_b in zip(a, b, strict=True)))
 
     def _parts(
         self, logits: list[Tensor], labels: Tensor, changes: Mapping[str, Any]
@@ -74,7 +73,7 @@ class DecoupledDistillation(OperatorMethod):
         if labels.is_floating_point():
             raise ValueError(f"dkd needs labels int64 [B] as target, got {labels.dtype} {list(labels.shape)}")
         ce = self._operator(logits, labels, changes)
-        # The images' weights are of the whole distribution; those of its parts would be something else.
+        # The images' weights come from the whole distribution, not from its parts.
         options = {"uncertainty": ce.weight, "normalize_weights": False, "ce_weight": 0.0}
         split = [label_and_others(x, labels) for x in logits]
         pairs = [against_the_rest(own, others, self.options.temperature) for own, others in split]
@@ -94,7 +93,7 @@ class DecoupledDistillation(OperatorMethod):
         """A part whose weight is 0 is not computed at all, so that it may be infinite."""
         return self._ramp.times(weight, like) if weight else 0.0
 
-    def _terms(self, ce: Terms, tckd: Terms, nckd: Terms) -> Terms:
+    def _terms(self, ce: LossTerms, tckd: LossTerms, nckd: LossTerms) -> LossTerms:
         alpha, beta = self.config.dkd.alpha, self.config.dkd.beta
         terms = {**ce, "loss": ce["loss"] + tckd["loss"] + nckd["loss"]}
         for x in ("a", "b"):
@@ -120,6 +119,7 @@ def against_the_rest(own: Tensor, others: Tensor, temperature: float) -> Tensor:
 
 
 def comparable(others: list[Tensor]) -> list[Tensor]:
-    """The others' logits [B, C], the teacher's first; where it has none, all are made alike, so that none diverges."""
+    """The others' logits [B, C], the teacher's first. A row in which the teacher excludes all of them becomes 0 for
+    every network, so that their divergence is 0."""
     empty = others[0].isneginf().all(-1, keepdim=True)
     return [torch.where(empty, 0.0, x) for x in others]

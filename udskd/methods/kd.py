@@ -26,8 +26,8 @@ class Distillation(OperatorMethod):
 
 
 class LongerTraining(TeacherStage):
-    """More of the teacher's own cross-entropy: what any other stage has to be compared with, since that, too, trains
-    the teacher for cud.stage_epochs more at cud.stage_lr."""
+    """More of the teacher's own cross-entropy, as the control for other stages, which also train the teacher for
+    cud.stage_epochs more epochs at cud.stage_lr."""
 
     name = "cross_entropy"
 

@@ -1,5 +1,5 @@
 """Distributions with less probability on wrong classes: "Trust the uncertain teacher: distilling dark knowledge via
-calibrated uncertainty", 2026 (arXiv:2602.12687). Pure functions on any device; none of them looks at a value on a GPU.
+calibrated uncertainty", 2026 (arXiv:2602.12687). Pure functions on any device; none of them reads a value on a GPU.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def bound_masses(p: Tensor, near: Tensor, wrong: Tensor, *, least: float, most: 
 
     Raises:
         ValueError: least or most is out of range, a mask has the wrong type or shape, a class is in both masks, or
-            the bounds cannot be met. (The last two only on the CPU: on other devices, where looking would have to wait
-            for the values, such rows are NaN instead.)
+            the bounds cannot be met. (The last two only on the CPU: on other devices, where the host would have to
+            wait for the values, such rows are NaN instead.)
     """
     for name, share in (("least", least), ("most", most)):
         if not 0 <= share <= 1:
@@ -125,7 +125,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def _possible(near: Tensor, wrong: Tensor, least: float, most: float) -> Tensor:
-    """Whether a row's masks and bounds go together, bool [...]; ValueError for the first that does not, on the CPU."""
+    """Whether a row's masks allow its bounds, bool [...]; on the CPU, ValueError for the first row that does not."""
     problems = {
         "near and wrong must not have a class in common": (near & wrong).any(-1),
         f"near must not be empty where least is above 0, got least {least} and no class": ~near.any(-1) & (least > 0),

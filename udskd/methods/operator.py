@@ -1,4 +1,4 @@
-"""The way of every method that has a teacher's logits: shape them, weight the images, and call the operator."""
+"""What the methods share: shape the teacher's logits, weight the images, call the loss operator."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from udskd.config.schema import STUDENTS, Config
 from udskd.loss.functional import DualStudentLossOutput, training_loss
 from udskd.methods.base import COMPONENTS, Answers, Method, Shape
 
-Terms = dict[str, Tensor]
+LossTerms = dict[str, Tensor]
 
 
 class OperatorMethod(Method):
-    """A method that is udskd.dual_student_loss with some of its options held fixed, on targets that were shaped."""
+    """A method whose loss is udskd.dual_student_loss with some options fixed, on shaped targets."""
 
     fixed: ClassVar[dict[str, Any]] = {}
-    keeps_teacher = False  # the operator itself takes tensors of inference mode
+    keeps_teacher = False  # the operator accepts tensors of inference mode
 
     def __init__(self, config: Config, shapes: tuple[Shape, ...] = ()) -> None:
         super().__init__(config, shapes)
@@ -30,15 +30,17 @@ class OperatorMethod(Method):
         if weight not in ("auto", "wsl"):
             self.arguments["uncertainty"] = weight
 
-    def loss(self, answers: Answers) -> Terms:
-        """The operator's loss of the shaped targets, and the shapes' own."""
+    def loss(self, answers: Answers) -> LossTerms:
+        """The operator's loss on the shaped targets, plus the losses of the shapes."""
         if not self.uses_teacher:
-            return self.together(None, answers)
+            return self.compute_both(None, answers)
         targets, own = self.targets(answers)
         changes = self.changes(answers, targets)
         alike = targets["student_a"] is targets["student_b"] and not changes
-        terms = self.together(targets["student_a"], answers) if alike else self.apart(targets, answers, changes)
-        return plus(terms, own)
+        terms = (
+            self.compute_both(targets["student_a"], answers) if alike else self.compute_each(targets, answers, changes)
+        )
+        return add_losses(terms, own)
 
     def changes(self, answers: Answers, targets: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
         """By role, the operator's options that depend on the batch and the student."""
@@ -48,12 +50,12 @@ class OperatorMethod(Method):
             role: {"uncertainty": weight} for role, weight in soft_label_weights(answers, self.options.backend).items()
         }
 
-    def targets(self, answers: Answers) -> tuple[dict[str, Tensor], Terms]:
-        """By role, what the student is to imitate: the same tensor for both unless a shape tells them apart; and the
-        shapes' losses by name."""
+    def targets(self, answers: Answers) -> tuple[dict[str, Tensor], LossTerms]:
+        """By role, the logits that the student imitates (one tensor for both unless a shape is per student), and the
+        losses of the shapes by name."""
         assert answers.teacher is not None
         logits: dict[str, Tensor] = dict.fromkeys(STUDENTS, answers.teacher)
-        own: Terms = {}
+        own: LossTerms = {}
         for shape in self.shapes:
             if not shape.per_student and logits["student_a"] is logits["student_b"]:
                 shaped = shape(logits["student_a"], "student_a", answers)
@@ -66,15 +68,15 @@ class OperatorMethod(Method):
                     own[shape.name] = own[shape.name] + loss if shape.name in own else loss
         return logits, own
 
-    def together(self, teacher: Tensor | None, answers: Answers) -> Terms:
+    def compute_both(self, teacher: Tensor | None, answers: Answers) -> LossTerms:
         """Both students in one pass over the logits."""
         out = training_loss(teacher, answers.student_a, answers.student_b, answers.target, **self.arguments)
-        return terms_of(out) if teacher is not None else without_teacher(terms_of(out))
+        return to_terms(out) if teacher is not None else drop_teacher_terms(to_terms(out))
 
-    def apart(
+    def compute_each(
         self, teachers: Mapping[str, Tensor], answers: Answers, changes: Mapping[str, Mapping[str, Any]]
-    ) -> Terms:
-        """Each student with its own target and options, then what they say to each other."""
+    ) -> LossTerms:
+        """Each student with its own target and options, and the peer term in a call of its own."""
         outs = {}
         for role in STUDENTS:
             options = {**self.arguments, "peer_weight": 0.0, **changes.get(role, {})}
@@ -83,11 +85,12 @@ class OperatorMethod(Method):
         if self.arguments["peer_weight"]:
             options = {**self.arguments, "uncertainty": "none", "ce_weight": 0.0, "kd_weight": 0.0}
             peers = training_loss(None, answers.student_a, answers.student_b, None, **options)
-        return side_by_side(outs["student_a"], outs["student_b"], peers)
+        return join_students(outs["student_a"], outs["student_b"], peers)
 
 
-def side_by_side(a: DualStudentLossOutput, b: DualStudentLossOutput, peers: DualStudentLossOutput | None) -> Terms:
-    """Two calls with one student each, and one of the students alone, as one call with two students would put it."""
+def join_students(a: DualStudentLossOutput, b: DualStudentLossOutput, peers: DualStudentLossOutput | None) -> LossTerms:
+    """The terms of two calls with one student each and of the call for the peer term, in the form of one call with two
+    students."""
     zero = torch.zeros_like(a.ce_a)
     return {
         "loss": a.loss + b.loss + (0.0 if peers is None else peers.loss),
@@ -99,19 +102,19 @@ def side_by_side(a: DualStudentLossOutput, b: DualStudentLossOutput, peers: Dual
     }
 
 
-def terms_of(out: DualStudentLossOutput) -> Terms:
-    """What a method returns of a call with both students."""
+def to_terms(out: DualStudentLossOutput) -> LossTerms:
+    """The terms of a call with both students."""
     components = {name: getattr(out, name) for name in COMPONENTS}
     return {"loss": out.loss, **components, "weight": out.weight, "entropy": out.entropy}
 
 
-def without_teacher(terms: Terms) -> Terms:
-    """Where there is no teacher, there is nothing to say of its certainty."""
+def drop_teacher_terms(terms: LossTerms) -> LossTerms:
+    """Without a teacher there is no weight and no entropy."""
     return {name: value for name, value in terms.items() if name not in ("weight", "entropy")}
 
 
-def plus(terms: Terms, own: Mapping[str, Tensor]) -> Terms:
-    """The terms with further losses added, each also logged by its name."""
+def add_losses(terms: LossTerms, own: Mapping[str, Tensor]) -> LossTerms:
+    """Adds further losses to the loss; each is also a term under its name."""
     total = terms["loss"]
     for loss in own.values():
         total = total + loss
@@ -126,13 +129,13 @@ def cross_entropies(target: Tensor, *logits: Tensor, backend: str = "auto") -> l
 
 
 def soft_label_weights(answers: Answers, backend: str = "auto") -> dict[str, Tensor]:
-    """1 - exp(-CE(student) / CE(teacher)) for each image and student: more for images that the student finds harder
-    than the teacher does [paper: Zhou et al., "Rethinking Soft Labels for Knowledge Distillation", ICLR 2021, eq. 9-10]
+    """1 - exp(-CE(student) / CE(teacher)) for each image and student, larger for images that are harder for the student
+    than for the teacher [paper: Zhou et al., "Rethinking Soft Labels for Knowledge Distillation", ICLR 2021, eq. 9-10]
     """
     assert answers.teacher is not None
     students = (answers.student_a, answers.student_b)
     teacher, a, b = cross_entropies(answers.target, answers.teacher, *students, backend=backend)
-    # where both know the label for certain there is nothing to weigh, and 0/0 must not be NaN
+    # 1e-7: 0/0 would be NaN where both are certain of the label
     harder = {"student_a": a, "student_b": b}
     # rounding can take a cross-entropy, and with it the weight, below 0
     return {role: -torch.expm1(-ce / (teacher + 1e-7)).clamp(max=0) for role, ce in harder.items()}

@@ -17,23 +17,23 @@ from udskd.config.schema import ROLES, STUDENTS, Config
 from udskd.errors import ConfigError
 from udskd.loss.functional import training_loss
 from udskd.methods.base import Answers, Features, Needs, Ramp, Setting, Shape
-from udskd.methods.operator import OperatorMethod, Terms, plus, side_by_side
+from udskd.methods.operator import LossTerms, OperatorMethod, add_losses, join_students
 from udskd.models.features import Layer, choose_layers
 
 _HALF = (torch.bfloat16, torch.float16)
 _SHORTEST = 1e-4
-"""A shorter feature vector is not made a unit vector: its gradient would grow without bounds."""
+"""A shorter feature vector is not normalised: its gradient would grow without bounds."""
 
 
 class FusionBlock(nn.Module):
-    """The teacher's features worked into the student's, at one layer:
+    """Fuses the teacher's features into the student's at one layer:
 
-        fused = own + scale · BN(1×1(ReLU(BN(depthwise 3×3(own and aligned, side by side)))))
+        fused = own + scale · BN(1×1(ReLU(BN(depthwise 3×3(concatenated own and aligned)))))
         aligned = BN(1×1(teacher)), pooled or repeated to the size of own
 
-    That such a block integrates the two networks' intermediate features is the paper's [paper]; what it is made of is
-    that of feature fusion learning (Kim et al., arXiv:1904.09058) [reconstructed]. scale, one number for each channel,
-    begins at 0 [reconstructed], so that the block begins as the identity.
+    That such a block integrates the two networks' intermediate features is the paper's [paper]; its layers are those
+    of feature fusion learning (Kim et al., arXiv:1904.09058) [reconstructed]. scale, one number for each channel,
+    starts at 0 [reconstructed], so that the block starts as the identity.
     """
 
     def __init__(self, channels: int, teacher_channels: int) -> None:
@@ -58,7 +58,7 @@ class FusionBlock(nn.Module):
 
 
 class ProxyTeacher(nn.Module):
-    """The student as it is at this moment, with the teacher's features fused into its own.
+    """The student with its current weights and the teacher's features fused into its own.
 
     A proxy with the architecture and the weights of the student, of which the fusion blocks alone are trained, is the
     paper's [paper]. The weights are copied at every step, by reading the student's own [reconstructed]. Its parameters
@@ -75,7 +75,7 @@ class ProxyTeacher(nn.Module):
         self._student = (student,)  # in a tuple, where nn.Module does not look
 
     def forward(self, images: Tensor, teacher_features: Sequence[Tensor]) -> tuple[Tensor, Features]:
-        """Logits [B, C], and what each layer's block gave.
+        """Logits [B, C], and the fused features of each layer.
 
         teacher_features: one [B, C', H', W'] for each layer. Batch-norm and dropout work as in the student, training
         or not; batch-norm's running statistics stay as they are.
@@ -94,21 +94,20 @@ class ProxyTeacher(nn.Module):
 
 class StudentDriven(OperatorMethod):
     """Each student i learns from the teacher and from a proxy p of its own, which is the student with the teacher's
-    features fused in; the students do not listen to each other:
+    features fused in; the students do not learn from each other:
 
         L_i = ce_weight·CE_i + kd_weight·T²·KL(t ‖ i) + ramp·peer_weight·τ²·KL(sg p ‖ i)
               + feature_weight · mean over layers, images and positions of ‖u(f_i) - sg u(f_p)‖²
         L_p = ce_weight·CE_p + kd_weight·T²·KL(t ‖ p) + ramp·peer_weight·τ²·KL(sg i ‖ p)
 
-    with u(f) = f / max(‖f‖, 1e-4) over the channels, f_p what the fusion blocks gave. The gradient of L_p reaches the
-    blocks alone, that of L_i the student alone.
+    with u(f) = f / max(‖f‖, 1e-4) over the channels, f_p the outputs of the fusion blocks. The gradient of L_p reaches
+    the blocks alone, that of L_i the student alone.
 
     The proxy, that only its blocks are trained, the KL between the outputs of teacher, proxy and student, and the
-    mutual learning that motivates it are the paper's [paper]. The distance between features, the forms of L_i and
-    L_p, their weights, which are those of [loss], and which layers are fused are not published, and options
-    [reconstructed]. The ramp over sdkd.ramp_epochs, since at first the proxy only knows what the student knows, is
-    that of decoupled distillation's code; it is on both directions, and that towards the proxy is nearly 0 at first
-    anyway [reconstructed]. peer_a and peer_b are the students' KL from their proxies.
+    mutual learning that motivates it are the paper's [paper]. The distance between features, the forms of L_i and L_p,
+    their weights, which are those of [loss], and which layers are fused are not published, and options [reconstructed].
+    The ramp over sdkd.ramp_epochs is that of decoupled distillation's code: at first the proxy equals the student. It
+    applies to both directions [reconstructed]. peer_a and peer_b are the students' KL from their proxies.
     """
 
     name = "sdkd"
@@ -119,20 +118,20 @@ class StudentDriven(OperatorMethod):
         super().__init__(config, shapes)
         if not config.loss.detach_peer:
             raise ConfigError(
-                'loss.detach_peer must be true for method "sdkd", got false: a student and its proxy learn apart'
+                'loss.detach_peer must be true for method "sdkd", got false: a student and its proxy learn separately'
             )
         self.lr = config.sdkd.lr
         self._ramp = Ramp(config.sdkd.ramp_epochs, config.training.epochs)
         self._proxies: dict[str, ProxyTeacher] = {}
 
     def needs(self, setting: Setting) -> Needs:
-        """The features to fuse. ConfigError where a network has no such layers."""
+        """The features to fuse. ConfigError for a network without these layers."""
         needs = super().needs(setting)
         own = {role: tuple(layer.name for layer in layers) for role, layers in self._layers(setting).items()}
         return replace(needs, layers={**needs.layers, **own})
 
     def modules(self, setting: Setting) -> dict[str, nn.Module]:
-        """The proxies, whose parameters are their fusion blocks'."""
+        """The proxies, whose only parameters are those of their fusion blocks."""
         layers = self._layers(setting)
         for role in STUDENTS:
             pairs = zip(layers[role], layers["teacher"], strict=True)
@@ -145,26 +144,26 @@ class StudentDriven(OperatorMethod):
     def at(self, epoch: float) -> None:
         self._ramp.at(epoch)
 
-    def loss(self, answers: Answers) -> Terms:
+    def loss(self, answers: Answers) -> LossTerms:
         """The sum of L_i and L_p of both students, and "proxy_ce" and "feature" of each (the distance unweighted)."""
         targets, own = self.targets(answers)
         changes = self.changes(answers, targets)
         peer_weight = self._ramp.times(self.arguments["peer_weight"], answers.student_a)
         outs, distances = {}, {}
         for role in STUDENTS:
-            student, (proxy, fused) = answers.student(role), self._ask_proxy(role, answers)
+            student, (proxy, fused) = answers.student(role), self._run_proxy(role, answers)
             options = {**self.arguments, "peer_weight": peer_weight, **changes.get(role, {})}
             outs[role] = training_loss(targets[role], student, proxy, answers.target, **options)
             distances[role] = feature_distance(answers.features[role], fused)
         (a, b), (feature_a, feature_b) = outs.values(), distances.values()
-        terms = side_by_side(a, b, None)
+        terms = join_students(a, b, None)
         terms["loss"] = terms["loss"] + self.config.sdkd.feature_weight * (feature_a + feature_b)
         terms |= {"peer_a": a.peer_a, "peer_b": b.peer_a, "proxy_ce_a": a.ce_b, "proxy_ce_b": b.ce_b}
         terms |= {"feature_a": feature_a.detach(), "feature_b": feature_b.detach()}
-        return plus(terms, own)
+        return add_losses(terms, own)
 
-    def _ask_proxy(self, role: str, answers: Answers) -> tuple[Tensor, Features]:
-        """Its logits [B, C] in the student's dtype, and the fused features."""
+    def _run_proxy(self, role: str, answers: Answers) -> tuple[Tensor, Features]:
+        """The proxy's logits [B, C] in the student's dtype, and the fused features."""
         assert answers.images is not None
         student = answers.student(role)
         with _arithmetic_of(student, *answers.features[role]):
@@ -190,9 +189,7 @@ def feature_distance(own: Sequence[Tensor], fused: Sequence[Tensor]) -> Tensor:
     Two tensors [B, C, H, W] for each layer, C, H and W being the layer's. That is 2 - 2·cosine, so a layer counts the
     same whatever its width. float32 (float64 for float64); no gradient reaches fused.
     """
-    distances = [
-        (_unit(mine) - _unit(theirs.detach())).square().sum(1).mean() for mine, theirs in zip(own, fused, strict=True)
-    ]
+    distances = [(_unit(x) - _unit(y.detach())).square().sum(1).mean() for x, y in zip(own, fused, strict=True)]
     return torch.stack(distances).mean()
 
 
@@ -210,7 +207,7 @@ def _resized(features: Tensor, size: torch.Size) -> Tensor:
 
 
 def _replace_by(block: nn.Module, teacher: Tensor, fused: list[Tensor]) -> Callable[..., Tensor]:
-    """A forward hook that puts what the block makes of a layer's output in its place, and notes it."""
+    """A forward hook that replaces a layer's output by the block's, and appends it to `fused`."""
 
     def hook(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         fused.append(block(output, teacher))
@@ -219,7 +216,7 @@ def _replace_by(block: nn.Module, teacher: Tensor, fused: list[Tensor]) -> Calla
     return hook
 
 
-def _arithmetic_of(*answers: Tensor) -> AbstractContextManager[object]:
-    """Autocast where it made these answers half precision, also for a caller that has left it since."""
-    half = next((answer.dtype for answer in answers if answer.dtype in _HALF), None)
-    return nullcontext() if half is None else torch.autocast(answers[0].device.type, half)
+def _arithmetic_of(*outputs: Tensor) -> AbstractContextManager[object]:
+    """Autocast if these outputs are half precision, also for a caller that has left autocast."""
+    half = next((x.dtype for x in outputs if x.dtype in _HALF), None)
+    return nullcontext() if half is None else torch.autocast(outputs[0].device.type, half)

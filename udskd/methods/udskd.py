@@ -6,7 +6,7 @@ from udskd.methods.operator import OperatorMethod
 
 
 class UncertaintyAwareDualStudent(OperatorMethod):
-    """Two students, one teacher, and the teacher's certainty as the weight of each image:
+    """Two students and one teacher, whose certainty is the weight of each image:
 
         loss = mean over images of Σ_i ( ce_weight·CE_i + kd_weight·w·T²·KL(t ‖ i) + peer_weight·τ²·KL(sg j ‖ i) )
 

@@ -1,5 +1,5 @@
-"""Cui, Pei: "How Is Uncertainty Propagated in Knowledge Distillation?" (arXiv:2601.18909): a teacher that is asked
-several times, and what is made of its answers."""
+"""Cui, Pei: "How Is Uncertainty Propagated in Knowledge Distillation?" (arXiv:2601.18909): targets from
+several responses of the teacher."""
 
 from __future__ import annotations
 
@@ -65,11 +65,11 @@ def draws(probabilities: Tensor, k: int) -> Tensor:
 
 
 class Responses(Shape):
-    """What the two shapes share: k = variance.responses answers of the teacher, as probabilities at the distillation
-    temperature [reconstructed: the paper's answers are numbers or texts].
+    """The base of the two shapes: k = variance.responses responses of the teacher, as probabilities at the distillation
+    temperature [reconstructed: the paper's responses are numbers or texts].
 
-    With variance.source "draws" they are labels drawn from the logits that the shape is given, anew at each call. With
-    "dropout" and "views" they are Answers.responses, whatever shapes came before: k passes of the frozen teacher.
+    With variance.source "draws" they are labels drawn from the shape's input logits, anew at each call. With "dropout"
+    and "views" they are Answers.responses, k passes of the frozen teacher, and a previous shape has no effect.
 
     Raises ConfigError for too few responses.
     """
@@ -100,15 +100,15 @@ class Responses(Shape):
 
     def shaped(self, target: Tensor) -> Shaped:
         """The logits whose probabilities at the distillation temperature are the target [B, C]: -inf, a class that the
-        operator leaves out, where the target has no mass."""
+        operator excludes, where the target has no mass."""
         return Shaped(self.temperature * target.log())
 
 
 class Average(Responses):
-    """The average of the teacher's responses [paper], taken at the temperature at which the students imitate it, so
-    that it is the target itself that is unbiased [reconstructed].
+    """The average of the teacher's responses [paper], taken at the distillation temperature, so that the target itself
+    is unbiased [reconstructed].
 
-    Both students are given the same average. One response is allowed: the paper's noisy teacher as it is.
+    Both students have the same target. One response is allowed: the paper's noisy teacher.
     """
 
     name = "average"
@@ -120,7 +120,7 @@ class Average(Responses):
 
 
 class InverseVariance(Responses):
-    """The teacher's average p_T and the student's own answer p_S, weighted by the inverse of their variances [paper]:
+    """The teacher's average p_T and the student's own output p_S, weighted by the inverse of their variances [paper]:
 
         q = a_T p_T + a_S p_S,   a_T = (1 / v_T) / (1 / v_T + 1 / v_S),   a_S = 1 - a_T
 
@@ -128,24 +128,23 @@ class InverseVariance(Responses):
     [reconstructed]. v_T is the unbiased variance of the responses, divided by k for their average. v_S is taken from
     variance.student [reconstructed]: "peers", mean_c (p_a - p_b)^2 / 2, the unbiased variance of the two students as
     independent estimates; or "draws", mean_c p_S (1 - p_S), that of one label drawn from the student, so that draws of
-    a teacher like it have the share k / (k + 1). Either way v_S knows nothing of an error that is systematic.
+    a teacher like it have the share k / (k + 1). Neither v_S contains a systematic error.
 
-    Since q contains the student, the gradient of T^2 KL(q || p_S) is a_T times that of T^2 KL(p_T || p_S): the method
-    trusts the student by learning less from the teacher. Students that are identical on an image have v_S = 0, and
-    learn nothing of it from the teacher, right or wrong: that is what the formula says, for estimates without bias.
-    Two networks with weights of their own never are identical; but untrained ones nearly are, both close to uniform, so
-    with "peers" it is the cross-entropy that teaches first, and the teacher's share grows as they begin to differ. It
-    stays near zero against the variance of drawn labels, which is far greater than that of probabilities: "peers" goes
-    with the responses of "dropout" and "views", and "draws" with draws, which is what "auto" takes. Draws that all
-    agree have v_T = 0, and are the target alone; more responses make that rarer.
+    Since q contains the student, the gradient of T^2 KL(q || p_S) is a_T times that of T^2 KL(p_T || p_S): the smaller
+    v_S, the less the student learns from the teacher. Students that are identical on an image have v_S = 0 and learn
+    nothing from the teacher there, as the formula has it for estimates without bias. Two networks are never identical,
+    but untrained ones are nearly uniform: with "peers" the cross-entropy dominates first, and the teacher's share grows
+    as the students begin to differ. It stays near zero against the variance of drawn labels, which is far greater than
+    that of probabilities: "auto" is "peers" for the sources "dropout" and "views", and "draws" for draws. Draws that
+    all agree have v_T = 0, so that the target is their average; more responses make that rarer.
 
-    variance.oracle is the published regression code instead [paper]: the "student's estimate" is the teacher's answer
+    variance.oracle is the published regression code instead [paper]: the "student's estimate" is the teacher's output
     without noise, softmax(logits / T), and v_S is the variance of one response, which is known for draws, mean_c
     p (1 - p), and else is that of the responses, with the divisor k. v_T is that of the responses in either case, not
-    divided by k for their average. It is an oracle because the noise-free answer is what the noisy responses are there
-    to estimate: who has it needs no average, and the variance falls below what an honest estimate can reach by leakage.
+    divided by k for their average. It is an oracle: the noisy responses estimate the noise-free output, which leaks
+    into the target, so that its variance is smaller than any honest estimate's.
 
-    The students' targets differ; with variance.source "draws" each has labels of its own.
+    The students' targets differ; with variance.source "draws" each student has its own labels.
     """
 
     name = "variance"
@@ -181,14 +180,14 @@ class InverseVariance(Responses):
 
 class VarianceAware(OperatorMethod):
     """Two single-student distillations side by side, ce_weight CE + kd_weight T^2 KL(target || student), towards
-    targets with less noise than a single answer of the teacher's.
+    targets with less noise than a single response of the teacher.
 
-    The paper tells apart the uncertainty of the teacher's output, of the student's initialisation and of the student's
-    own output; averaging several responses reduces the first, and inverse-variance weighting joins their average with
-    the student's own estimate [paper: for regression and language models]. What a classifier's responses are, that they
-    are averaged as probabilities, what stands for the student's variance, and the weights of the loss are not in it
-    [reconstructed: see InverseVariance, the method's own shape]. target.shape "average" is the paper's averaging alone.
-    Every image weighs the same, and mixup only changes the cross-entropy.
+    The paper distinguishes the uncertainty of the teacher's output, of the student's initialisation and of the
+    student's own output; averaging several responses reduces the first, and inverse-variance weighting combines their
+    average with the student's own estimate [paper: for regression and language models]. What a classifier's responses
+    are, the average of probabilities, the estimate of the student's variance, and the weights of the loss are not
+    published [reconstructed: see InverseVariance, the method's own shape]. target.shape "average" is the paper's
+    averaging alone. Every image weighs the same, and mixup only changes the cross-entropy.
     """
 
     name = "variance"

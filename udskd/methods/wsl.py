@@ -11,13 +11,13 @@ from udskd.methods.operator import OperatorMethod
 
 
 class WeightedSoftLabels(OperatorMethod):
-    """Distillation weighted by how far each student is behind the teacher on each image:
+    """Distillation weighted by the gap between each student and the teacher on each image:
 
         loss = mean over images of Σ_i ( ce_weight·CE_i + kd_weight·w_i·T²·KL(t ‖ i) ),  w_i = 1 - exp(-CE_i / CE_t)
 
     where the cross-entropies in w are those with the label at temperature 1, and no gradient flows through w [paper].
-    An image that the student finds easier than the teacher does is one where soft labels bring more bias than they save
-    variance, and weighs little. The paper's soft loss is the cross-entropy with the soft labels, whose gradients are
+    On an image that is easier for the student than for the teacher, soft labels add more bias than they remove
+    variance; its weight is small. The paper's soft loss is the cross-entropy with the soft labels, whose gradients are
     the KL's. Its weight there is 2.5 (ImageNet, T = 2) [paper]; here kd_weight and T come from the options
     (--kd_weight 2.5 --temperature 2), so that the comparison differs in the weighting alone [reconstructed].
 

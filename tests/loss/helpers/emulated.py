@@ -1,5 +1,5 @@
-"""The CUDA kernels' own source as a library for the CPU, in which tests/emulator stands for the GPU: the backend
-"emulated" of the tests, and what is asked of the emulator itself.
+"""The backend "emulated" of the tests: the source of the CUDA kernels, compiled for the CPU with the emulator of a GPU
+in tests/emulator.
 
 UDSKD_EMULATED_SANITIZE=1     compile it with AddressSanitizer and UndefinedBehaviorSanitizer, whose runtimes are loaded
 UDSKD_EMULATED_LIBRARY=FILE   load FILE instead of compiling
@@ -24,12 +24,12 @@ from udskd import _native
 from udskd.loss import ops
 
 NAMESPACE = "udskd_emulated"
-USUAL = {"sms": 4, "capability": 90}  # the GPU that is emulated unless a test asks for another
+DEFAULT_GPU = {"sms": 4, "capability": 90}  # the GPU that is emulated unless a test sets another
 
 
 @cache
 def reason() -> str | None:
-    """Why there can be no such library here, or None. Compiles nothing."""
+    """Why the library cannot be compiled here, or None. Compiles nothing."""
     if _native.problem is not None:
         return _native.problem
     if os.environ.get("UDSKD_EMULATED_LIBRARY"):
@@ -46,7 +46,7 @@ def reason() -> str | None:
 
 
 def load() -> ctypes.CDLL:
-    """The library, compiled if need be, whose operators are the backend "emulated" from now on."""
+    """Compiles the library unless it exists, loads it, and adds the backend "emulated"."""
     outcome = _outcome()
     if isinstance(outcome, emulated_build.CompilerError):
         raise outcome
@@ -55,7 +55,7 @@ def load() -> ctypes.CDLL:
 
 @cache
 def _outcome() -> ctypes.CDLL | emulated_build.CompilerError:
-    """What came of the first attempt: a test does not compile again what has failed for another."""
+    """The result of the first attempt: later tests do not repeat a compilation that has failed."""
     try:
         path = os.environ.get("UDSKD_EMULATED_LIBRARY") or str(emulated_build.library())
     except emulated_build.CompilerError as error:
@@ -73,7 +73,7 @@ def _outcome() -> ctypes.CDLL | emulated_build.CompilerError:
 
 
 def order(seed: int) -> None:
-    """The order in which what is free to run does so: 0 as numbered, 1 the other way round, else shuffled by that."""
+    """The order in which runnable threads run: 0 as numbered, 1 reversed, any other number shuffled with that seed."""
     load().emulator_order(seed)
 
 
@@ -82,16 +82,16 @@ def device(name: str, value: int) -> None:
     load().emulator_device(name.encode(), value)
 
 
-def usual() -> None:
-    """The usual order on the usual GPU."""
+def reset() -> None:
+    """The default order on the default GPU."""
     order(0)
-    for name, value in USUAL.items():
+    for name, value in DEFAULT_GPU.items():
         device(name, value)
 
 
 @contextmanager
 def forced(regime: str) -> Iterator[None]:
-    """One regime of csrc/loss/plan.h for all rows inside that it holds."""
+    """Within the block, one regime of csrc/loss/plan.h for all rows that fit into it."""
     os.environ["UDSKD_CUDA_PLAN"] = regime
     try:
         yield
@@ -100,7 +100,7 @@ def forced(regime: str) -> Iterator[None]:
 
 
 def captured(run: Callable[[], Any]) -> Any:
-    """What run() returns, whose launches are not run but remembered for replay()."""
+    """The result of run(). Its launches are not executed but recorded for replay()."""
     load().emulator_capture_begin()
     try:
         return run()
@@ -109,12 +109,12 @@ def captured(run: Callable[[], Any]) -> Any:
 
 
 def replay() -> None:
-    """What was last captured, once more."""
+    """Executes the launches that were last captured."""
     load().emulator_replay()
 
 
 def log() -> list[str]:
-    """What was run since the log was last read, a line for each launch and "memset ..." for the rest."""
+    """The launches since the log was last read, a line for each, and "memset ..." for the rest."""
     text = ctypes.create_string_buffer(load().emulator_log(None, 0))
     load().emulator_log(text, len(text))
     return text.value.decode().splitlines()

@@ -1,5 +1,5 @@
-"""Hostile calls of the raw operators, drawn by a seed, and children to make them in: a child that ends by a signal
-names the call that it died of."""
+"""Random hostile calls of the raw operators, made in a child process: if a signal ends the child, the report names the
+call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from udskd.loss.options import Modes, Scalars
 
 ROWS, CLASSES = 5, 19
-SECONDS = 120  # after which a child counts as hanging, and is ended by a signal of its own
+SECONDS = 120  # after which a child counts as hanging; SIGALRM ends it
 DTYPES = (
     *(torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool),
     *(torch.complex64, torch.complex128, torch.float8_e4m3fn, torch.float8_e5m2, torch.int16, torch.uint16),
@@ -35,7 +35,7 @@ Laying = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a raw operator; `text` says which, for messages."""
+    """One call of a raw operator; `text` describes it in messages."""
 
     operator: Any
     arguments: tuple[Any, ...]
@@ -54,7 +54,7 @@ def describe(x: Any) -> str:
 
 
 def shrunk(x: Tensor) -> Tensor:
-    """A tensor whose storage was made smaller under it."""
+    """A tensor that reaches beyond the end of its storage."""
     x = x.clone()
     x.untyped_storage().resize_(x.untyped_storage().nbytes() // 2)
     return x
@@ -92,14 +92,15 @@ LAYINGS: tuple[Laying, ...] = (
 
 
 class Draw:
-    """Draws hostile arguments. About a third of all calls have one wrong argument alone, so that it is reached."""
+    """Draws hostile arguments. About a third of all calls have only one wrong argument, so that its check is
+    reached."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.generator = torch.Generator().manual_seed(seed)
 
     def tensor(self) -> Tensor | None:
-        """A tensor of any shape, dtype and layout, or none."""
+        """A tensor of any shape, dtype and layout, or None."""
         if self.random.random() < 0.1:
             return None
         x = self.values(self.random.choice(SHAPES)).to(self.random.choice(DTYPES))
@@ -122,7 +123,7 @@ class Draw:
         return self.random.choice(hostile) if self.random.random() < share else good
 
     def arguments(self, good: Sequence[Any]) -> tuple[Any, ...]:
-        """The good arguments, some of which are replaced: one alone, or each with a chance."""
+        """The good arguments, of which one or a random subset is replaced."""
         alone = self.random.randrange(len(good)) if self.random.random() < 0.35 else None
         out = []
         for place, value in enumerate(good):
@@ -136,7 +137,7 @@ class Draw:
         return tuple(out)
 
     def list_like(self, good: list[Any], share: float) -> list[Any]:
-        """A list of numbers, some of which are replaced, or of another length."""
+        """The list with some elements replaced, or a list of another length."""
         wrong = NUMBERS if isinstance(good[0], float) else (False, True) if isinstance(good[0], bool) else INTEGERS
         if self.random.random() < share / 3:
             return [self.random.choice(wrong) for _ in range(self.random.randrange(2 * len(good)))]
@@ -145,7 +146,7 @@ class Draw:
 
 
 def good_arguments(draw: Draw, columns: int, seldom: bool) -> dict[str, tuple[Any, ...]]:
-    """By operator, arguments that it takes. seldom: logits and coefficients of the rarer kinds."""
+    """By operator, arguments that it accepts. seldom: logits and coefficients of the less common dtypes and shapes."""
     dtype = draw.random.choice(DTYPES[:4]) if seldom else torch.float32
     arithmetic = torch.float64 if dtype == torch.float64 else torch.float32
     teacher, a, b = (draw.values((ROWS, CLASSES)).to(dtype) for _ in range(3))
@@ -201,9 +202,9 @@ def calls(namespace: Any, columns: int, seed: int, count: int, *, images: bool) 
 
 
 def survivors(made: Sequence[Call]) -> tuple[int, str | None]:
-    """Makes the calls in a child: how many returned, and the call by which the child died, with the signal.
+    """Makes the calls in a child process. Returns how many returned, and the call and signal that ended the child.
 
-    An exception of any kind is an answer. A child inherits the state of this process, so that nothing is loaded again.
+    An exception of any kind is allowed. A child inherits the state of this process, so that nothing is loaded again.
     """
     reading, writing = os.pipe()
     child = os.fork()
@@ -227,7 +228,7 @@ def survivors(made: Sequence[Call]) -> tuple[int, str | None]:
 
 
 def _make(made: Sequence[Call], progress: int) -> None:
-    """The child's part; it never returns."""
+    """The calls in the child, which exits at the end."""
     try:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(SECONDS)
@@ -237,7 +238,7 @@ def _make(made: Sequence[Call], progress: int) -> None:
             try:
                 call.operator(*call.arguments)
                 os.write(progress, b"r ")
-            except Exception:  # any is an answer
+            except Exception:  # of any kind is allowed
                 continue
         os._exit(0)
     except BaseException:

@@ -1,4 +1,4 @@
-"""The regimes of csrc/loss/plan.h, and problems at their edges, for the tests of the emulated CUDA kernels."""
+"""The regimes of csrc/loss/plan.h and inputs at their limits, for the tests of the emulated CUDA kernels."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 import udskd
 from tests.loss.helpers import emulated, forms
-from tests.loss.helpers.problems import Problem, can_fuse, make
+from tests.loss.helpers.inputs import LossInputs, can_fuse, make
 from tests.loss.test_values import assert_as_exact_as_eager
 
-# Regimes, and how many classes they are tried with: somewhat more than they hold of some dtypes, for which the library
-# then takes another.
+# Regimes, and the largest number of classes in their tests: more than fits for some dtypes, for which the library takes
+# another regime.
 REGIMES = {
     **{"lanes8": 100, "warp": 100, "warp8": 1025, "block128": 1025},
     **{"block256": 8191, "shared": 21841, "cluster": 50257, "split": 50257},
@@ -51,7 +51,7 @@ VARIANTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 
 def shapes(regime: str, group: str) -> list[tuple[int, int]]:
-    """Many rows only where each has few threads: the emulator takes a microsecond for a thread."""
+    """Many rows only if each has few threads: the emulator takes a microsecond for a thread."""
     most = 257 if REGIMES[regime] < 5000 else 37
     return [(min(rows, most), classes) for rows, classes in SHAPES[group] if classes <= REGIMES[regime]]
 
@@ -61,7 +61,7 @@ def groups() -> list[tuple[str, str]]:
 
 
 def assert_exact(rows: int, classes: int, dtype: torch.dtype, variant: int) -> None:
-    """As exact as PyTorch, in one of the variants, whose forms take turns."""
+    """As exact as PyTorch in one of the variants, which alternate between the forms."""
     given, options = VARIANTS[variant % len(VARIANTS)]
     if rows == 0:  # the mean of no rows is NaN
         options = options | {"reduction": "sum"}
@@ -72,8 +72,8 @@ def assert_exact(rows: int, classes: int, dtype: torch.dtype, variant: int) -> N
         assert_as_exact_as_eager("emulated", problems, dtype, (1, 2), **options)
 
 
-def results(form: Any, problem: Problem, **options: Any) -> list[Tensor]:
-    """Everything that is returned, and the gradients of what learns, under an upstream gradient of 1.5."""
+def results(form: Any, problem: LossInputs, **options: Any) -> list[Tensor]:
+    """All outputs, and the gradients of the inputs that require them, for a grad_output of 1.5."""
     with forms.only(form):
         out = udskd.dual_student_loss(*problem.inputs, backend="emulated", **options)  # type: ignore[arg-type]
     learning = [x for x in problem.logits if x.requires_grad]

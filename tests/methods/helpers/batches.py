@@ -1,4 +1,4 @@
-"""Batches that the tests of several methods share, and what to compare their losses with."""
+"""Batches and assertions that the tests of several methods share."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def in_double(x: Answers) -> Answers:
 
 
 def on_meta() -> Answers:
-    """Tensors without values: whoever looks at one raises."""
+    """Tensors without values: code that reads one raises."""
     t, a, b = (torch.empty(B, C, device="meta") for _ in range(3))
     return Answers(t, a.requires_grad_(), b.requires_grad_(), torch.empty(B, dtype=torch.int64, device="meta"))
 
@@ -53,7 +53,7 @@ def kd(x: Answers, student: Tensor) -> Tensor:
 
 
 def margin(x: Answers) -> Tensor:
-    """What uncertainty="margin" makes of the teacher, [B]."""
+    """The teacher's weight for uncertainty="margin", [B]."""
     assert x.teacher is not None
     top = x.teacher.softmax(-1).topk(2).values
     return top[:, 0] - top[:, 1]
@@ -71,7 +71,7 @@ def assert_takes_an_inference_tensor(method: Method, x: Answers) -> None:
 
 
 def assert_asks_for_backend(monkeypatch: pytest.MonkeyPatch, method: Method, x: Answers, wanted: str) -> None:
-    """Every call of the operator that the loss makes names the options' backend."""
+    """Every call of the operator in the loss has the backend of the options."""
     asked, choose = [], dispatch.choose
 
     def noted(backend: str, device: torch.device) -> str:
@@ -91,8 +91,8 @@ def assert_same(
     wanted_inputs: Sequence[Tensor],
     tolerance: float | None = None,
 ) -> None:
-    """The losses agree, which are float32 at least, and their gradients for an arbitrary upstream gradient, which come
-    in their inputs' dtypes."""
+    """The losses (at least float32) and their gradients for an arbitrary grad_output agree; gradients have the dtypes
+    of their inputs."""
     upstream = 0.37
     rounding = ROUNDING[inputs[0].dtype] if tolerance is None else max(tolerance, ROUNDING[inputs[0].dtype])
     tolerance = min(rounding, ROUNDING[torch.float32]) if tolerance is None else tolerance
@@ -104,7 +104,7 @@ def assert_same(
 
 
 def assert_loss_of_nothing(loss: Tensor, x: Answers) -> None:
-    """Of no rows at all: a mean that is NaN, as F.cross_entropy's, and gradients without a row."""
+    """For a batch without rows, the mean is NaN, as in F.cross_entropy, and gradients have no rows."""
     loss.backward()
     assert loss.isnan()
     assert x.student_a.grad is not None

@@ -29,7 +29,7 @@ RAMP = 0.5  # after two of the four epochs
 
 
 class Run:
-    """A method with its networks, and what these answer to a batch, as the training loop puts it."""
+    """A method with its networks, and their outputs for a batch, as the training loop computes them."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Run:
         self.target = torch.randint(0, C, (B,))
 
     def stir(self) -> Run:
-        """Fusion blocks that have learned something."""
+        """Fusion blocks with random weights, as after training."""
         for proxy in self.proxies.values():
             for parameter in proxy.parameters():
                 nn.init.normal_(parameter, std=0.5)
@@ -110,7 +110,7 @@ def fusion(block: FusionBlock, own: Tensor, teacher: Tensor) -> Tensor:
 
 
 def proxy_by_hand(run: Run, role: str, taught: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
-    """The student's layers one after the other, from a copy that learns nothing."""
+    """The student's layers one after the other, from a copy without gradients."""
     student = copy.deepcopy(run.setting.networks[role]).requires_grad_(False)
     x, fused, names = run.images, list[Tensor](), run.needs.layers[role]
     for number, layer in enumerate(student.get_submodule("features").children()):

@@ -1,4 +1,4 @@
-"""Several responses of a teacher, and the formulas of targets made of them, written out in float64, for their tests."""
+"""Several responses of a teacher, and the formulas of targets computed from them, in float64, for their tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Problems to put to the loss: logits, targets, options, and the backends that can answer here."""
+"""Inputs of the loss for its tests: logits, targets, options, and the backends that can run here."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ MARKS = {"cuda": ["gpu"], "emulated": ["emulated"]}
 
 
 def backends(*names: str) -> list[Any]:
-    """Parameters for the backends, skipped with the reason where one cannot run. "emulated" has a GPU's kernels, forms
-    and rules, for tensors on the CPU."""
+    """Parameters for the backends; one that cannot run is skipped with the reason. "emulated" runs the CUDA kernels and
+    follows the rules of a GPU, with tensors on the CPU."""
     out = []
     for name in names or ("reference", "cpu", "emulated", "cuda"):
         reason = emulated.reason() if name == "emulated" else _native.unavailable(name)
@@ -34,31 +34,31 @@ def device_of(backend: str) -> str:
 
 
 def on_gpu(backend: str) -> bool:
-    """Whether it computes as a GPU does: by a kernel that depends on the shape, the layout and on what is asked for."""
+    """Whether the kernel depends on the shape, the layout and the gradients that are needed."""
     return backend in ("cuda", "emulated")
 
 
 def can_fuse(backend: str, options: dict[str, Any]) -> bool:
-    """Whether a backend has the fused form under some options of the loss."""
+    """Whether a backend has the fused form for these options of the loss."""
     normalized = options.get("normalize_weights", False)
     return options.get("reduction") != "none" and not (normalized and on_gpu(backend))
 
 
 def close(x: Tensor, y: Tensor, units: int = 4) -> None:
-    """Equal but for rounding; elements are differences of terms as large as the largest element."""
+    """Equal except for rounding; elements are differences of terms as large as the largest element."""
     allowed = units * torch.finfo(y.dtype).eps
     largest = y.abs().max().item() if y.numel() else 0.0
     torch.testing.assert_close(x, y, rtol=allowed, atol=allowed * largest)
 
 
 def agree(backend: str, x: Tensor, y: Tensor) -> None:
-    """Equal but for rounding: what two forms compute, or one in different company. On a GPU these may be kernels of
-    which one is faster and the other more careful."""
+    """Equal except for rounding: results of two forms, or of one form in two batches. On a GPU these can be results of
+    a fast kernel and of the generic one."""
     close(x, y, 32 if on_gpu(backend) and y.dtype in (torch.float32, torch.float64) else 4)
 
 
 def same(backend: str, x: Tensor, y: Tensor) -> None:
-    """The same on the CPU to the bit."""
+    """Equal, on the CPU to the bit."""
     if on_gpu(backend):
         agree(backend, x, y)
     else:
@@ -66,7 +66,7 @@ def same(backend: str, x: Tensor, y: Tensor) -> None:
 
 
 @dataclass(frozen=True)
-class Problem:
+class LossInputs:
     """Inputs of dual_student_loss."""
 
     teacher: Tensor | None
@@ -84,9 +84,9 @@ class Problem:
 
     def like(
         self, dtype: torch.dtype | None = None, device: str | None = None, learning: tuple[int, ...] = (0, 1, 2)
-    ) -> Problem:
-        """Leaf copies in another dtype, on another device; those of teacher and students that learn require
-        gradients."""
+    ) -> LossInputs:
+        """Leaf copies in another dtype, on another device; `learning`: which of teacher, student_a and student_b
+        require gradients."""
 
         def leaf(k: int) -> Tensor | None:
             x = self.inputs[k]
@@ -111,8 +111,8 @@ def make(
     two: bool = True,
     target: str | None = "hard",
     ignored: int = 0,
-) -> Problem:
-    """Random logits with a little structure: the teacher is right more often than not."""
+) -> LossInputs:
+    """Random logits with some structure: the teacher is right for most rows."""
     g = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, classes, (rows,), generator=g)
     t, a, b = (torch.randn(rows, classes, generator=g, dtype=torch.float64) * scale for _ in range(3))
@@ -125,7 +125,7 @@ def make(
         y = torch.rand(rows, classes, generator=g, dtype=torch.float64)
         y = (y / y.sum(-1, keepdim=True)).to(dtype)
     a = a.to(dtype).requires_grad_()
-    return Problem(
+    return LossInputs(
         t.to(dtype).requires_grad_() if teacher else None,
         a,
         b.to(dtype).requires_grad_() if two else None,
