@@ -119,7 +119,10 @@ class Gradients(NamedTuple):
 
 def arithmetic(*tensors: Tensor | None) -> torch.dtype:
     """float64 if any of the logits are, else float32."""
-    return torch.float64 if any(x is not None and x.dtype == torch.float64 for x in tensors) else torch.float32
+    for x in tensors:
+        if x is not None and x.dtype is torch.float64:
+            return torch.float64
+    return torch.float32
 
 
 def backward(namespace: Any, grad_loss: Tensor, rows: Tensor, arguments: Arguments, needs: Needs) -> Gradients:
