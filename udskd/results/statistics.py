@@ -1,7 +1,7 @@
 """Statistics of predictions, in NumPy and float64, so that reading finished runs needs no torch.
 
-udskd.loss.uncertainty has the entropy of logits in torch, udskd.loss.reference the KL divergence. EmbeddedSet.entropy
-repeats one formula, since udskd.data is a layer below.
+udskd.loss.uncertainty has the entropy of logits and the KL divergence in torch. EmbeddedSet.entropy repeats one
+formula, since udskd.data is a layer below.
 """
 
 from __future__ import annotations
