@@ -1,5 +1,5 @@
-// The Python module udskd._C: what this build holds. Kept free of PyTorch headers; the operators register themselves
-// when it is loaded.
+// The Python module udskd._C: properties of this build. It includes no PyTorch headers; the operators register
+// themselves when it is loaded.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -13,7 +13,7 @@
 #include "loss/plan.h"
 
 #ifndef UDSKD_CUDA_ARCHS
-#define UDSKD_CUDA_ARCHS ""  // setup.py gives the list, such as "7.5;9.0;12.0+PTX", when the CUDA kernels are compiled
+#define UDSKD_CUDA_ARCHS ""  // set by setup.py if the CUDA kernels are compiled, such as "7.5;9.0;12.0+PTX"
 #endif
 
 namespace udskd {
@@ -26,7 +26,7 @@ using Array = pybind11::array_t<float, pybind11::array::c_style | pybind11::arra
 
 // 2^x by the CPU kernels' own exponential, at the SIMD level in use.
 Array exponential(const Array& x) {
-  constexpr int64_t kVector = 16;  // what every level's vectors divide
+  constexpr int64_t kVector = 16;  // a multiple of every level's vector length
   const int64_t n = x.size(), padded = (n + kVector - 1) / kVector * kVector;
   std::vector<float> in(size_t(padded), 0.f), out(in);
   std::copy_n(x.data(), n, in.begin());
@@ -56,7 +56,7 @@ pybind11::dict build_info() {
   return info;
 }
 
-// Which kernel a problem gets on a GPU: plain arithmetic, so that it can be asked anywhere.
+// The CUDA kernel for a problem; needs no GPU.
 pybind11::dict plan(int64_t rows, int64_t classes, const std::string& dtype, bool usual, int sms, int capability,
                     int64_t shared, int64_t l2, const std::string& force) {
   using namespace udskd::cuda;
@@ -88,16 +88,17 @@ std::vector<std::string> regimes() {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Native library of udskd: operators under torch.ops.udskd, and what this build holds.";
+  m.doc() = "Native library of udskd: operators under torch.ops.udskd, and properties of this build.";
   m.def("exponential", &exponential, "2^x of float32 x <= 1 as the CPU kernels compute it, for their tests.");
   m.def("plan", &plan, pybind11::arg("rows"), pybind11::arg("classes"), pybind11::arg("dtype") = "float32",
         pybind11::arg("usual") = true, pybind11::arg("sms") = udskd::cuda::Device().sms,
         pybind11::arg("capability") = udskd::cuda::Device().capability,
         pybind11::arg("shared") = udskd::cuda::Device().shared, pybind11::arg("l2") = udskd::cuda::Device().l2,
         pybind11::arg("force") = "",
-        "The CUDA kernel of a problem: its regime, the threads that share a row in each of so many blocks, and the "
-        "16-byte packets of each network that a thread holds. usual: labels, a teacher, two students at one "
-        "temperature, for which most kernels are compiled. The device is an H100 unless said otherwise.");
-  m.def("regimes", &regimes, "The regimes that plan() chooses from, which UDSKD_CUDA_PLAN can ask for.");
+        "The CUDA kernel for a problem: its regime, the threads of each block that share a row, the blocks that share "
+        "a row, and the 16-byte packets of each network that a thread holds. usual: whether the loss has labels, a "
+        "teacher, and two students at one temperature, for which most kernels are compiled. The default device is an "
+        "H100.");
+  m.def("regimes", &regimes, "The regimes of plan(), the values of UDSKD_CUDA_PLAN.");
   m.def("build_info", &build_info, "SIMD levels (compiled, and in use) and CUDA architectures of this library.");
 }

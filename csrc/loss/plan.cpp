@@ -8,13 +8,13 @@ namespace {
 
 constexpr const char* kNames[kRegimes] = {"lanes8",   "warp",   "warp8",   "block128",
                                           "block256", "shared", "cluster", "split"};
-constexpr int kMostCluster = 8;         // that every GPU which has clusters has
-constexpr int64_t kReserved = 8 << 10;  // of shared memory: what teams and totals take, and the system
+constexpr int kMostCluster = 8;         // the largest cluster that every GPU with clusters supports
+constexpr int64_t kReserved = 8 << 10;  // bytes of shared memory for thread groups, totals and the system
 
-// Packets of a row wherever in memory it begins.
+// Packets of a row, whatever its alignment.
 int64_t packets(int64_t classes, Format format) { return (classes + 2 * kClassesOf[format] - 2) / kClassesOf[format]; }
 
-// Packets of each of three networks that a thread has room for in a block's shared memory.
+// Packets of each of three networks that a thread can hold in a block's shared memory.
 int64_t room(int64_t bytes, Format format) {
   return (bytes - kReserved) / (3 * 16 * kWordsOf[format] * kLanes[kInShared]);
 }
@@ -24,14 +24,14 @@ int64_t packets_of_thread(int64_t classes, Format format, int group) {
   return (of_block + kLanes[kInShared] - 1) / kLanes[kInShared];
 }
 
-// Two blocks to a multiprocessor, of which one computes while the other waits for memory, where that can be.
+// If possible, two blocks share a multiprocessor: one computes while the other waits for memory.
 int smallest_cluster(int64_t classes, Format format, const Device& device) {
   for (int group = 2; group <= kMostCluster; group *= 2)
     if (packets_of_thread(classes, format, group) <= room(device.shared / 2, format)) return group;
   return kMostCluster;
 }
 
-// Enough blocks to fill the GPU, and no more rows under way than the L2 cache has room for.
+// Enough blocks to fill the GPU, but no more rows at a time than fit into the L2 cache.
 int split_group(int64_t rows, int64_t classes, Format format, const Device& device) {
   constexpr int kMost = 256, kBlocksOfSm = 1;
   const int64_t of_row = packets(classes, format), bytes = 3 * 16 * of_row, blocks = int64_t(device.sms) * kBlocksOfSm;
@@ -59,7 +59,7 @@ const char* name_of(Regime regime) { return kNames[regime]; }
 
 int64_t most_classes(Regime regime, Format format, bool usual, const Device& device) {
   if (!compiled(regime, format, usual)) return 0;
-  const int64_t slack = kClassesOf[format] - 1;  // a row may begin late in its first packet
+  const int64_t slack = kClassesOf[format] - 1;  // a row may begin with the last class of its first packet
   if (regime == kSplit) return kMostClasses;
   if (regime == kInCluster && device.capability < 90) return 0;
   int64_t of_thread = kInRegisters[regime][format];
@@ -68,8 +68,8 @@ int64_t most_classes(Regime regime, Format format, bool usual, const Device& dev
   return of_thread * kLanes[regime] * kClassesOf[format] - (of_thread ? slack : 0);
 }
 
-// The first of these that holds the row. Few rows have many threads each, so that the GPU is full; many rows few, which
-// then spend less of their time on adding up what each has.
+// The first regime of the table that suits and in which the row fits. With few rows, many threads share a row, to fill
+// the GPU; with many rows, few threads, which spend less time on reductions.
 Plan plan(int64_t rows, int64_t classes, Format format, bool usual, const Device& device, const char* force) {
   const auto holds = [&](Regime regime, bool alone) { return classes <= most_classes(regime, format, alone, device); };
   for (int regime = 0; force && regime < kRegimes; ++regime)

@@ -1,4 +1,4 @@
-// What is computed once for a row rather than once for a class, in one version for every backend.
+// Computations once for each row rather than once for each class, in one version for every backend.
 //
 // On the CPU these functions are always inlined into a kernel, which is compiled for its SIMD level: they have no code
 // of their own that the linker could share between levels.
@@ -18,7 +18,7 @@ namespace udskd {
 
 template <class Acc>
 struct Spread {
-  Acc entropy, largest, second;  // of softmax(logits / temperature): nats, and the two largest probabilities
+  Acc entropy, largest, second;  // of softmax(logits / temperature): entropy in nats, two largest probabilities
 };
 
 template <class Acc>
@@ -38,11 +38,11 @@ UDSKD_ROW_MATH Acc certainty(const Problem& p, int64_t row, const Spread<Acc>& s
   if (p.uncertainty == kGiven) return value<Acc>(p.certainty, row);
   Acc sure = p.uncertainty == kMaxProb ? s.largest : s.largest - s.second, unsure = 1 - sure;
   if (p.uncertainty == kEntropyWeight) unsure = s.entropy / log_classes, sure = 1 - unsure;
-  const Acc share = p.trust_uncertain ? unsure : sure;  // not 1 - sure, which leaves nothing of a small entropy
+  const Acc share = p.trust_uncertain ? unsure : sure;  // not 1 - sure, which loses the digits of a small entropy
   return share < 0 ? Acc(0) : share > 1 ? Acc(1) : share;
 }
 
-// The row's six components of the loss, coefficients not yet applied.
+// The row's six components of the loss, without their coefficients.
 template <class Acc>
 UDSKD_ROW_MATH void row_components(const Problem& p, const Acc* row, Acc* out) {
   const Acc temperature = Acc(p.temperature), peer_temperature = Acc(p.peer_temperature);

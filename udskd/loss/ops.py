@@ -4,9 +4,9 @@ PyTorch's tracers.
 The schemas are in csrc/ops.cpp. The forward operator returns a few numbers of each row, `rows`, which the backward
 operator needs beside the logits; it saves nothing of the logits' size. Only the loss is differentiable.
 
-There are two derivatives. torch.export and torch.compile keep an operator as one node of their graphs, and a node is
-differentiable only with a derivative of its own, which is registered here; udskd/loss/autograd.py has that of eager
-calls, which are cheaper without a look-up in Python and can compute the gradients with the loss.
+There are two derivatives. An exported program contains the bare operators: only a derivative that is registered with
+them, as here, survives torch.export. Eager calls take the torch.autograd.Function of udskd/loss/autograd.py, which is
+several times cheaper; Dynamo cannot trace it (Tensor.is_inference, the value of grad_output).
 """
 
 from __future__ import annotations
