@@ -1,5 +1,5 @@
-"""Any input at all: shapes, strides, dtypes, options and values that hypothesis thinks of. Finite ones against the
-oracle of eager.py; infinities and NaN against the reference backend; both in float64 of the same rounded inputs."""
+"""Random shapes, strides, dtypes, options and values from hypothesis. Finite values are compared with the oracle of
+eager.py, infinities and NaN with the reference backend, both in float64 of the same rounded inputs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Case:
 
 
 def laid(x: Tensor, layout: str) -> Tensor:
-    """x in memory in some way; "expanded" repeats its first row."""
+    """x in a memory layout; "expanded" repeats its first row."""
     if layout == "transposed":
         return x.t().contiguous().t()
     if layout == "sliced":
@@ -46,7 +46,7 @@ def laid(x: Tensor, layout: str) -> Tensor:
         return torch.cat([x, x.new_full((len(x), 3), torch.nan)], 1)[:, : x.shape[1]]
     if layout == "every other row":
         return torch.stack([x, x.new_full(x.shape, torch.nan)], 1).flatten(0, 1)[::2]
-    if layout == "backwards":  # PyTorch has no negative strides; an unaligned beginning instead
+    if layout == "backwards":  # PyTorch has no negative strides; an unaligned start instead
         return torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
     return x[:1].expand(x.shape) if layout == "expanded" and len(x) else x.clone()
 
@@ -139,7 +139,7 @@ def evaluate(loss: Any, case: Case, problem: LossInputs, **options: Any) -> tupl
 
 
 def moved(case: Case, device: str) -> LossInputs:
-    """The problem on a device, laid out there as it is here."""
+    """The inputs on a device, with the same strides."""
 
     def there(x: Tensor | None) -> Tensor | None:
         if x is None or device == "cpu":
@@ -170,13 +170,13 @@ def assert_close(ours: Tensor, exact: Tensor, allowed: float, name: str) -> None
 
 
 def spread(problem: LossInputs) -> float:
-    """How far apart the finite logits of a network are."""
+    """The largest difference between finite logits of a network."""
     finite = (x.detach()[x.isfinite()] for x in problem.logits)
     return max((x.max() - x.min()).item() if x.numel() else 0.0 for x in finite)
 
 
 def poisoned(problem: LossInputs) -> Tensor:
-    """The rows that some network's logits make NaN."""
+    """The rows that are NaN because of a network's logits."""
     return torch.stack([~x.amax(-1).isfinite() for x in problem.logits]).any(0)
 
 

@@ -1,4 +1,4 @@
-"""Bad input: the right exception, one sentence that names the argument, what came and what was expected."""
+"""Bad input raises the right exception, with one sentence that names the argument, its value and what is expected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What callers rely on besides the numbers: shapes, what is kept, what is not computed, and what repeats."""
+"""The contract besides the numbers: shapes, saved tensors, terms that are not computed, reproducible results."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Every dtype of every input, beside every dtype of the logits: against the float64 oracle of the same rounded inputs,
-on every backend, eager and compiled."""
+"""Every dtype of every input with every dtype of the logits, compared with the float64 oracle of the same rounded
+inputs, on every backend, eager and compiled."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def inputs(classes: int, students: torch.dtype, which: str, dtype: torch.dtype, 
 
 
 def answer(loss: Any, given: dict[str, Any], learning: list[str], **options: Any) -> list[Tensor]:
-    """Everything that is returned, and the gradients of what learns under an upstream gradient of 1.5."""
+    """All outputs, and the gradients of the inputs that require them, for a grad_output of 1.5."""
     leaves = {name: x.detach().clone().requires_grad_(name in learning) for name, x in given.items()}
     out = loss(**leaves, **options)
     gradients = torch.autograd.grad(out.loss, [leaves[name] for name in learning], torch.full_like(out.loss, 1.5))

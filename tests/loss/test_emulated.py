@@ -1,8 +1,8 @@
-"""The CUDA kernels' own source, run on the CPU: every regime at its edges, wherever logits lie, in any
-order of its threads.
+"""The source of the CUDA kernels, run on the CPU: every regime at its limits, with any alignment of the logits and any
+order of the threads.
 
-A teacher that learns, and students that are not detached, have a kernel of their own, which the tests of all backends
-run; here mostly the students learn.
+A generic kernel serves teachers that require gradients and peers that are not detached. The tests of all backends run
+it; in most tests here, only the students require gradients.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def test_a_label_that_is_no_class_makes_its_row_nan_and_no_other(regime: str) ->
 
 @pytest.mark.parametrize("learning", [(1,), (2,), (1, 2), (0, 1, 2)], ids=str)
 @pytest.mark.parametrize("regime", REGIMES)
-def test_what_learns_gets_a_gradient_that_is_written_everywhere(regime: str, learning: tuple[int, ...]) -> None:
-    """Memory that no kernel wrote holds what is no gradient; ignored rows have zeros."""
+def test_every_element_of_a_gradient_is_written(regime: str, learning: tuple[int, ...]) -> None:
+    """No element of a gradient is left unwritten (the emulator fills memory with 0xCD); ignored rows have zeros."""
     made = make(37, 100, dtype=torch.float32, ignored=9)
     everything = results("recompute", made)[-3:]
     with emulated.forced(regime):
@@ -93,11 +93,11 @@ def test_the_threads_order_changes_no_bit(regime: str, group: str) -> None:
             assert all(torch.equal(x, y) for x, y in zip(other, outcomes[0], strict=True)), (rows, classes)
 
 
-SHARE = 19  # of the columns that are kept of a row: negative where it was done with care
+SHARE = 19  # the saved column kShare: negative if the generic kernel computed the row
 
 
 def kept(teacher: Tensor | None, a: Tensor, b: Tensor | None, labels: Tensor) -> Tensor:
-    """What the forward pass keeps of each row."""
+    """The numbers of each row that the forward pass saves."""
     scalars = Scalars(kd_weight=0.9 if teacher is not None else 0.0, peer_weight=0.5 if b is not None else 0.0)
     fused = ops.OPERATORS["emulated"].namespace.dual_student_loss_fused.default
     needs = [False, True, b is not None]
@@ -107,7 +107,7 @@ def kept(teacher: Tensor | None, a: Tensor, b: Tensor | None, labels: Tensor) ->
 
 @pytest.mark.parametrize("missing", [(0,), (2,), (0, 2)], ids=["teacher", "student b", "both"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_rows_of_networks_that_are_not_there_are_not_done_with_care(
+def test_rows_of_networks_that_are_not_there_do_not_take_the_generic_kernel(
     dtype: torch.dtype, missing: tuple[int, ...]
 ) -> None:
     for classes, first in itertools.product((2, 3, 5, 10, 33, 100), (0, 1)):
@@ -118,7 +118,7 @@ def test_rows_of_networks_that_are_not_there_are_not_done_with_care(
         assert (rows[:, SHARE] > 0).all(), (classes, first)
 
 
-def test_a_row_with_an_infinity_is_done_with_care_and_no_other() -> None:
+def test_only_a_row_with_an_infinity_takes_the_generic_kernel() -> None:
     made = make(9, 40, dtype=torch.float32)
     t, a, b = (x.detach().clone() for x in made.logits)
     a[3, 7] = -torch.inf
@@ -127,7 +127,7 @@ def test_a_row_with_an_infinity_is_done_with_care_and_no_other() -> None:
 
 @pytest.mark.parametrize("form", ["fused", "recompute"])
 def test_labels_that_are_counted_beforehand_are_counted_alike(form: str) -> None:
-    """Of more rows than every block counts for itself, the mean is that of the parts."""
+    """With more rows than each block counts by itself, the mean equals that of the parts."""
     made = make(40_000, 3, dtype=torch.float32, ignored=1234).like(learning=(1, 2))
     emulated.log()
     whole = results(form, made)

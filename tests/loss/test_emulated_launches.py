@@ -1,5 +1,5 @@
-"""The CUDA kernels' own source, run on the CPU: how many launches a pass is, what a captured step does when it
-is replayed, and GPUs with few multiprocessors or without clusters."""
+"""The source of the CUDA kernels, run on the CPU: launches of a pass, replays of a captured step, and GPUs with few
+multiprocessors or without clusters."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_captured_step_replays(form: Any, shape: tuple[int, int], learning: tu
             out = udskd.dual_student_loss(*made.inputs, backend="emulated")  # type: ignore[arg-type]
         return (*out, *torch.autograd.grad(out.loss, leaves, upstream, retain_graph=True))
 
-    step()  # the first call of a kernel may ask for things that cannot be captured
+    step()  # the first call of a kernel may query attributes, which cannot be captured
     outputs = emulated.captured(step)
     for change in (1.0, 0.5, -2.0):
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The CPU kernels' own exponential, 2^x of float32 x <= 1, at the SIMD level in use, against float64."""
+"""The exponential of the CPU kernels, 2^x of float32 x <= 1, at the SIMD level in use, compared with float64."""
 
 from __future__ import annotations
 

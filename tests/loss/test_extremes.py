@@ -1,4 +1,4 @@
-"""Rows at the edge: infinities, NaN, huge offsets, confident and identical networks, no rows at all."""
+"""Extreme rows: infinities, NaN, huge offsets, confident and identical networks, no rows."""
 
 from __future__ import annotations
 

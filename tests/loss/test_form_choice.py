@@ -1,4 +1,4 @@
-"""Which form of the gradient runs, and what memory each form takes."""
+"""Which form of the gradients runs, and the memory of each form."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NATIVE = backends("cpu", "emulated", "cuda")
 
 
 class Calls(TorchDispatchMode):
-    """What the compiled operators are asked for: "loss", "gradients" or "scale"; and what they return."""
+    """Records the calls of the compiled operators, as "loss", "gradients" or "scale", and their outputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,20 +47,20 @@ def put(backend: str, *shape: int, dtype: torch.dtype = torch.float32, **options
 
 
 def form_of(backend: str, problem: LossInputs, **options: Any) -> str:
-    """What a call does, seen from outside."""
+    """The form of a call, from the operators that it calls."""
     with Calls() as calls:
         loss = udskd.dual_student_loss(*problem.inputs, backend=backend, **options).loss  # type: ignore[arg-type]
         if not loss.requires_grad:
             assert calls.forward == ["loss"]
             return "loss"
         loss.sum().backward()
-    ready = ("scale",) if on_gpu(backend) else ()  # where no number may be looked at
+    ready = ("scale",) if on_gpu(backend) else ()  # where the host does not read values
     asked = {(("gradients",), ready): "fused", (("loss",), ("gradients",)): "recompute"}
     return asked[tuple(calls.forward), tuple(calls.backward)]
 
 
 def frozen(problem: LossInputs, *learning: int) -> LossInputs:
-    """The problem with gradients only for these of teacher, student_a and student_b."""
+    """The inputs, of which only these of teacher, student_a and student_b require gradients."""
     logits = [x.detach().requires_grad_(k in learning) for k, x in enumerate(problem.logits)]
     return LossInputs(*logits, problem.target)
 
@@ -107,7 +107,7 @@ def test_without_anything_to_learn_there_are_no_gradients(backend: str, dtype: t
 
 @pytest.mark.parametrize("learning", [(0,), (1,), (2,), (0, 1), (1, 2), (0, 1, 2)], ids=str)
 @pytest.mark.parametrize("backend", NATIVE)
-def test_whoever_learns_the_loss_is_fused(backend: str, learning: tuple[int, ...]) -> None:
+def test_the_loss_is_fused_for_any_networks_that_learn(backend: str, learning: tuple[int, ...]) -> None:
     assert form_of(backend, frozen(put(backend), *learning)) == "fused"
 
 
@@ -169,14 +169,14 @@ def operator(backend: str, problem: LossInputs, flags: tuple[bool, ...], reducti
 @pytest.mark.parametrize("flags", list(itertools.product([False, True], repeat=3)), ids=str)
 @pytest.mark.parametrize("missing", [{}, {"teacher": False}, {"two": False}], ids=str)
 @pytest.mark.parametrize("backend", NATIVE)
-def test_the_operator_gives_an_empty_tensor_for_a_gradient_nobody_wants(
+def test_the_operator_returns_an_empty_tensor_for_a_gradient_that_is_not_needed(
     backend: str, missing: dict[str, bool], flags: tuple[bool, ...]
 ) -> None:
     made = put(backend, **missing)
     *outputs, teacher, a, b = operator(backend, made, flags)
     there = [wanted and x is not None for wanted, x in zip(flags, made.inputs[:3], strict=True)]
     assert [x.numel() for x in (teacher, a, b)] == [made.student_a.numel() * x for x in there]
-    # On a GPU what is kept of a row, the last of the outputs, depends on the kernel.
+    # On a GPU the saved rows, the last of the outputs, depend on the kernel.
     same_outputs = slice(4) if on_gpu(backend) else slice(5)
     for x, y in zip(outputs[same_outputs], operator(backend, made, (False,) * 3)[same_outputs], strict=True):
         same(backend, x, y)
@@ -213,7 +213,7 @@ def test_nothing_of_the_logits_size_is_saved_but_the_inputs(backend: str, form: 
 
 
 def peak(device: str, step: Callable[[], Any]) -> int:
-    """The bytes that a step takes at most, beside what was there before it."""
+    """The peak memory of a step in bytes, without the memory in use before it."""
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -244,7 +244,7 @@ def test_a_step_takes_the_memory_of_its_gradients(
     def step() -> tuple[Tensor, ...]:
         return torch.autograd.grad(loss(), [x for x in made.logits if x.requires_grad], given)
 
-    step()  # what is kept from then on, such as a GPU's scratch, is not of this step
+    step()  # allocates memory that persists, such as a GPU's scratch, which does not count
     one = made.student_a.numel() * 4
     assert peak(device, loss) / one == pytest.approx(len(learning) if form == "fused" else 0, abs=0.05)
     assert peak(device, step) / one == pytest.approx(len(learning), abs=0.05)

@@ -1,5 +1,5 @@
-"""The two forms of the gradient, fused with the loss and recomputed from the logits: that they agree, with each other
-and with the oracle, whatever is done to the graph, its inputs and its gradients in between."""
+"""The two forms of the gradients, fused with the loss and recomputed from the logits, agree with each other and with
+the oracle, whatever happens to the graph, its inputs and its gradients between the passes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NATIVE = backends("cpu", "emulated", "cuda")
 def put(
     backend: str, rows: int = 7, classes: int = 10, dtype: torch.dtype = torch.float32, **options: Any
 ) -> LossInputs:
-    """A problem on a backend's device; of few rows where many would keep the emulator busy."""
+    """Inputs on a backend's device; few rows for the emulator, which is slow."""
     rows = min(rows, 9) if backend == "emulated" else rows
     return make(rows, classes, dtype=dtype, **options).like(device=device_of(backend))
 

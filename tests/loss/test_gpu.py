@@ -1,6 +1,6 @@
-"""What only a GPU has: streams, devices, graphs, waiting, and memory beyond 2^31 elements.
+"""Features of a GPU: streams, devices, graphs, synchronisation, and memory beyond 2^31 elements.
 
-The gradients are taken in both forms; results that are computed twice in the same way are equal to the bit.
+The gradients are taken in both forms; two computations in the same way are equal to the bit.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ PER_ROW, OVERHEAD = 256, 1 << 20  # bytes that a call may take beside the gradie
 
 
 def peak(given: Inputs, gradients: bool, form: str = "auto") -> int:
-    """Bytes that a call asks PyTorch for, at the highest moment."""
+    """Peak memory of a call in PyTorch's allocator, in bytes."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_stats()["requested_bytes.all.current"]

@@ -1,4 +1,4 @@
-"""udskd.DualStudentLoss: its options, and what of them a training script finds in it."""
+"""udskd.DualStudentLoss: its options, parameters, buffers and state."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def labels(classes: int) -> Tensor:
 
 
 def confident(classes: int, p: float) -> LossInputs:
-    """All right with probability p or more."""
+    """Every network is right with probability p or more."""
     right = p + (1 - p) / 2 * torch.rand(rows(classes), 1, generator=generator(1), dtype=torch.float64)
     target = labels(classes)
     others = torch.rand(rows(classes), classes, generator=generator(2), dtype=torch.float64)
@@ -56,7 +56,7 @@ def confident(classes: int, p: float) -> LossInputs:
 
 
 def near(classes: int, apart: float) -> LossInputs:
-    """Three networks that differ by that much."""
+    """Three networks whose logits differ by about `apart`."""
     teacher = 3 * noise(classes, 1)
     return LossInputs(
         teacher, teacher + apart * noise(classes, 2), teacher + apart * noise(classes, 3), labels(classes)
@@ -83,7 +83,7 @@ def measure(
 def errors(
     backend: str, problem: LossInputs, dtype: torch.dtype, learning: tuple[int, ...], **options: Any
 ) -> Iterable[tuple[str, float, float]]:
-    """Of every quantity in every form: its name, our largest error, and the largest that is allowed."""
+    """For every quantity in every form: its name, our largest error, and the largest allowed error."""
     if backend == "emulated" and 0 in learning:  # a block for each row, of whose threads each takes a microsecond
         problem = LossInputs(*(x[:48] for x in problem.logits), problem.target[:48])  # type: ignore[index]
     rounded = problem.like(dtype)

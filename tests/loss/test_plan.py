@@ -1,4 +1,4 @@
-"""Which CUDA kernel a problem gets: csrc/loss/plan.h, asked without a GPU."""
+"""The choice of the CUDA kernel, csrc/loss/plan.h, without a GPU."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_whatever_is_planned_holds_the_row_wherever_it_begins(
     rows: int, classes: int, dtype: str, usual: bool, device: str, force: str
 ) -> None:
     found = plan(rows, classes, dtype, usual=usual, force=force, **DEVICES[device])
-    if found["regime"] == "split":  # in memory, whatever its size
+    if found["regime"] == "split":  # in global memory, for any size
         assert 1 <= found["blocks"] <= 256
         return
     room = found["packets"] * found["threads"] * found["blocks"] * CLASSES_OF[dtype]

@@ -1,5 +1,5 @@
-"""The raw operators, torch.ops.udskd, which anyone can call without the checks in Python: whatever comes, the answer is
-a result or an exception, and no memory beyond the arguments' own is touched (`make sanitize` would see it)."""
+"""The raw operators, torch.ops.udskd, which can be called without the checks in Python: any call returns or raises an
+exception, and accesses no memory beyond that of its arguments (`make sanitize` detects such an access)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The operator that scales ready gradients by a number which only the GPU knows."""
+"""The operator that scales computed gradients by a number in GPU memory, without a read by the host."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 def ready(
     backend: str, *shape: int, dtype: torch.dtype, flags: tuple[bool, ...], teacher: torch.dtype | None = None
 ) -> list[Tensor]:
-    """Of a batch whose first row is ignored: what is kept of its rows, and the gradients with the loss."""
+    """The saved rows and the gradients of a batch whose first row is ignored."""
     made = make(*shape, dtype=dtype).like(device=device_of(backend))
     inputs = [None if x is None else x.detach() for x in made.inputs]
     assert inputs[0] is not None
@@ -74,7 +74,7 @@ def test_an_empty_tensor_stands_for_a_gradient_that_is_not_there(backend: str, f
 def test_gradients_may_begin_anywhere_in_memory(backend: str, dtype: torch.dtype) -> None:
     rows, classes = 11, 13
     kept = ready(backend, rows, classes, dtype=dtype, flags=(True, True, True))
-    kept[0][:, -1] = 1  # the first row counts, too: what is before it must not be taken for its own
+    kept[0][:, -1] = 1  # the first row counts, too: the kernel must not scale the memory before it
     by = torch.tensor(-2.5, dtype=kept[0].dtype, device=kept[0].device)
     for first in range(9):
         wide = [torch.cat([x.new_full((first,), 7.0), x.flatten(), x.new_full((5,), 7.0)]) for x in kept[1:]]

@@ -1,5 +1,5 @@
 """Every SIMD level of this machine, on one, two and three threads: the tests of the operator again, each time in a
-process of its own. And no level's instructions where another level could run into them."""
+process of its own; and no instructions of a level in code that another level can run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ELSEWHERE = "not [reference and not [cuda and not compiled and not export and no
 
 def run(level: str, *command: str, threads: int = 1) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"UDSKD_SIMD": level, "PYTHONPATH": str(ROOT), "UDSKD_TEST_THREADS": str(threads)}
-    environment |= {"OMP_WAIT_POLICY": "PASSIVE"}  # more threads than cores would wait for each other busily
+    environment |= {"OMP_WAIT_POLICY": "PASSIVE"}  # more threads than cores would spin while they wait
     return subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
 
 

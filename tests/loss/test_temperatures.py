@@ -1,4 +1,4 @@
-"""Temperatures from end to end of what is allowed, each beside the others' ends."""
+"""Temperatures over the allowed range, each combined with the limits of the others."""
 
 from __future__ import annotations
 

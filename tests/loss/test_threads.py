@@ -1,5 +1,5 @@
-"""The number of threads changes no bit, nor does the batch that a row is in: neither where threads share the rows, nor
-where there are fewer rows than threads and they share the classes of each."""
+"""Neither the number of threads nor the other rows of a batch change a bit, whether the threads share the rows or, with
+fewer rows than threads, the classes of each row."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = [mark for parameter in backends("cpu") for mark in parameter.marks]
 
 
 def results(form: Any, problem: LossInputs, **options: Any) -> list[Tensor]:
-    """Everything that is returned, and every gradient."""
+    """All outputs and gradients."""
     with forms.only(form):
         out = udskd.dual_student_loss(*problem.inputs, backend="cpu", **options)
     return [*out, *torch.autograd.grad(out.loss.sum(), problem.logits)]

@@ -1,4 +1,4 @@
-"""The operator among PyTorch's other features: opcheck, torch.compile, export, autocast, CUDA graphs' needs, second
+"""The operator with PyTorch's other features: opcheck, torch.compile, export, autocast, CUDA graphs, second
 derivatives."""
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def arguments(
     certainty: bool = False,
     normalized: bool = True,
 ) -> Arguments:
-    """The compiled operator's own arguments."""
+    """The arguments of the compiled operator."""
     rows, device = len(problem.student_a), problem.student_a.device
     weight = torch.full((), 0.5, device=device, requires_grad=True)
     each = torch.rand(rows, device=device)
@@ -66,7 +66,7 @@ def layouts() -> dict[str, LossInputs]:
 @pytest.mark.parametrize("backend", NATIVE)
 def test_opcheck_of_the_forward_operator(backend: str, layout: str) -> None:
     problem = layouts()[layout].like(device=device_of(backend)) if backend == "cuda" else layouts()[layout]
-    # The mean over no rows is NaN, which opcheck takes for a difference.
+    # The mean over no rows is NaN, which opcheck reports as a difference.
     torch.library.opcheck(
         operators(backend).dual_student_loss.default, arguments(problem, reduction=int(layout == "empty"))
     )

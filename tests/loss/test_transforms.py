@@ -1,5 +1,4 @@
-"""Derivatives that the compiled loss does not have are refused wherever they are asked for, eager or compiled; they are
-never 0 without a word."""
+"""The loss refuses the derivatives that it does not have, eager and compiled; it never returns 0 for them silently."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Certainty weights: known values, bounds, and what they mean."""
+"""Certainty weights: known values, bounds and meaning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loss, what it is made of, and its gradients, against the float64 oracle of eager.py."""
+"""The loss, its components and its gradients, compared with the float64 oracle of eager.py."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Values = tuple[list[Tensor], list[Tensor]]
 
 
 def evaluate(loss: Any, problem: LossInputs, upstream: Tensor, **options: Any) -> Values:
-    """Everything returned, and the gradients of the logits that learn, under a random upstream gradient."""
+    """All outputs, and the gradients of the logits that require them, for a random grad_output."""
     out = loss(*problem.inputs, **options)
     learning = [x for x in problem.logits if x.requires_grad]
-    if not out.loss.requires_grad:  # nothing was asked for: eager PyTorch returns a constant
+    if not out.loss.requires_grad:  # no term is computed: eager PyTorch returns a constant
         return list(out), [torch.zeros_like(x) for x in learning]
     gradients = torch.autograd.grad(out.loss, learning, upstream.to(out.loss), allow_unused=True)
     zeros = [torch.zeros_like(x) if g is None else g for x, g in zip(learning, gradients, strict=True)]
@@ -52,7 +52,7 @@ def slack(ours: Tensor, exact: Tensor) -> float:
 def errors(
     backend: str, problem: LossInputs, dtype: torch.dtype, learning: tuple[int, ...], **options: Any
 ) -> list[tuple[float, float, float]]:
-    """Of everything returned and every gradient: our error, PyTorch's own, and the slack."""
+    """For every output and gradient: our error, PyTorch's own, and the slack."""
     rounded = problem.like(dtype, device_of(backend), learning)
     exact_problem = rounded.like(torch.float64, "cpu", learning)
     upstream = upstream_for(problem, options)
@@ -116,7 +116,7 @@ def test_every_number_of_rows(backend: str, rows: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("backend", backends("cpu", "cuda"))  # not emulated: millions of logits
 def test_a_batch_too_large_for_caches_has_the_gradients_of_its_parts(backend: str, dtype: torch.dtype) -> None:
-    rows, classes = 16 * 264, 1001  # parts of sixteen rows begin as the whole does, as far as alignment goes
+    rows, classes = 16 * 264, 1001  # parts of sixteen rows have the alignment of the whole
     g, device = torch.Generator().manual_seed(0), device_of(backend)
     logits = [torch.randn(rows, classes, generator=g).to(device, dtype).requires_grad_() for _ in range(3)]
     labels = torch.randint(0, classes, (rows,), generator=g).to(device)

@@ -1,5 +1,4 @@
-"""Coefficients and certainties that are tensors: which values they may have, and what becomes of others where nobody
-may look at them."""
+"""Coefficients and certainties that are tensors: valid values, and invalid ones where values cannot be read."""
 
 from __future__ import annotations
 

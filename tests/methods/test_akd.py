@@ -1,4 +1,4 @@
-"""Adaptive distillation: learned balances, and what holds of every balance; against formulas in PyTorch's functions."""
+"""Adaptive distillation: learned balances and properties of every balance, compared with formulas in plain PyTorch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The context-aware module: what it makes of the teacher's answers, and what it learns from."""
+"""The context-aware module: its reweighted targets and its own loss."""
 
 from __future__ import annotations
 

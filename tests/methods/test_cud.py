@@ -1,4 +1,4 @@
-"""CUD: what its shapes make of a teacher's logits, and the method's loss against its formula."""
+"""CUD: the shaped logits, and the method's loss compared with its formula."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decoupled distillation where digits are easily lost: parts against the whole, sure networks, excluded classes."""
+"""Decoupled distillation where cancellation threatens: parts and whole, certain networks, excluded classes."""
 
 from __future__ import annotations
 

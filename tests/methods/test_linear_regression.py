@@ -1,7 +1,7 @@
-"""The paper's guarantees for linear regression, of the very functions that shape a classifier's targets.
+"""The paper's guarantees for linear regression, with the functions that shape a classifier's targets.
 
 A teacher answers y = X beta + e with e ~ N(0, NOISE) at TRAIN fixed points; a student is fitted by least squares to
-what is made of k answers. Simulations are compared within FOUR standard errors, which follow from REPLICATIONS: a
+targets from k responses. Simulations are compared within FOUR standard errors, which follow from REPLICATIONS: a
 variance v that is estimated from R normal values has the standard error v sqrt(2 / (R - 1)).
 """
 

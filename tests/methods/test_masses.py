@@ -1,4 +1,4 @@
-"""Bounded masses: against an independent solver of the program, and against anything else that keeps the bounds."""
+"""Bounded masses: compared with an independent solver and with other distributions that keep the bounds."""
 
 from __future__ import annotations
 

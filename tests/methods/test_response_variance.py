@@ -1,4 +1,4 @@
-"""Draws of labels, the variance of responses and the weighing of two estimates by their inverse variances."""
+"""Draws of labels, the variance of responses, and two estimates weighted by their inverse variances."""
 
 from __future__ import annotations
 

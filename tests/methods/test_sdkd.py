@@ -94,7 +94,7 @@ def test_without_rows_the_loss_is_nan_as_a_mean_is_and_the_gradients_are_0() -> 
 # --- gradients ----------------------------------------------------------------------------------------------------
 
 
-def test_a_student_learns_as_if_its_proxys_answers_were_constants() -> None:
+def test_a_students_gradient_takes_the_proxys_outputs_as_constants() -> None:
     run = Run().stir()
     run.method.at(2.0)
     answers = run.answers()

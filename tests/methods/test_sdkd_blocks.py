@@ -1,4 +1,4 @@
-"""The parts of student-driven distillation, its fusion blocks and its distance of features, and what it refuses."""
+"""Student-driven distillation: fusion blocks, the distance of features, and refused options."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_the_distance_does_not_see_the_length_of_a_vector_and_is_at_most_4(scale
     ],
     ids=str,
 )
-def test_what_cannot_be_is_refused_in_one_sentence(options: dict[str, Any], words: list[str]) -> None:
+def test_impossible_options_are_refused_in_one_sentence(options: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(ConfigError) as error:
         Run(**options)
     assert "\n" not in str(error.value)

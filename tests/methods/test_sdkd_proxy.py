@@ -1,4 +1,4 @@
-"""The proxy beside its student, and both in all the ways in which a training loop runs them."""
+"""The proxy and its student, in every mode in which a training loop runs them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The method of targets from several responses of the teacher, and these targets in every way of getting them."""
+"""The method with targets from several responses of the teacher, for every source of responses."""
 
 from __future__ import annotations
 
