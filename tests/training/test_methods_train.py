@@ -90,7 +90,7 @@ def test_weights_do_not_depend_on_what_a_method_has_beside_them(config: Config, 
     assert all(torch.equal(value, other[name]) for other in weights[1:] for name, value in weights[0].items())
 
 
-def test_a_trial_of_any_method_can_be_timed(config: Config) -> None:
+def test_a_step_of_any_method_can_be_timed(config: Config) -> None:
     for method in methods.names():
         benchmark = step_benchmark(options(config, {"method": method}))
         benchmark.train_step(benchmark.inputs(benchmark.batch()))
