@@ -1,4 +1,4 @@
-"""The names in README.md and docs/ exist: links, paths, modules, commands and their options."""
+"""The names in the documentation exist: links, paths, modules, commands and their options."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import pytest
 from udskd.cli import main
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("bench/results/*.md")]
 FOLDERS = ("udskd", "csrc", "bench", "tests", "recipes", "docs")
 
 
-@pytest.fixture(params=PAGES, ids=lambda path: path.name)
+@pytest.fixture(params=sorted(PAGES), ids=lambda path: path.name)
 def page(request: pytest.FixtureRequest) -> Path:
     path: Path = request.param
     return path
