@@ -13,12 +13,14 @@ NATIVE = setup.py $(shell find csrc -type f)
 WITH_NVCC = home=$$(cat $(VENV)/nvcc); [ ! -d "$$home" ] || export CUDA_HOME="$$home"
 SAY = @printf '\033[1mudskd:\033[0m %s\n'
 .DEFAULT_GOAL = help
-.PHONY: help build demo test test-newest sanitize gpu bench lint format clean
+.PHONY: help build build-all demo test test-newest sanitize gpu bench lint format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-build: $(VENV)/built  ## create the environment in .venv and compile the library in place
+build: $(VENV)/built  ## create the environment in .venv and compile the library for this machine: with CUDA kernels if it has a GPU
+
+build-all: $(VENV)/built-all  ## compile the CUDA kernels too, for all architectures (or those of TORCH_CUDA_ARCH_LIST)
 
 demo: build  ## train a teacher, then ce, kd and udskd on generated images; prints a table and draws a figure
 	@$(BIN)/udskd demo
@@ -33,13 +35,13 @@ gpu:  ## build, test, sanitize and benchmark on a machine with an NVIDIA GPU, wi
 bench: build  ## measure the loss beside eager and compiled PyTorch on one thread; results in build/bench
 	@$(BIN)/python -m bench.loss --device cpu --threads 1 --json build/bench/loss.json --markdown build/bench/loss.md --plot build/bench
 
-lint: build  ## check style and types
+lint: $(VENV)/installed  ## check style and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy --strict udskd
 	@find csrc -type f -regex '.*\.\(cpp\|cu\|h\)' | xargs $(BIN)/clang-format --dry-run -Werror
 
-format: build  ## format all sources
+format: $(VENV)/installed  ## format all sources
 	@$(BIN)/ruff check --fix --quiet .
 	@$(BIN)/ruff format .
 	@find csrc -type f -regex '.*\.\(cpp\|cu\|h\)' | xargs $(BIN)/clang-format -i
@@ -57,11 +59,10 @@ $(VENV)/ready: Makefile
 	@$(PIP) install $(TORCH) 'setuptools>=77,<82' wheel ninja 'pybind11>=3'
 	@touch $@
 
-# Finds a CUDA compiler of PyTorch's major version, or installs one with pip, so that the kernels are compiled on every machine.
+# Finds a CUDA compiler of PyTorch's major version, or installs one with pip. The file holds its folder, or "found".
 $(VENV)/nvcc: $(VENV)/ready
-	@if [ "$$UDSKD_CUDA" = 0 ]; then echo unused >$@; \
-	elif PATH="$${CUDA_HOME:-$$CUDA_PATH}/bin:$$PATH" nvcc --version 2>/dev/null | grep -q 'release 13'; then echo found >$@; \
-	elif [ "$$(uname -s)" != Linux ]; then echo none >$@; \
+	@if PATH="$${CUDA_HOME:-$$CUDA_PATH}/bin:$$PATH" nvcc --version 2>/dev/null | grep -q 'release 13'; then echo found >$@; \
+	elif [ "$$(uname -s)" != Linux ]; then echo "there is no CUDA compiler for this system"; exit 1; \
 	else \
 	  printf '\033[1mudskd:\033[0m no nvcc 13 on this machine, installing the one from pip\n'; \
 	  $(PIP) install $(NVCC) && ls -d "$$PWD"/$(VENV)/lib/python3*/site-packages/nvidia/cu13 >$@; \
@@ -73,11 +74,29 @@ $(VENV)/installed: $(VENV)/ready pyproject.toml setup.py
 	@UDSKD_NATIVE=0 $(PIP) install --no-build-isolation -e '.[all,dev]'
 	@touch $@
 
-$(VENV)/built: $(VENV)/nvcc $(VENV)/installed $(NATIVE)
-	$(SAY) "compiling the C++ and CUDA sources"
-	@mkdir -p build
-	@$(WITH_NVCC); UDSKD_STRICT=1 $(BIN)/python setup.py build_ext --inplace >build/log 2>&1 || { cat build/log; exit 1; }
+WANTS_CUDA = $(BIN)/python -c 'import setup; raise SystemExit(not setup.wants_cuda())' 2>/dev/null
+COMPILE = mkdir -p build; [ ! -e $(VENV)/nvcc ] || { $(WITH_NVCC); }; \
+  UDSKD_STRICT=1 $(BIN)/python setup.py build_ext --inplace >build/log 2>&1 || { cat build/log; exit 1; }
+
+# A library for all architectures is up to date here too: build-all touches both files.
+$(VENV)/built: $(VENV)/installed $(NATIVE)
+	@! $(WANTS_CUDA) || $(MAKE) --no-print-directory $(VENV)/nvcc
+	$(SAY) "compiling the library for this machine (a minute or two; longer for a GPU)"
+	@rm -f $(VENV)/built-all
+	@$(COMPILE)
 	@touch $@
+
+$(VENV)/built-all: $(VENV)/nvcc $(VENV)/installed $(VENV)/architectures $(NATIVE)
+	$(SAY) "compiling the library with CUDA kernels for $${TORCH_CUDA_ARCH_LIST:-all architectures} (many minutes)"
+	@export FORCE_CUDA=1; $(COMPILE)
+	@touch $(VENV)/built $@
+
+# Is written when TORCH_CUDA_ARCH_LIST changes.
+$(VENV)/architectures: $(VENV)/ready always
+	@echo "$$TORCH_CUDA_ARCH_LIST" | cmp -s - $@ || echo "$$TORCH_CUDA_ARCH_LIST" >$@
+
+.PHONY: always
+always:
 
 # --- the same library under the newest PyTorch -------------------------------------------------------------------------------------
 
@@ -87,10 +106,10 @@ $(NEWEST)/ready: Makefile
 	@$(NEWEST_PIP) install --upgrade torch torchvision
 	@touch $@
 
-test-newest: build $(NEWEST)/ready  ## test the library as built against PyTorch 2.11 under the newest PyTorch
+test-newest: build-all $(NEWEST)/ready  ## test the library as built against PyTorch 2.11 under the newest PyTorch
 	$(SAY) "packing the compiled library into a wheel and installing it into $(NEWEST)"
 	@rm -rf build/newest && mkdir -p build/newest && cp -r tests build/newest/
-	@$(WITH_NVCC); UDSKD_STRICT=1 $(PIP) wheel --no-deps --no-build-isolation -w build/newest .
+	@$(WITH_NVCC); FORCE_CUDA=1 UDSKD_STRICT=1 $(PIP) wheel --no-deps --no-build-isolation -w build/newest .
 	@$(NEWEST_PIP) install $$(echo build/newest/udskd-*.whl)'[train]' pytest pytest-timeout hypothesis
 	@$(NEWEST_PIP) install --force-reinstall --no-deps build/newest/udskd-*.whl
 	@cmp udskd/_C.*.so $(NEWEST)/lib/python3*/site-packages/udskd/_C.*.so
@@ -120,7 +139,7 @@ sanitize: $(VENV)/installed  ## run the operator's tests under AddressSanitizer 
 	$(SAY) "compiling the CPU kernels with sanitizers into build/sanitize"
 	@mkdir -p build/sanitize && cd build/sanitize && rm -rf csrc tests udskd recipes
 	@tar -c --exclude=__pycache__ --exclude='*.so' csrc tests udskd recipes setup.py pyproject.toml README.md LICENSE | tar -x -C build/sanitize
-	@cd build/sanitize && UDSKD_CUDA=0 UDSKD_SANITIZE=1 UDSKD_STRICT=1 ../../$(BIN)/python setup.py build_ext --inplace --force >log 2>&1 || \
+	@cd build/sanitize && FORCE_CUDA=0 UDSKD_SANITIZE=1 UDSKD_STRICT=1 ../../$(BIN)/python setup.py build_ext --inplace --force >log 2>&1 || \
 	  { cat log; exit 1; }
 	@for runtime in asan ubsan; do \
 	  nm -D build/sanitize/udskd/_C.*.so | grep -q "__$${runtime}_" || { echo "the library was built without $$runtime"; exit 1; }; \

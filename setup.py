@@ -1,9 +1,11 @@
 """Builds udskd._C, a pybind11 module that also registers PyTorch operators through the stable ABI.
 
-Environment variables:
+It compiles what PyTorch's own extensions compile: CUDA kernels if this machine has a GPU, for that GPU, else the CPU
+kernels only. Environment variables:
 
-UDSKD_CUDA=auto|0|1     compiles the CUDA kernels if nvcc is found (auto, the default), never, or fails without nvcc
-TORCH_CUDA_ARCH_LIST    GPU architectures, such as "8.0;9.0+PTX"; by default all of sm_75 to sm_120 that nvcc supports
+FORCE_CUDA=0|1          never compiles CUDA kernels, or always: for all architectures from sm_75 to sm_120
+TORCH_CUDA_ARCH_LIST    compiles CUDA kernels for these architectures, such as "8.0;9.0+PTX"
+CUDA_HOME               the CUDA toolkit; by default that of the nvcc on PATH, or of pip's nvidia-cuda-nvcc
 UDSKD_STRICT=1          treats warnings as errors, as the Makefile and CI do
 UDSKD_DEBUG=1           compiles with -O0 -g
 UDSKD_SANITIZE=1        compiles the C++ code with AddressSanitizer and UndefinedBehaviorSanitizer; `make sanitize`
@@ -22,18 +24,23 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, find_packages, setup
 
+TOOLS = "pip install 'torch>=2.11' ninja 'pybind11>=3' 'setuptools>=77' wheel"
+if int(setuptools.__version__.split(".")[0]) < 77:  # cannot read the license of pyproject.toml
+    sys.exit(f"\nudskd needs setuptools 77 or newer, and this is {setuptools.__version__}: run {TOOLS}\n")
 try:
     import pybind11
+    import torch
     from torch.utils import cpp_extension
 except ModuleNotFoundError as missing:
     sys.exit(
         f"\nudskd compiles against the PyTorch you have, which pip's isolated build cannot see ({missing}). "
-        "Run these two lines:\n\n"
-        "    pip install 'torch>=2.11' ninja 'pybind11>=3' 'setuptools>=77' wheel\n"
-        "    pip install --no-build-isolation .\n"
+        f"Run these two lines:\n\n    {TOOLS}\n    pip install --no-build-isolation .\n"
     )
+if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11):
+    sys.exit(f"\nudskd needs PyTorch 2.11 or newer, and this is {torch.__version__}: run {TOOLS}\n")
 
 CSRC = Path("csrc")
 TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # the oldest PyTorch that can load the library is 2.11
@@ -43,26 +50,29 @@ SANITIZE = os.getenv("UDSKD_SANITIZE") == "1"
 PIP_NVCC = "'nvidia-cuda-nvcc==13.0.*' 'nvidia-cuda-crt==13.0.*' 'nvidia-nvvm==13.0.*' 'nvidia-cuda-cccl==13.0.*'"
 
 
-def find_cuda() -> str | None:
-    """The folder of the CUDA toolkit, or None if the CUDA kernels are not compiled."""
-    mode = os.getenv("UDSKD_CUDA", "auto")
-    if mode not in ("auto", "0", "1"):
-        sys.exit(f"UDSKD_CUDA={mode!r}: use auto, 0 or 1")
-    if mode == "0":
-        return None
+def wants_cuda() -> bool:
+    """Whether the CUDA kernels are compiled."""
+    force = os.getenv("FORCE_CUDA", "")
+    if force not in ("", "0", "1"):
+        sys.exit(f"FORCE_CUDA={force!r}: use 0 or 1")
+    if force:
+        return force == "1"
+    has_gpu = torch.version.hip is None and torch.cuda.is_available()
+    return bool(os.getenv("TORCH_CUDA_ARCH_LIST")) or has_gpu
+
+
+def find_toolkit() -> str:
+    """The folder of the CUDA toolkit. Exits if there is none."""
     homes = [os.getenv("CUDA_HOME"), os.getenv("CUDA_PATH"), toolkit_on_path()]
     packages = Path(sysconfig.get_path("purelib"), "nvidia").glob("cu*")  # pip's nvidia-cuda-nvcc
     homes += sorted(map(str, packages), reverse=True)
     for home in homes:
         if home and Path(home, "bin/nvcc").exists():
             return home
-    if mode == "1":
-        sys.exit(
-            "UDSKD_CUDA=1, but nvcc is missing: install the CUDA toolkit, set CUDA_HOME, or\n"
-            f"    pip install {PIP_NVCC}"
-        )
-    print("udskd: nvcc is missing, building the CPU kernels alone", file=sys.stderr)
-    return None
+    sys.exit(
+        "\nudskd: nvcc is missing, which compiles the CUDA kernels: install the CUDA toolkit, set CUDA_HOME, set "
+        f"FORCE_CUDA=0 to compile the CPU kernels only, or run\n\n    pip install {PIP_NVCC}\n"
+    )
 
 
 def toolkit_on_path() -> str | None:
@@ -75,15 +85,24 @@ def toolkit_on_path() -> str | None:
     return os.path.normpath(top[1].strip()) if top else None
 
 
-def default_archs(home: str) -> str:
+def all_architectures(home: str) -> str:
     """The architectures from Turing on that nvcc supports, and PTX of the newest."""
     out = subprocess.check_output([f"{home}/bin/nvcc", "--list-gpu-arch"], text=True)
     found = {int(n) for n in re.findall(r"compute_(\d+)\b", out)}
     return ";".join(f"{n // 10}.{n % 10}" for n in sorted(found & {75, 80, 86, 89, 90, 100, 120})) + "+PTX"
 
 
+def architectures() -> str:
+    """The architectures that PyTorch's BuildExtension compiles for, such as "8.0;9.0+PTX": those of
+    TORCH_CUDA_ARCH_LIST, which may also have names in it, or those of this machine's GPUs."""
+    flags = " ".join(cpp_extension._get_cuda_arch_flags())
+    binaries, ptx = (set(re.findall(rf"code={kind}_(\d+)(\d[a-z]?)\b", flags)) for kind in ("sm", "compute"))
+    ordered = sorted(binaries, key=lambda arch: (int(arch[0]), arch[1]))
+    return ";".join(f"{major}.{minor}" + "+PTX" * ((major, minor) in ptx) for major, minor in ordered)
+
+
 def extension() -> Extension:
-    cuda = find_cuda()
+    cuda = find_toolkit() if wants_cuda() else None
     sources = [
         CSRC / "module.cpp",
         CSRC / "ops.cpp",
@@ -118,8 +137,9 @@ def extension() -> Extension:
     library_dirs, libraries = cpp_extension.library_paths(), ["c10", "torch_cpu"]
     if cuda:
         cpp_extension.CUDA_HOME = cuda  # a CPU-only PyTorch ignores the environment and sets None
-        archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default_archs(cuda))
-        cxx.append(f'-DUDSKD_CUDA_ARCHS="{archs.replace(" ", ";")}"')
+        if os.getenv("FORCE_CUDA") == "1" and not os.getenv("TORCH_CUDA_ARCH_LIST"):
+            os.environ["TORCH_CUDA_ARCH_LIST"] = all_architectures(cuda)  # BuildExtension reads it
+        cxx.append(f'-DUDSKD_CUDA_ARCHS="{architectures()}"')
         for folder in ("loss/cuda", "image/cuda"):
             sources += [*(CSRC / folder).glob("*.cpp"), *(CSRC / folder).glob("*.cu")]
         system += ["-isystem", f"{cuda}/include"]
@@ -137,9 +157,20 @@ def extension() -> Extension:
     )
 
 
-setup(
-    packages=[*find_packages(include=["udskd*"]), "udskd.recipes"],
-    package_dir={"udskd.recipes": "recipes"},
-    ext_modules=[] if os.getenv("UDSKD_NATIVE") == "0" else [extension()],
-    cmdclass={"build_ext": cpp_extension.BuildExtension.with_options(no_python_abi_suffix=False)},
-)
+class Build(cpp_extension.BuildExtension):
+    """Keeps the objects of builds with and without CUDA kernels apart: their flags differ, and each would recompile
+    those of the other."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        if wants_cuda():
+            self.build_temp = f"{self.build_temp}-cuda"
+
+
+if __name__ == "__main__":
+    setup(
+        packages=[*find_packages(include=["udskd*"]), "udskd.recipes"],
+        package_dir={"udskd.recipes": "recipes"},
+        ext_modules=[] if os.getenv("UDSKD_NATIVE") == "0" else [extension()],
+        cmdclass={"build_ext": Build.with_options(no_python_abi_suffix=False)},
+    )

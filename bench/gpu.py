@@ -157,7 +157,7 @@ def select(groups: list[list[Command]], only: Sequence[str]) -> list[list[Comman
 
 
 def build(out: Path, home: str, capability: str) -> Command:
-    environment = {"UDSKD_CUDA": "1", "TORCH_CUDA_ARCH_LIST": capability, "CUDA_HOME": home}
+    environment = {"FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": capability, "CUDA_HOME": home}
     argv = [*PYTHON, "setup.py", "build_ext", "--inplace"]
     judge = partial(judge_build, capability)
     return Command("build", lambda _: argv, 200, out / "build.log", judge, environment, required=True)

@@ -20,6 +20,8 @@ from pathlib import Path
 
 import pytest
 
+import udskd
+from bench import cuda_toolkit
 from udskd.errors import PACKAGES
 
 pytestmark = pytest.mark.packaging
@@ -27,8 +29,11 @@ ROOT = Path(__file__).parents[1]
 NOT_SOURCE = shutil.ignore_patterns(
     ".git", ".venv*", "build", "dist", "runs", "*.egg-info", "*.so", "__pycache__", ".*_cache", ".hypothesis"
 )
-# One architecture is enough to test that the sdist holds the CUDA sources and that they compile.
-ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"TORCH_CUDA_ARCH_LIST": "9.0"}
+# Where this environment's library has CUDA kernels, so has the wheel. One architecture is enough to test that the sdist
+# holds the CUDA sources and that they compile. The fresh environments do not find pip's nvcc by themselves.
+TOOLKIT = cuda_toolkit.home() if udskd.build_info()["cuda_compiled"] else None
+CUDA = {"CUDA_HOME": TOOLKIT, "TORCH_CUDA_ARCH_LIST": "9.0"} if TOOLKIT else {"FORCE_CUDA": "0"}
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "FORCE_CUDA")} | CUDA
 
 
 def call(*command: str | Path, cwd: Path) -> str:

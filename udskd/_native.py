@@ -42,7 +42,7 @@ def unavailable(backend: str) -> str | None:
     if problem is not None:
         return problem
     if backend == "cuda" and not native["cuda_archs"]:
-        return "this build has no CUDA kernels (no nvcc when it was compiled)"
+        return "this build has no CUDA kernels; compile them with: FORCE_CUDA=1 pip install --no-build-isolation ."
     if backend == "cuda" and not torch.cuda.is_available():
         return "PyTorch sees no CUDA device"
     return None

@@ -53,12 +53,13 @@ def sources() -> list[Path]:
 
 
 def cuda_headers() -> Path | None:
-    """The folder of CUDA's headers: a toolkit's, or the one that pip's packages share."""
+    """The folder of CUDA's headers: the one that the pip packages of the extra dev share, or a toolkit's."""
     nvcc = shutil.which("nvcc")
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), nvcc and Path(nvcc).resolve().parents[1]]
-    homes += ["/usr/local/cuda", *sorted(Path(sysconfig.get_path("purelib"), "nvidia").glob("cu*"), reverse=True)]
+    homes = [*sorted(Path(sysconfig.get_path("purelib"), "nvidia").glob("cu*"), reverse=True)]
+    homes += [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), nvcc and Path(nvcc).resolve().parents[1]]
+    homes += ["/usr/local/cuda"]
     folders = [Path(home, "include") for home in homes if home]
-    needed = ("cuda_runtime.h", "cuda_bf16.h", "crt/host_config.h")
+    needed = ("cuda_runtime.h", "cuda_bf16.h", "crt/host_config.h", "nv/target")
     return next((path for path in folders if all((path / name).exists() for name in needed)), None)
 
 
