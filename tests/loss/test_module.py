@@ -44,6 +44,24 @@ def test_numbers_among_the_options_are_no_state() -> None:
     assert not udskd.DualStudentLoss(kd_weight=0.5, temperature=2.0).state_dict()
 
 
+def test_a_tensor_that_replaces_a_number_is_a_buffer() -> None:
+    module = udskd.DualStudentLoss(kd_weight=2.0)
+    module.kd_weight = torch.ones(3)
+    assert dict(module.named_buffers()).keys() == {"kd_weight"}
+    module.kd_weight = torch.zeros(3)
+    assert module.state_dict()["kd_weight"].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("weight", [torch.tensor(2.0), nn.Parameter(torch.tensor(2.0))])
+def test_a_refused_assignment_leaves_the_options_as_they_are(weight: torch.Tensor) -> None:
+    module = udskd.DualStudentLoss(ce_weight=weight)
+    x, target = torch.randn(3, 4), torch.tensor([0, 1, 2])
+    before = module(None, x, target=target).loss
+    with pytest.raises(TypeError, match="cannot assign"):
+        module.ce_weight = 3.0
+    assert torch.equal(module(None, x, target=target).loss, before)
+
+
 def test_the_module_computes_what_the_function_does() -> None:
     made, weight = make(6, 10, dtype=torch.float32), torch.rand(6)
     options = {"temperature": 2.0, "kd_weight": parameter(0.3), "uncertainty": weight, "reduction": "sum"}

@@ -229,10 +229,17 @@ class DualStudentLoss(nn.Module):
                 super().__setattr__(name, value)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Sets an attribute. An option is checked as in the constructor."""
-        if name in DEFAULTS:
-            self._options = self._options.replaced({name: value})
-        super().__setattr__(name, value)
+        """Sets an attribute. An option is checked, and a tensor becomes a buffer, as in the constructor."""
+        if name not in DEFAULTS:
+            super().__setattr__(name, value)
+            return
+        options = self._options.replaced({name: value})
+        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and name in vars(self):
+            delattr(self, name)
+            self.register_buffer(name, value)
+        else:
+            super().__setattr__(name, value)  # raises TypeError where a buffer or parameter would become a number
+        self._options = options
 
     def forward(
         self,
