@@ -114,6 +114,8 @@ def test_resume_auto_continues_what_was_begun_and_begins_what_was_not(
         ("train", ["give a recipe"]),
         ("train nowhere.toml", ["no recipe at nowhere.toml"]),
         ("train recipe.toml other.toml", ["other.toml"]),
+        (f"train {'x' * 300}", ["there is no recipe"]),
+        (f"train --resume {'x' * 300}", ["is not a run folder"]),
         ("train recipe.toml --temprature 2", ["'--temprature'", "Did you mean", "'--temperature'"]),
         ("train recipe.toml --resum out", ["Did you mean '--resume'"]),
         ("train recipe.toml --data.root nowhere", ["nowhere"]),
@@ -217,6 +219,23 @@ def test_a_reader_that_ends_early_is_no_error() -> None:
     done = subprocess.run(command, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_output_on_a_full_disk_is_one_sentence(unbuffered: str) -> None:
+    command = [sys.executable, "-m", "udskd.cli.main", "recipes"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True)
+    sentence = "udskd: error: the output cannot be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (2, sentence)
+
+
+def test_a_closed_output_is_no_error() -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = f"{sys.executable} -m udskd.cli.main recipes >&-"
+    done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, shell=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("error", [Interrupted("stopped; nothing saved"), KeyboardInterrupt()])

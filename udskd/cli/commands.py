@@ -55,7 +55,7 @@ def train(overrides: dict[str, Any], recipe: str | None, resume: str | None, pre
         recipe = _recipe_of(run)
     config = read_config(recipe, overrides)
     begun = schema.run_folder(config)
-    if resume == "auto" and (begun / "config.toml").is_file():
+    if resume == "auto" and os.path.isfile(begun / "config.toml"):
         run = begun
     if previous and run is None:
         raise click.ClickException("--previous needs --resume RUN: it chooses the state from which that run continues")
@@ -70,7 +70,7 @@ def _recipe_of(run: Path | None) -> str:
         raise click.ClickException(
             "give a recipe (udskd train RECIPE.toml) or a run to continue (udskd train --resume RUN)"
         )
-    if not (run / "config.toml").is_file():
+    if not os.path.isfile(run / "config.toml"):
         raise click.ClickException(f"{run} is not a run folder: it has no config.toml")
     return str(run / "config.toml")
 

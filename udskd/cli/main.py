@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         code = 1
     if code and _on_several_gpus():  # at exit, NCCL would wait for the other processes, which wait for this one
-        sys.stdout.flush()
+        _flush()
         sys.stderr.flush()
         os._exit(code)
     return code
@@ -43,7 +43,7 @@ def _on_several_gpus() -> bool:
 def _run(argv: list[str]) -> int:
     try:
         code = _dispatch(argv)
-        sys.stdout.flush()
+        _flush()
         return code
     except click.ClickException as error:
         return _mistake(error)
@@ -64,8 +64,14 @@ def _run(argv: list[str]) -> int:
     except BrokenPipeError:
         if not _is_output_closed():
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes again at exit
+        _discard_output()
         return 141
+    except OSError as error:
+        if not _is_output_failing():
+            raise
+        _discard_output()
+        _print_error(f"error: the output cannot be written: {error.strerror}")
+        return 2
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -94,6 +100,25 @@ def _mistake(error: click.ClickException) -> int:
 
 def _print_error(message: str) -> None:
     print(printable(f"udskd: {message}"), file=sys.stderr)
+
+
+def _flush() -> None:
+    if sys.stdout is not None:  # None where the process starts with a closed standard output
+        sys.stdout.flush()
+
+
+def _discard_output() -> None:
+    """Redirect the standard output to /dev/null: the interpreter flushes it again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _is_output_failing() -> bool:
+    """Whether the standard output cannot be written, as on a full disk. The error may also be that of another file."""
+    try:
+        print(flush=True)
+    except OSError:
+        return True
+    return False
 
 
 def _is_output_closed() -> bool:

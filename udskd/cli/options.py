@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import is_dataclass
 from functools import cache
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import click
@@ -24,12 +24,24 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+_BOOLEAN = click.Choice((True, False), case_sensitive=False)
+
+
 class RecipeCommand(click.Command):
     """A command with an option for each key of a recipe. The options that the command line gives are the object of its
     context, such as {"seed": 3, "loss.temperature": 2.0}."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         return [*super().get_params(ctx), *_config_options()]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, list(_explicit_booleans(args)))
+        except click.NoSuchOption as error:
+            if not (names := _without_section(error.option_name)):
+                raise
+            near = ", ".join(map(repr, names))  # click would offer only those that are spelled alike
+            raise click.UsageError(f"No such option {error.option_name!r}. (Did you mean {near}?)", ctx) from None
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one section of the help for each section of a recipe."""
@@ -49,7 +61,7 @@ def read_config(recipe: str | None, overrides: dict[str, Any]) -> Config:
     Raises click.ClickException if there is no such recipe, or it is wrong, or a value is out of range.
     """
     try:
-        config = schema.with_values(toml.load(recipes.find(recipe)) if recipe else Config(), overrides)
+        config = schema.with_values(Config() if recipe is None else toml.load(recipes.find(recipe)), overrides)
         rules.check(config)
     except ConfigError as error:
         raise click.ClickException(str(error)) from None
@@ -94,8 +106,23 @@ def _option(prefix: str, name: str, hint: Any, default: Any, text: str) -> click
         help=text,
         expose_value=False,
         callback=_keep,
-        **({"is_flag": False, "flag_value": True} if kind is bool else {}),  # a value may follow: true or false
     )
+
+
+def _without_section(name: str) -> list[str]:
+    """The options that a name without its section may stand for: --lr for --training.lr and others."""
+    names = [name for option in _config_options() for name in option.opts]
+    return [known for known in names if known.rpartition(".")[2] == name.lstrip("-")]
+
+
+def _explicit_booleans(args: Sequence[str]) -> Iterator[str]:
+    """The arguments, with the value true after each switch that has none. click alone would take the argument that
+    follows, such as the recipe, as the value."""
+    switches = {name for option in _config_options() if option.type is _BOOLEAN for name in option.opts}
+    for argument, following in zip_longest(args, args[1:], fillvalue=""):
+        yield argument
+        if argument.replace("-", "_").replace("__", "--", 1) in switches and following.lower() not in ("true", "false"):
+            yield "true"
 
 
 def _keep(ctx: click.Context, option: click.Parameter, value: Any) -> None:
@@ -111,6 +138,8 @@ def _key(option: click.Parameter) -> str:
 
 
 def _click_type(kind: Any) -> Any:
+    if kind is bool:
+        return _BOOLEAN
     if get_origin(kind) is Literal:
         return click.Choice(get_args(kind))
     return tuple(map(_click_type, get_args(kind))) if get_origin(kind) is tuple else kind

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from udskd.config.suggest import did_you_mean
@@ -22,7 +23,7 @@ def find(name: str) -> Path:
     Raises ConfigError if there is no such recipe.
     """
     path, known = Path(name), recipes()
-    if path.suffix or len(path.parts) != 1 or path.exists():
+    if path.suffix or len(path.parts) != 1 or os.path.exists(path):  # Path.exists raises OSError for long names
         return path
     if name not in known:
         near = did_you_mean(name, known)

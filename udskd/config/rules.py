@@ -19,6 +19,8 @@ def check(config: Config) -> None:
             raise ConfigError(
                 f"{name} is {value!r}, a name that is not UTF-8, which the run's recipe cannot hold: rename it"
             )
+        if isinstance(value, int) and value.bit_length() > 63:
+            raise ConfigError(f"{name} must fit into 64 bits, got an integer of {value.bit_length()} bits")
     for pattern, (test, expected) in _RULES.items():
         for name, value in values.items():
             if re.fullmatch(pattern, name) and value is not None and not test(value):
