@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("call", __doc__)
     add_device(parser)
     parser.add_argument("--threads", type=count, default=1, help="PyTorch's threads")
-    parser.add_argument("--rounds", type=count, default=50, help="samples of each")
+    parser.add_argument("--rounds", type=count, default=50, help="samples of each candidate")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(argv)
     check_device(parser, options.device)

@@ -15,7 +15,7 @@ from pathlib import Path
 from bench.commands import ROOT
 
 ARCHS = (75, 80, 86, 89, 90, 100, 120)
-FLAGS = [  # of setup.py and of torch.utils.cpp_extension; tests/bench/test_resources.py compares them
+FLAGS = [  # the flags of setup.py and of torch.utils.cpp_extension; tests/bench/test_resources.py compares them
     *("-DTORCH_TARGET_VERSION=0x020b000000000000", "--Werror=all-warnings", "-O3"),
     *("-D__CUDA_NO_HALF_OPERATORS__", "-D__CUDA_NO_HALF_CONVERSIONS__", "-D__CUDA_NO_BFLOAT16_CONVERSIONS__"),
     *("-D__CUDA_NO_HALF2_OPERATORS__", "--expt-relaxed-constexpr"),

@@ -48,7 +48,7 @@ def describe_machine() -> dict[str, Any]:
     try:
         done = subprocess.run(command, cwd=commands.ROOT, capture_output=True, text=True, timeout=90)
     except subprocess.TimeoutExpired:
-        raise CannotStart("the GPU does not answer") from None
+        raise CannotStart("the GPU does not respond") from None
     if done.returncode:
         raise CannotStart(commands.last_line(done.stdout + done.stderr))
     found: dict[str, Any] = json.loads(done.stdout)
@@ -174,7 +174,7 @@ def tests(out: Path) -> Command:
 
 def sanitizer(out: Path, home: str, tool: str) -> Command:
     """Checks udskd's kernels alone, without PyTorch's memory pool, in which a read beyond the end of a tensor would be
-    valid. initcheck also watches PyTorch's kernels, since otherwise it does not know what they have written."""
+    valid. initcheck also watches PyTorch's kernels, since otherwise it would not track what they have written."""
     program = cuda_toolkit.program("compute-sanitizer", home)
     options = [*("--error-exitcode", "9"), *("--print-limit", "20"), *("--report-api-errors", "no")]
     options += [] if tool == "initcheck" else ["--kernel-name", "kns=udskd"]
@@ -186,7 +186,7 @@ def sanitizer(out: Path, home: str, tool: str) -> Command:
 
 
 def loss(out: Path, name: str, limit: float, providers: Sequence[str], more: Sequence[str], l2_bytes: int) -> Command:
-    """bench.loss. Its own limit leaves the time of one case, so that it ends by itself with its results written."""
+    """bench.loss. Its own limit leaves the time of one case, so that it ends before it is stopped."""
     rows, seconds_of_case = out / f"{name}.json", 40 if "compile" in providers else 10
     fixed = ["-m", "bench.loss", "--device", "cuda", "--rounds", "10", "--providers", ",".join(providers), *more]
     fixed += ["--json", str(rows), "--markdown", str(rows.with_suffix(".md"))]
@@ -246,9 +246,9 @@ def part_names(text: str) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("gpu", __doc__)
-    parser.add_argument("--out", type=Path, default=Path("build/gpu"), metavar="DIR", help="for logs and results")
-    parser.add_argument("--seconds", type=float, default=480, help="for all parts together")
-    parser.add_argument("--only", type=part_names, default=[], metavar="PART,...", help="run these parts alone")
+    parser.add_argument("--out", type=Path, default=Path("build/gpu"), metavar="DIR", help="folder of logs and results")
+    parser.add_argument("--seconds", type=float, default=480, help="time limit of all parts together")
+    parser.add_argument("--only", type=part_names, default=[], metavar="PART,...", help="run only these parts")
     options = parser.parse_args(argv)
     start, out = time.monotonic(), options.out.resolve()
     try:

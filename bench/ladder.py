@@ -208,7 +208,7 @@ def make_ladder_parser() -> argparse.ArgumentParser:
     add("--seeds", type=int, default=3)
     add("--jobs", type=int, default=1, help="runs at the same time, each with its share of the cores")
     add("--cache", action="store_true", help="compute the teacher's logits once for each seed")
-    add("--limit", type=float, default=float("inf"), metavar="SECONDS", help="after which runs stop")
+    add("--limit", type=float, default=float("inf"), metavar="SECONDS", help="time after which runs stop")
     add("--output", type=Path, required=True)
     return parser
 

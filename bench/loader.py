@@ -237,7 +237,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--workers", type=count, default=1)
     add("--threads", type=count, default=1, help="PyTorch's threads in the process that takes the batches")
     add("--batch", type=count, default=64)
-    add("--images", type=count, default=1000, help="of the set, which is loaded repeatedly")
+    add("--images", type=count, default=1000, help="images of the set, which is loaded repeatedly")
     add("--modes", nargs="+", default=MODES, choices=MODES)
     add("--seconds", type=float, default=1.0, help="approximate length of a measurement")
     add("--rounds", type=count, default=3)

@@ -1,4 +1,4 @@
-"""Time of the loss: udskd beside the alternatives, on one machine, in turns.
+"""Time of the loss: udskd beside the alternatives, interleaved on one machine.
 
     python -m bench.loss --device cpu --threads 1 --json FILE --plot DIR
 
@@ -105,9 +105,11 @@ def make_loss_parser() -> argparse.ArgumentParser:
     add("--rounds", type=count, default=20, help="samples of each provider in each case")
     kernels = "on a GPU, also the kernels' own times, by a profiler that may slow down later measurements"
     add("--kernels", action="store_true", help=kernels)
-    add("--limit", type=float, default=float("inf"), metavar="SECONDS", help="after which no case begins")
+    add("--limit", type=float, default=float("inf"), metavar="SECONDS", help="time after which no case begins")
     add("--json", type=Path, metavar="FILE", help="all rows, with machine, versions and command")
-    add("--plot", type=Path, metavar="DIR", help="for speedup.png and bandwidth.png; of many shapes, curves")
+    add(
+        "--plot", type=Path, metavar="DIR", help="folder of speedup.png and bandwidth.png, or of curves for many shapes"
+    )
     add("--markdown", type=Path, metavar="FILE", help="a summary for each pass, then all tables")
     return parser
 

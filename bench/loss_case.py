@@ -1,4 +1,4 @@
-"""One case of `python -m bench.loss`: compares every provider with float64, then times all of them in turns."""
+"""One case of `python -m bench.loss`: compares every provider with float64, then times all of them, interleaved."""
 
 from __future__ import annotations
 

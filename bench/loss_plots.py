@@ -18,8 +18,8 @@ from bench import loss_curves, loss_style
 from bench.loss_table import Row
 from udskd.results.plots import INK, STYLE
 
-MAX_SHAPES = 8  # of bar charts; more shapes are drawn as curves
-MAX_BARS = 32  # of a panel in a figure with two columns of panels
+MAX_SHAPES = 8  # in bar charts; more shapes are drawn as curves
+MAX_BARS = 32  # in a panel, if the figure has two columns of panels
 Value = Callable[[Row], float]
 
 

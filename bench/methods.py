@@ -80,7 +80,7 @@ def command(options: argparse.Namespace, config: Config) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("methods", __doc__)
     parser.add_argument("recipe", help="a recipe of `udskd train`")
-    parser.add_argument("--rounds", type=count, default=9, help="samples of each")
+    parser.add_argument("--rounds", type=count, default=9, help="samples of each candidate")
     parser.add_argument("--threads", type=count, help="PyTorch's threads on the CPU")
     a_method = one_of("method", methods.names())
     parser.add_argument("--methods", type=a_method, nargs="+", default=methods.names())

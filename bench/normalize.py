@@ -63,11 +63,11 @@ def line(name: str, times: Times, images: int) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("normalize", __doc__)
-    parser.add_argument("--rounds", type=count, default=20, help="samples of each")
-    parser.add_argument("--images", type=count, default=64, help="in a batch")
+    parser.add_argument("--rounds", type=count, default=20, help="samples of each candidate")
+    parser.add_argument("--images", type=count, default=64, help="images in a batch")
     parser.add_argument("--size", type=count, default=224)
     parser.add_argument("--threads", type=count, default=1, help="PyTorch's threads")
-    parser.add_argument("--keep-memory", action="store_true", help="no page faults")
+    parser.add_argument("--keep-memory", action="store_true", help="measure without page faults")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     if options.keep_memory and not machine.keep_memory():

@@ -152,7 +152,7 @@ def sections(rows: Sequence[dict[str, Any]]) -> list[table.Section]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("resize", __doc__)
-    parser.add_argument("--rounds", type=count, default=50, help="samples of each")
+    parser.add_argument("--rounds", type=count, default=50, help="samples of each candidate")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)

@@ -37,7 +37,7 @@ WATCHED = {
 
 
 @dataclass(frozen=True, order=True)
-class Kernel:
+class KernelResources:
     """One kernel on one architecture. A function that was not inlined is listed as a kernel without registers."""
 
     kernel: str
@@ -56,10 +56,10 @@ class Kernel:
         return f"{self.kernel}, sm_{self.arch}"
 
 
-def parse(text: str, arch: int) -> list[Kernel]:
+def parse(text: str, arch: int) -> list[KernelResources]:
     """The kernels in the output of `ptxas -v`, by their mangled names."""
     found: dict[str, dict[str, int]] = {}
-    used: dict[str, int] = {}  # of the kernel or function that was named last
+    used: dict[str, int] = {}  # by the kernel or function that was named last
     for line in text.splitlines():
         if name := re.search(r"Compiling entry function '(\S+)'|Function properties for (\S+)", line):
             used = found.setdefault(name[1] or name[2], {})
@@ -72,24 +72,24 @@ def parse(text: str, arch: int) -> list[Kernel]:
         ):
             if number := re.search(pattern, line):
                 used[key] = int(number[1])
-    return [Kernel(name, arch, **numbers) for name, numbers in found.items()]
+    return [KernelResources(name, arch, **numbers) for name, numbers in found.items()]
 
 
-def merged(kernels: Iterable[Kernel]) -> list[Kernel]:
+def merged(kernels: Iterable[KernelResources]) -> list[KernelResources]:
     """Sorted and without duplicates: of kernels of the same name in several sources, the maximum of each number."""
-    out: dict[tuple[str, int], Kernel] = {}
+    out: dict[tuple[str, int], KernelResources] = {}
     for kernel in kernels:
         other = out.get(kernel.key, kernel)
-        largest = {f.name: max(getattr(kernel, f.name), getattr(other, f.name)) for f in fields(Kernel)[2:]}
+        largest = {f.name: max(getattr(kernel, f.name), getattr(other, f.name)) for f in fields(KernelResources)[2:]}
         out[kernel.key] = replace(kernel, **largest)
     return sorted(out.values())
 
 
-def measure(home: str, archs: Sequence[int], jobs: int) -> list[Kernel]:
+def measure(home: str, archs: Sequence[int], jobs: int) -> list[KernelResources]:
     """Compiles every source for every architecture."""
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
 
-        def compile_one(number: int, source: str, arch: int) -> list[Kernel]:
+        def compile_one(number: int, source: str, arch: int) -> list[KernelResources]:
             return parse(cuda_toolkit.compile_device(home, source, arch, Path(folder, f"{number}.cubin")), arch)
 
         pairs = [(source, arch) for source in cuda_toolkit.sources() for arch in archs]
@@ -100,7 +100,7 @@ def measure(home: str, archs: Sequence[int], jobs: int) -> list[Kernel]:
     return merged(replace(kernel, kernel=names[kernel.kernel]) for kernel in kernels)
 
 
-def compare(before: Sequence[Kernel], now: Sequence[Kernel]) -> list[str]:
+def compare(before: Sequence[KernelResources], now: Sequence[KernelResources]) -> list[str]:
     """A line for each kernel that has grown, is missing or is new."""
     old, new = {kernel.key: kernel for kernel in before}, {kernel.key: kernel for kernel in now}
     lines = []
@@ -119,19 +119,19 @@ def compare(before: Sequence[Kernel], now: Sequence[Kernel]) -> list[str]:
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
-def dumps(nvcc: str, kernels: Sequence[Kernel]) -> str:
+def dumps(nvcc: str, kernels: Sequence[KernelResources]) -> str:
     """JSON with one line for each kernel and architecture, which keeps differences between versions readable."""
     lines = ",\n".join(json.dumps(asdict(kernel)) for kernel in kernels)
     return f'{{"nvcc": {json.dumps(nvcc)}, "kernels": [\n{lines}\n]}}\n'
 
 
-def read(path: Path) -> tuple[str, list[Kernel]]:
+def read(path: Path) -> tuple[str, list[KernelResources]]:
     """The release of nvcc by which the table was made, and the table."""
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content["nvcc"], [Kernel(**row) for row in content["kernels"]]
+    return content["nvcc"], [KernelResources(**row) for row in content["kernels"]]
 
 
-def markdown(nvcc: str, kernels: Sequence[Kernel]) -> str:
+def markdown(nvcc: str, kernels: Sequence[KernelResources]) -> str:
     archs = sorted({kernel.arch for kernel in kernels})
     found = {kernel.key: kernel for kernel in kernels}
     rows = []
@@ -143,7 +143,7 @@ def markdown(nvcc: str, kernels: Sequence[Kernel]) -> str:
     return f"{title}\n\n{markdown_table(header, rows)}"
 
 
-def cell(kernel: Kernel | None) -> str:
+def cell(kernel: KernelResources | None) -> str:
     if kernel is None:
         return ""
     stack = f", {kernel.stack} B stack" if kernel.stack else ""
@@ -152,7 +152,7 @@ def cell(kernel: Kernel | None) -> str:
     return f"{kernel.registers or 'not inlined'}{stack}{spills}"
 
 
-def check(path: Path, nvcc: str, kernels: Sequence[Kernel], archs: Sequence[int]) -> int:
+def check(path: Path, nvcc: str, kernels: Sequence[KernelResources], archs: Sequence[int]) -> int:
     """Prints the differences from the table; returns the exit code."""
     made_with, table = read(path)
     if made_with != nvcc:

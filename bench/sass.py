@@ -47,13 +47,13 @@ HEADER = ["kernel", "instructions", *COUNTED, "loops over classes", "called func
 
 
 @dataclass
-class Kernel:
+class KernelListing:
     """The instructions of one kernel in order, without the padding at its end."""
 
     name: str
     addresses: list[int] = field(default_factory=list)
     opcodes: list[str] = field(default_factory=list)
-    targets: list[int | None] = field(default_factory=list)  # of branches and calls
+    targets: list[int | None] = field(default_factory=list)  # the targets of branches and calls
 
     @property
     def size(self) -> int:
@@ -82,12 +82,12 @@ class Kernel:
         ]
 
 
-def parse(text: str) -> list[Kernel]:
+def parse(text: str) -> list[KernelListing]:
     """The kernels of a listing of `cuobjdump -sass`, by their mangled names."""
-    kernels: list[Kernel] = []
+    kernels: list[KernelListing] = []
     for line in text.splitlines():
         if name := re.match(r"\s*Function : (\S+)", line):
-            kernels.append(Kernel(name[1]))
+            kernels.append(KernelListing(name[1]))
         elif kernels and (code := re.match(r"\s*/\*([0-9a-f]+)\*/\s+(?:@!?U?P[T\d]+ )?\s*([A-Z][\w.]*)([^;]*);", line)):
             address, opcode, operands = int(code[1], 16), code[2], code[3]
             target = (
@@ -107,7 +107,7 @@ def positions(name: str, table: dict[str, int]) -> int | None:
     return next((count for pattern, count in table.items() if fnmatchcase(name, pattern)), None)
 
 
-def line(kernel: Kernel, table: dict[str, int]) -> list[str]:
+def line(kernel: KernelListing, table: dict[str, int]) -> list[str]:
     """The cells of one kernel; zeros are left empty."""
     held = positions(kernel.name, table)
     each = f"{kernel.size / held:.1f}, {kernel.count('EX2') / held:.2g} EX2" if held else ""
@@ -116,7 +116,7 @@ def line(kernel: Kernel, table: dict[str, int]) -> list[str]:
     return [f"`{kernel.name}`", str(kernel.size), *counts, ", ".join(over_classes(kernel)), called, each]
 
 
-def over_classes(kernel: Kernel) -> list[str]:
+def over_classes(kernel: KernelListing) -> list[str]:
     """Length and number of EX2 of the innermost loops over classes; loops of reductions have none of the opcodes."""
     out = []
     for begin, end in kernel.loops():
@@ -126,19 +126,19 @@ def over_classes(kernel: Kernel) -> list[str]:
     return out
 
 
-def markdown(kernels: Sequence[Kernel], arch: int, nvcc: str, table: dict[str, int]) -> str:
+def markdown(kernels: Sequence[KernelListing], arch: int, nvcc: str, table: dict[str, int]) -> str:
     title = f"Static counts of instructions for sm_{arch}, by nvcc {nvcc} (`python -m bench.sass`)."
     return f"{title}\n\n{markdown_table(HEADER, [line(kernel, table) for kernel in kernels])}"
 
 
-def measure(home: str, arch: int, jobs: int) -> list[Kernel]:
+def measure(home: str, arch: int, jobs: int) -> list[KernelListing]:
     """Compiles every source and disassembles it; sorted by name."""
     cuobjdump = cuda_toolkit.program("cuobjdump", home)
     if cuobjdump is None:
         raise cuda_toolkit.ToolError("no cuobjdump: not on PATH, in the toolkit, among pip's packages or Triton's")
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
 
-        def compile_one(number: int, source: str) -> list[Kernel]:
+        def compile_one(number: int, source: str) -> list[KernelListing]:
             cubin = Path(folder, f"{number}.cubin")
             cuda_toolkit.compile_device(home, source, arch, cubin)
             return parse(cuda_toolkit.output([cuobjdump, "-sass", str(cubin)]))

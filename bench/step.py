@@ -4,7 +4,7 @@
 
 udskd's part is the code of `udskd train` itself: its step, its epoch loop, its loader. The plain loop
 (bench/plain_pytorch.py) has the same networks, images, batch size and precision (bf16 autocast on CUDA, fp32 on the
-CPU), once with contiguous tensors and once with channels_last, as udskd has. The parts are timed in turns on batches
+CPU), once with contiguous tensors and once with channels_last, as udskd has. The parts are timed interleaved on batches
 that are on the device, and share their weights with their step. An epoch reaches from JPEG files (or resident images,
 where the table says so) to updated weights.
 """
@@ -195,13 +195,13 @@ def make_step_parser() -> argparse.ArgumentParser:
     add("--student-b", default="mobilenet_v2")
     add("--stem", choices=("auto", "imagenet", "half", "small"), help="imagenet on the CPU, auto on CUDA")
     add("--threads", type=count, help="PyTorch's threads; 1 on the CPU, its own default on CUDA")
-    add("--workers", type=count, help="of the loaders; 1 on the CPU, one for each core on CUDA")
+    add("--workers", type=count, help="workers of the loaders; 1 on the CPU, one for each core on CUDA")
     add("--compile", action=argparse.BooleanOptionalAction, help="also compiled networks; default on CUDA")
     add("--cuda-graph", dest="graph", action=argparse.BooleanOptionalAction, help="also a CUDA graph; default on CUDA")
     add("--rounds", type=count, default=7, help="samples of each part")
-    add("--epochs", type=count, default=3, help="of each loop, after one to warm up")
+    add("--epochs", type=count, default=3, help="epochs of each loop, after one to warm up")
     add("--seconds", type=float, default=1.0, help="approximate length of a measurement of a loader alone")
-    add("--limit", type=float, default=float("inf"), metavar="SECONDS", help="after which nothing more begins")
+    add("--limit", type=float, default=float("inf"), metavar="SECONDS", help="time after which nothing more begins")
     add("--json", type=Path, metavar="FILE")
     add("--markdown", type=Path, metavar="FILE")
     return parser

@@ -37,7 +37,7 @@ class Times(NamedTuple):
         return {f"{name}_us": digits(getattr(self, name)) for name in names}
 
 
-class Sample(NamedTuple):
+class TimeSample(NamedTuple):
     device_us: float
     wall_us: float
 
@@ -59,7 +59,7 @@ def rotated(names: Sequence[K], by: int) -> list[K]:
 def interleaved(loops: Mapping[K, TimedLoop], rounds: int, device: str) -> dict[K, Times]:
     """One sample of every loop in each round, in rotating order, after a warm-up."""
     names = list(loops)
-    samples: dict[K, list[Sample]] = {name: [] for name in names}
+    samples: dict[K, list[TimeSample]] = {name: [] for name in names}
     gc.collect()
     gc.freeze()  # a collection during the measurement then examines only the objects that the loops create
     try:
@@ -91,12 +91,12 @@ def _repeats(loop: TimedLoop, device: str) -> int:
         times = max(2 * times, math.ceil(MIN_SAMPLE_US / took)) if took > 0 else 2 * times
 
 
-def _sample(loop: TimedLoop, times: int, device: str) -> Sample:
+def _sample(loop: TimedLoop, times: int, device: str) -> TimeSample:
     if device != "cuda":
         start = time.perf_counter_ns()
         loop(times)
         wall_us = (time.perf_counter_ns() - start) / 1e3 / times
-        return Sample(wall_us, wall_us)
+        return TimeSample(wall_us, wall_us)
     before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     start = time.perf_counter_ns()
@@ -105,9 +105,9 @@ def _sample(loop: TimedLoop, times: int, device: str) -> Sample:
     after.record()
     torch.cuda.synchronize()
     wall_us = (time.perf_counter_ns() - start) / 1e3 / times
-    return Sample(before.elapsed_time(after) * 1e3 / times, wall_us)
+    return TimeSample(before.elapsed_time(after) * 1e3 / times, wall_us)
 
 
-def _summary(samples: Sequence[Sample]) -> Times:
+def _summary(samples: Sequence[TimeSample]) -> Times:
     p10, median, p90 = np.percentile([sample.device_us for sample in samples], [10, 50, 90])
     return Times(float(median), float(p10), float(p90), float(np.median([sample.wall_us for sample in samples])))

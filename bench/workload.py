@@ -14,7 +14,7 @@ from tests.loss.helpers import eager
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 PASSES = ("forward", "forward+backward")
 CACHES = ("warm", "cold")
-CHUNK_LOGITS = 1 << 26  # of each network, for which float64 results are computed at a time: about 8 GB
+CHUNK_LOGITS = 1 << 26  # logits of each network in one float64 computation: about 8 GB
 # The paper's whole loss: labels, teacher, peers, weights by entropy. The temperature is an argument of the command.
 LOSS_OPTIONS = {"ce_weight": 1.0, "kd_weight": 0.9, "peer_weight": 0.5, "uncertainty": "entropy", "detach_peer": True}
 

@@ -11,7 +11,7 @@ PACKAGES = {
     ),
     "udskd[tensorboard]": ("tensorboard",),
 }
-"""The packages that udskd imports, by the argument of `pip install` that brings them."""
+"""The packages that udskd imports, by the argument of `pip install` that installs them."""
 
 _ESCAPED = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories: control characters, surrogates, ends of lines and paragraphs
 

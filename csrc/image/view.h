@@ -27,8 +27,8 @@ struct Shape {
   int64_t height, width;
 };
 
-// `row` is the image's index in its batch. Every message begins with "crop_resize: ", for which udskd/data/resize.py
-// looks.
+// `row` is the image's index in its batch. Every message begins with "crop_resize: ", which udskd/data/resize.py
+// searches for.
 inline void check_view(const View& v, const Shape& shape, int64_t size, int64_t row) {
   STD_TORCH_CHECK(shape.height >= 1 && shape.height <= kMaxPixels && shape.width >= 1 && shape.width <= kMaxPixels,
                   "crop_resize: image ", row, " is ", shape.height, " x ", shape.width, " pixels, expected 1 to ",

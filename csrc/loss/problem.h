@@ -15,10 +15,10 @@ using torch::headeronly::ScalarType;
 enum Column : int {
   kMaxT, kMaxA, kMaxB,                           // maxima, by which the logits are shifted
   kSumT, kSumA, kSumB,                           // sums of exponentials of the shifted logits at the temperature,
-  kSumPeerA, kSumPeerB, kSumOneA, kSumOneB,      // at the peer temperature, at 1
+  kSumPeerA, kSumPeerB, kSumOneA, kSumOneB,      // at the peer temperature, at temperature 1
   kTargetMass,                                   // sum of the target distribution: 1 for a label
   kCeA, kCeB,                                    // cross-entropies
-  kKlTA, kKlTB, kKlBA, kKlAB,                    // KL(teacher || student), KL(peer || student), bare
+  kKlTA, kKlTB, kKlBA, kKlAB,                    // KL(teacher || student), KL(peer || student), without coefficients
   kWeight, kEntropy,                             // the teacher's certainty as a weight, and its entropy
   kShare,                                        // factor of the row in the loss: 1/n (mean), 1 (sum, none), 0 (ignored);
                                                  // on CUDA negative if the generic kernel computed the row, which then

@@ -63,7 +63,7 @@ inline Matrix matrix(const std::optional<Tensor>& x) {
   return {x->const_data_ptr(), x->stride(0), x->scalar_type()};
 }
 
-// Gives the coefficient the numbers of a tensor, if there is one.
+// The coefficient, with the numbers of a tensor if there is one.
 inline Coefficient with_tensor(Coefficient coefficient, const std::optional<Tensor>& x) {
   if (x) coefficient.data = x->const_data_ptr(), coefficient.stride = x->dim() == 0 ? 0 : x->stride(0);
   return coefficient;

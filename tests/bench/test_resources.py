@@ -10,7 +10,7 @@ from torch.utils import cpp_extension
 
 from bench import cuda_toolkit, resources
 from bench.commands import ROOT
-from bench.resources import TABLE, Kernel, compare, merged, parse
+from bench.resources import TABLE, KernelResources, compare, merged, parse
 
 PTXAS = """\
 ptxas info    : 28 bytes gmem
@@ -27,14 +27,14 @@ ptxas info    : Compile time = 2.485 ms
 ptxas info    : Function properties for _Z6calledi
     0 bytes stack frame, 4 bytes spill stores, 8 bytes spill loads
 """
-A = Kernel("a", 90, registers=64, stack=464, spill_stores=212, spill_loads=1100, shared=32)
-B = Kernel("b", 90, registers=8)
+A = KernelResources("a", 90, registers=64, stack=464, spill_stores=212, spill_loads=1100, shared=32)
+B = KernelResources("b", 90, registers=8)
 
 
 def test_every_number_goes_to_its_kernel() -> None:
-    called = Kernel("_Z6calledi", 90, spill_stores=4, spill_loads=8)
+    called = KernelResources("_Z6calledi", 90, spill_stores=4, spill_loads=8)
     kernels = parse(PTXAS, 90)
-    assert kernels == [Kernel("_Z1ai", 90, 64, 464, 212, 1100, 32), Kernel("_Z1bi", 90, 8), called]
+    assert kernels == [KernelResources("_Z1ai", 90, 64, 464, 212, 1100, 32), KernelResources("_Z1bi", 90, 8), called]
     assert parse("", 90) == []
 
 
@@ -60,30 +60,33 @@ def test_names_are_short(demangled: str, name: str) -> None:
 
 def test_numbers_that_have_not_grown_pass() -> None:
     assert compare([A, B], [B, A]) == []
-    assert compare([A], [Kernel("a", 90, registers=60, shared=9000)]) == []
+    assert compare([A], [KernelResources("a", 90, registers=60, shared=9000)]) == []
 
 
 @pytest.mark.parametrize(
     ("now", "line"),
     [
-        (Kernel("b", 90, 9), "b, sm_90: registers 8 -> 9"),
-        (Kernel("b", 90, 8, stack=16), "b, sm_90: bytes of stack 0 -> 16"),
-        (Kernel("b", 90, 8, 0, 4, 8), "b, sm_90: bytes of spill stores 0 -> 4, bytes of spill loads 0 -> 8"),
-        (Kernel("c", 90, 8), "c, sm_90: compiled, but not in the table"),
+        (KernelResources("b", 90, 9), "b, sm_90: registers 8 -> 9"),
+        (KernelResources("b", 90, 8, stack=16), "b, sm_90: bytes of stack 0 -> 16"),
+        (KernelResources("b", 90, 8, 0, 4, 8), "b, sm_90: bytes of spill stores 0 -> 4, bytes of spill loads 0 -> 8"),
+        (KernelResources("c", 90, 8), "c, sm_90: compiled, but not in the table"),
     ],
 )
-def test_a_kernel_that_has_grown_is_a_line(now: Kernel, line: str) -> None:
+def test_a_kernel_that_has_grown_is_a_line(now: KernelResources, line: str) -> None:
     assert line in compare([A, B], [A, now])
     assert all(line.startswith(("b, ", "c, ")) for line in compare([A, B], [A, now]))
 
 
 def test_a_kernel_that_is_gone_is_a_line() -> None:
     assert compare([A, B], [A]) == ["b, sm_90: in the table, but not compiled"]
-    assert compare([B], [Kernel("b", 80, 8)])[1] == "b, sm_90: in the table, but not compiled"
+    assert compare([B], [KernelResources("b", 80, 8)])[1] == "b, sm_90: in the table, but not compiled"
 
 
 def test_of_two_kernels_of_one_name_the_larger_numbers_count() -> None:
-    assert merged([Kernel("b", 90, 8, stack=16), B, Kernel("b", 90, 10), A]) == [A, Kernel("b", 90, 10, stack=16)]
+    assert merged([KernelResources("b", 90, 8, stack=16), B, KernelResources("b", 90, 10), A]) == [
+        A,
+        KernelResources("b", 90, 10, stack=16),
+    ]
 
 
 def test_the_table_reads_as_it_was_written(tmp_path: Path) -> None:
@@ -97,7 +100,7 @@ def test_the_table_reads_as_it_was_written(tmp_path: Path) -> None:
 
 def test_a_check_compares_the_given_architectures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = tmp_path / "table.json"
-    table.write_text(resources.dumps("13.0.88", [A, Kernel("b", 80, 8)]))
+    table.write_text(resources.dumps("13.0.88", [A, KernelResources("b", 80, 8)]))
     assert resources.check(table, "13.0.88", [A], [90]) == 0
     assert resources.check(table, "13.0.88", [], [90]) == 1
     assert resources.check(table, "13.1.2", [A], [90]) == 1

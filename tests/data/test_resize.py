@@ -16,7 +16,7 @@ from hypothesis import example, given
 from tests.data.helpers.resizing import (
     ROOT,
     RUNNABLE,
-    Case,
+    ViewCase,
     batch_of,
     cases,
     image,
@@ -45,9 +45,9 @@ def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
 @example(whole(5, 2000, 8))
 @example(whole(2000, 5, 8))
 @example(whole(256, 256, 256))
-@example(Case(60, 50, (10, 5, 34, 29), (24, 24), (0, 0), 24))  # only cropped
-@example(Case(300, 200, (0, 0, 200, 300), (256, 384), (16, 80), 224))  # an evaluation
-def test_a_view_has_pillows_bits(case: Case) -> None:
+@example(ViewCase(60, 50, (10, 5, 34, 29), (24, 24), (0, 0), 24))  # only cropped
+@example(ViewCase(300, 200, (0, 0, 200, 300), (256, 384), (16, 80), 224))  # an evaluation
+def test_a_view_has_pillows_bits(case: ViewCase) -> None:
     np.testing.assert_array_equal(ours(case), pillow(case))
 
 
@@ -63,7 +63,9 @@ def test_thousands_of_taps_have_pillows_bits(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize("more", [-1, 0, 1])
 def test_the_order_of_the_passes_is_pillows(more: int) -> None:
     width = 30
-    case = Case(20 + 2 * (width - 25) + more, width, (0, 0, width, 20 + 2 * (width - 25) + more), (25, 20), (2, 0), 20)
+    case = ViewCase(
+        20 + 2 * (width - 25) + more, width, (0, 0, width, 20 + 2 * (width - 25) + more), (25, 20), (2, 0), 20
+    )
     np.testing.assert_array_equal(ours(case), pillow(case))
 
 
@@ -77,7 +79,7 @@ def test_every_simd_level_has_pillows_bits(level: str) -> None:
 
 
 @given(cases(largest=60, window=40))
-def test_without_the_library_the_bits_are_the_same(case: Case) -> None:
+def test_without_the_library_the_bits_are_the_same(case: ViewCase) -> None:
     expected = ours(case)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_native, "problem", "disabled by the test")

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from tests.data.helpers.resizing import Case, batch_of, cases, pillow
+from tests.data.helpers.resizing import ViewCase, batch_of, cases, pillow
 from tests.loss.helpers import emulated
 
 pytestmark = [
@@ -16,10 +16,10 @@ pytestmark = [
     pytest.mark.skipif(emulated.reason() is not None, reason=str(emulated.reason())),
 ]
 SOME = [
-    Case(20, 31, (3, 2, 30, 19), (9, 9), (0, 0), 9),
-    Case(40, 12, (0, 0, 12, 40), (16, 16), (0, 0), 16),  # columns first
-    Case(17, 17, (0, 0, 17, 17), (30, 24), (10, 3), 14),
-    Case(1, 1, (0, 0, 1, 1), (20, 20), (0, 0), 20),
+    ViewCase(20, 31, (3, 2, 30, 19), (9, 9), (0, 0), 9),
+    ViewCase(40, 12, (0, 0, 12, 40), (16, 16), (0, 0), 16),  # columns first
+    ViewCase(17, 17, (0, 0, 17, 17), (30, 24), (10, 3), 14),
+    ViewCase(1, 1, (0, 0, 1, 1), (20, 20), (0, 0), 20),
 ]
 
 
@@ -36,7 +36,7 @@ def resize(pixels: Tensor, offsets: Tensor, shapes: Tensor, views: np.ndarray, o
 
 @settings(max_examples=40)
 @given(cases(largest=24, window=20))
-def test_a_view_has_pillows_bits(case: Case) -> None:
+def test_a_view_has_pillows_bits(case: ViewCase) -> None:
     pixels, offsets, shapes, views, out = batch_of([case])
     resize(pixels, offsets, shapes, views, out)
     np.testing.assert_array_equal(out[0].numpy(), pillow(case))

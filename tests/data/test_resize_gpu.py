@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
-from tests.data.helpers.resizing import Case, batch_of, cases, ours, some_cases
+from tests.data.helpers.resizing import ViewCase, batch_of, cases, ours, some_cases
 from udskd.data import resize
 from udskd.data.resize import crop_resize_batch
 
@@ -17,7 +17,7 @@ needs_gpu = pytest.mark.skipif(
 )
 
 
-def on_gpu(some: list[Case]) -> Tensor:
+def on_gpu(some: list[ViewCase]) -> Tensor:
     pixels, offsets, shapes, views, out = batch_of(some)
     moved = out.cuda()
     crop_resize_batch(pixels.cuda(), offsets.cuda(), shapes, views, moved)
@@ -27,7 +27,7 @@ def on_gpu(some: list[Case]) -> Tensor:
 @pytest.mark.gpu
 @needs_gpu
 @given(cases())
-def test_a_gpu_has_the_cpus_bits(case: Case) -> None:
+def test_a_gpu_has_the_cpus_bits(case: ViewCase) -> None:
     np.testing.assert_array_equal(on_gpu([case])[0].cpu().numpy(), ours(case))
 
 

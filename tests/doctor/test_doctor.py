@@ -199,7 +199,7 @@ def test_a_tree(
     out = capsys.readouterr().out
     for words in ("reading from the disk", "decoding, one core", "views at 8 px", "data.workers = 0", "training step"):
         assert words in out
-    assert out.splitlines()[0].endswith("36 training images of 3 classes, 36 looked at")
+    assert out.splitlines()[0].endswith("36 training images of 3 classes, a sample of 36")
     assert " limit" in out.splitlines()[-2] or " limit" in out.splitlines()[-1]
     assert contents(tree) == before
     assert list(tmp_path.iterdir()) == []

@@ -21,7 +21,7 @@ bool same_location(const Thread& a, const Thread& b) {
 bool complete(const Warp& warp, const Thread& first) {
   const unsigned gone = first.mask & ~warp.alive;
   if (gone) {
-    fatal("%s at %s:%u: the mask %08x names lane %d, which has exited or never was", first.call,
+    fatal("%s at %s:%u: the mask %08x names lane %d, which has exited or does not exist", first.call,
           first.location.file_name(), first.location.line(), first.mask, std::countr_zero(gone));
   }
   if (first.mask & ~warp.waiting) return false;

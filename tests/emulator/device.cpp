@@ -126,7 +126,7 @@ LOCAL cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, i
       {cudaDevAttrClusterLaunch, device.capability >= 90},
   };
   const auto found = values.find(attribute);
-  if (found == values.end()) emu::fatal("cudaDeviceGetAttribute() does not know attribute %d", int(attribute));
+  if (found == values.end()) emu::fatal("cudaDeviceGetAttribute() has no attribute %d", int(attribute));
   return *value = found->second, cudaSuccess;
 }
 

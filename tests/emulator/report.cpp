@@ -75,7 +75,7 @@ void report_deadlock(const std::vector<Block>& group) {
   }
   for (const Block& block : group) {
     if (const Thread* lane = waiting(block, Wait::kWarp)) {
-      fatal("deadlock: %s waits in %s with the mask %08x for lanes that do not come", name(*lane).c_str(),
+      fatal("deadlock: %s waits in %s with the mask %08x for lanes that do not arrive", name(*lane).c_str(),
             place(*lane).c_str(), lane->mask);
     }
   }

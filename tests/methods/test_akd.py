@@ -13,8 +13,8 @@ from torch import Tensor
 from tests.methods.helpers.adaptive import HIGH, LOW, akd, alpha, ce, config, expected, gap, students
 from tests.methods.helpers.batches import (
     answers,
-    assert_asks_for_backend,
     assert_loss_of_nothing,
+    assert_requests_backend,
     assert_same,
     assert_takes_an_inference_tensor,
     in_double,
@@ -191,4 +191,4 @@ def test_the_teachers_logits_may_come_from_inference_mode() -> None:
 
 
 def test_every_call_takes_the_backend_of_the_options(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert_asks_for_backend(monkeypatch, akd(shape="context", backend="reference")[0], answers(), "reference")
+    assert_requests_backend(monkeypatch, akd(shape="context", backend="reference")[0], answers(), "reference")

@@ -15,8 +15,8 @@ from tests.methods.helpers.batches import (
     DTYPES,
     OPTIONS,
     answers,
-    assert_asks_for_backend,
     assert_loss_of_nothing,
+    assert_requests_backend,
     assert_same,
     assert_takes_an_inference_tensor,
     in_double,
@@ -137,4 +137,4 @@ def test_the_teachers_logits_may_come_from_inference_mode() -> None:
 
 
 def test_every_call_takes_the_backend_of_the_options(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert_asks_for_backend(monkeypatch, build(backend="reference"), answers(), "reference")
+    assert_requests_backend(monkeypatch, build(backend="reference"), answers(), "reference")

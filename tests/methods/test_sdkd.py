@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from tests.methods.helpers.proxies import (
     RAMP,
     C,
-    Run,
+    MethodRun,
     Scaled,
     distance,
     formula,
@@ -27,7 +27,7 @@ from udskd.methods.sdkd import feature_distance
 
 @pytest.mark.parametrize("weights", ["auto", "wsl", "entropy"])
 def test_the_loss_and_its_gradients_are_the_formulas(weights: str) -> None:
-    run = Run(target__weight=weights).stir()
+    run = MethodRun(target__weight=weights).stir()
     run.method.at(2.0)
     answers = run.answers()
     same_gradients(run.method.loss(answers)["loss"], formula(run, answers, weights), run.parameters())
@@ -38,14 +38,14 @@ def test_layers_of_other_resolutions_are_pooled_or_repeated() -> None:
         "sdkd__teacher_layers": "features.2,features.6",
         "sdkd__student_a_layers": "features.3,features.4",
     }
-    run = Run(**layers).stir()
+    run = MethodRun(**layers).stir()
     run.method.at(2.0)
     answers = run.answers()
     same_gradients(run.method.loss(answers)["loss"], formula(run, answers), run.parameters())
 
 
 def test_a_mixed_target_is_accepted() -> None:
-    run = Run().stir()
+    run = MethodRun().stir()
     run.method.at(2.0)
     mixed = 0.7 * F.one_hot(run.target, C).double() + 0.3 * F.one_hot(run.target.roll(1), C)
     answers = run.answers(target=mixed)
@@ -53,7 +53,7 @@ def test_a_mixed_target_is_accepted() -> None:
 
 
 def test_a_student_and_its_proxy_learn_from_that_students_target_and_shapes_add_their_losses() -> None:
-    run = Run(shapes=lambda config: [Scaled(config)]).stir()
+    run = MethodRun(shapes=lambda config: [Scaled(config)]).stir()
     run.method.at(2.0)
     answers, scales = run.answers(), {"student_a": 2.0, "student_b": 3.0}
     terms = run.method.loss(answers)
@@ -62,7 +62,7 @@ def test_a_student_and_its_proxy_learn_from_that_students_target_and_shapes_add_
 
 
 def test_the_terms_are_the_students_and_detached() -> None:
-    run = Run().stir()
+    run = MethodRun().stir()
     run.method.at(2.0)
     answers = run.answers()
     assert answers.teacher is not None
@@ -83,7 +83,7 @@ def test_the_terms_are_the_students_and_detached() -> None:
 
 
 def test_without_rows_the_loss_is_nan_as_a_mean_is_and_the_gradients_are_0() -> None:
-    run = Run().stir()
+    run = MethodRun().stir()
     answers = run.answers(images=run.images[:0], target=run.target[:0])
     loss = run.method.loss(answers)["loss"]
     torch.autograd.backward(loss)
@@ -95,7 +95,7 @@ def test_without_rows_the_loss_is_nan_as_a_mean_is_and_the_gradients_are_0() -> 
 
 
 def test_a_students_gradient_takes_the_proxys_outputs_as_constants() -> None:
-    run = Run().stir()
+    run = MethodRun().stir()
     run.method.at(2.0)
     answers = run.answers()
     parts = []
@@ -112,7 +112,7 @@ def test_a_students_gradient_takes_the_proxys_outputs_as_constants() -> None:
 
 
 def test_of_teacher_and_proxy_the_fusion_blocks_alone_learn() -> None:
-    run = Run().stir()
+    run = MethodRun().stir()
     answers = run.answers()
     run.method.at(2.0)
     student = run.setting.networks["student_a"]
@@ -125,7 +125,7 @@ def test_of_teacher_and_proxy_the_fusion_blocks_alone_learn() -> None:
 
 
 def test_a_proxys_parameters_and_buffers_are_its_blocks_alone() -> None:
-    run = Run()
+    run = MethodRun()
     for proxy in run.proxies.values():
         assert all(name.startswith("blocks.") for name in proxy.state_dict())
         assert {id(p) for p in proxy.parameters()} == {id(p) for block in proxy.blocks for p in block.parameters()}  # type: ignore[union-attr]

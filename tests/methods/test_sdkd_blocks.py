@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.methods.helpers.proxies import Run, Scaled
+from tests.methods.helpers.proxies import MethodRun, Scaled
 from udskd.config.schema import ROLES
 from udskd.errors import ConfigError
 from udskd.methods.base import Needs
@@ -83,7 +83,7 @@ def test_the_distance_does_not_see_the_length_of_a_vector_and_is_at_most_4(scale
 )
 def test_impossible_options_are_refused_in_one_sentence(options: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(ConfigError) as error:
-        Run(**options)
+        MethodRun(**options)
     assert "\n" not in str(error.value)
     assert all(word in str(error.value) for word in words), error.value
 
@@ -97,10 +97,10 @@ def test_the_needs_of_a_shape_are_asked_for_as_well() -> None:
     class Asking(Scaled):
         needs = Needs(responses=3, source="dropout")
 
-    needs = Run(shapes=lambda config: [Asking(config)]).needs
+    needs = MethodRun(shapes=lambda config: [Asking(config)]).needs
     assert (needs.responses, needs.source) == (3, "dropout")
     assert set(needs.layers) == set(ROLES)
 
 
 def test_the_blocks_have_a_learning_rate_of_their_own() -> None:
-    assert Run(sdkd__lr=0.03).method.lr == 0.03
+    assert MethodRun(sdkd__lr=0.03).method.lr == 0.03

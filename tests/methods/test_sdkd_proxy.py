@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.methods.helpers.proxies import NETWORKS, Run, kl, proxy_by_hand
+from tests.methods.helpers.proxies import NETWORKS, MethodRun, kl, proxy_by_hand
 from tests.models.test_features import world_of_one
 from udskd.config.schema import STUDENTS
 
@@ -29,7 +29,7 @@ def without_dropout(module: nn.Module) -> nn.Module:
     [("tiny_plain_3", 8, True), ("tiny_plain_3", 8, False), ("tiny_separable_2", 9, True), ("mobilenet_v2", 16, True)],
 )
 def test_the_proxy_begins_as_its_student_to_the_last_bit(student: str, size: int, training: bool) -> None:
-    run = Run({**NETWORKS, "student_a": student}, size, torch.float32)
+    run = MethodRun({**NETWORKS, "student_a": student}, size, torch.float32)
     without_dropout(run.setting.networks["student_a"]).train(training)
     answers = run.answers()
     logits, fused = run.proxies["student_a"](run.images, answers.features["teacher"])
@@ -39,7 +39,7 @@ def test_the_proxy_begins_as_its_student_to_the_last_bit(student: str, size: int
 
 
 def test_after_a_step_of_the_blocks_the_proxy_differs_and_the_student_does_not() -> None:
-    run = Run()
+    run = MethodRun()
     student = run.setting.networks["student_a"]
     before = copy.deepcopy(student.state_dict())
     answers = run.answers()
@@ -53,7 +53,7 @@ def test_after_a_step_of_the_blocks_the_proxy_differs_and_the_student_does_not()
 
 
 def test_the_proxy_follows_its_student() -> None:
-    run = Run()
+    run = MethodRun()
     answers = run.answers()
     with torch.no_grad():
         for parameter in run.setting.networks["student_a"].parameters():
@@ -64,7 +64,7 @@ def test_the_proxy_follows_its_student() -> None:
 
 
 def test_the_proxy_leaves_the_students_batch_norm_and_hooks_alone() -> None:
-    run = Run().stir()
+    run = MethodRun().stir()
     answers, student = run.answers(), run.setting.networks["student_a"]
     before = {name: buffer.clone() for name, buffer in student.named_buffers()}
     hooks = [len(layer._forward_hooks) for layer in student.modules()]
@@ -84,13 +84,13 @@ def test_the_proxy_leaves_the_students_batch_norm_and_hooks_alone() -> None:
 
 @pytest.mark.parametrize(("epoch", "factor"), [(0.0, 0.0), (1.0, 0.25), (4.0, 1.0), (50.0, 1.0)])
 def test_the_proxys_weight_grows_from_0(epoch: float, factor: float) -> None:
-    run = Run(sdkd__feature_weight=0.0).stir()
+    run = MethodRun(sdkd__feature_weight=0.0).stir()
     run.method.at(0.0)
     answers = run.answers()
     run.method.loss(answers)  # the factor is on the device by now
     run.method.at(epoch)
     terms = run.method.loss(answers)
-    without = Run(sdkd__feature_weight=0.0, loss__peer_weight=0.0).stir()
+    without = MethodRun(sdkd__feature_weight=0.0, loss__peer_weight=0.0).stir()
     rest = without.method.loss(answers)["loss"]
     proxies = [proxy_by_hand(run, role, answers.features["teacher"])[0] for role in STUDENTS]
     peers = sum(
@@ -101,7 +101,7 @@ def test_the_proxys_weight_grows_from_0(epoch: float, factor: float) -> None:
 
 
 def test_half_precision_is_the_proxys_too_where_the_student_answered_in_it() -> None:
-    run = Run(dtype=torch.float32)
+    run = MethodRun(dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         inside = run.answers()
         terms = run.method.loss(inside)
@@ -118,7 +118,7 @@ def test_half_precision_is_the_proxys_too_where_the_student_answered_in_it() -> 
 
 
 def test_the_teacher_may_answer_in_another_precision_than_the_students() -> None:
-    run = Run(dtype=torch.float32).stir()
+    run = MethodRun(dtype=torch.float32).stir()
     answers = run.answers()
     halves = tuple(f.bfloat16() for f in answers.features["teacher"])
     other = run.answers(features={**answers.features, "teacher": halves})
@@ -126,7 +126,7 @@ def test_the_teacher_may_answer_in_another_precision_than_the_students() -> None
 
 
 def test_compiled_students_are_compiled_once_beside_their_proxies() -> None:
-    run, compiled = Run().stir(), [0]
+    run, compiled = MethodRun().stir(), [0]
     answers = run.answers()
     want = run.method.loss(answers)["loss"]
 
@@ -144,7 +144,7 @@ def test_compiled_students_are_compiled_once_beside_their_proxies() -> None:
 
 
 def test_students_in_parallel_have_the_same_gradients(tmp_path: Path) -> None:
-    run = Run().stir()
+    run = MethodRun().stir()
     want = run.method.loss(run.answers())["loss"]
     expected = torch.autograd.grad(want, run.parameters())
     with world_of_one(tmp_path):
@@ -157,7 +157,7 @@ def test_students_in_parallel_have_the_same_gradients(tmp_path: Path) -> None:
 
 def test_networks_from_torchvision_work_together() -> None:
     names = {"teacher": "resnet18", "student_a": "mobilenet_v2", "student_b": "shufflenet_v2_x1_0"}
-    run = Run(names, 32, torch.float32, sdkd__stages=3)
+    run = MethodRun(names, 32, torch.float32, sdkd__stages=3)
     assert run.needs.layers == {
         "teacher": ("layer2", "layer3", "layer4"),
         "student_a": ("features.6", "features.13", "features.18"),

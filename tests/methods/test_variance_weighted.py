@@ -117,7 +117,7 @@ def test_draws_of_a_student_like_the_teacher_leave_it_a_share_of_one_in_k_plus_o
     torch.manual_seed(9)
     responses = draws(tempered(teacher(answers)), k)
     _, share = inverse_variance(
-        average(responses), *InverseVariance(config(student="draws")).honest(responses, "student_a", like)
+        average(responses), *InverseVariance(config(student="draws")).estimate(responses, "student_a", like)
     )
     torch.testing.assert_close(1 - share, torch.full_like(share, 1 / (k + 1)), rtol=0.1, atol=0)
 

@@ -462,4 +462,4 @@ def test_answers_that_are_not_finite_are_refused_once(
     ended = fork_server.run(ranks, "train recipe.toml", here)
     assert all(ended.codes), ended.codes
     (sentence,) = sentences(ended)
-    assert "large.pth gives answers that are NaN or infinite" in sentence
+    assert "large.pth gives logits that are NaN or infinite" in sentence

@@ -541,6 +541,6 @@ def test_a_network_that_the_last_update_of_an_epoch_ruins_is_refused(
             next(self.result.parameters()).data.fill_(float("nan"))
 
     monkeypatch.setattr(Network, "update", ruinous)
-    with pytest.raises(ConfigError, match=rf"the answers of {role} are not finite after \w+ epoch 1: lower"):
+    with pytest.raises(ConfigError, match=rf"the logits of {role} are not finite after \w+ epoch 1: lower"):
         train(schema.with_values(config, values))
     assert not (Path(config.output or "") / f"{role}.safetensors").exists()

@@ -139,7 +139,7 @@ def pack(
 )
 @click.pass_obj
 def cache_teacher(overrides: dict[str, Any], recipe: str, epochs: int | None) -> None:
-    """Compute the teacher's answers once, for several runs.
+    """Compute the teacher's logits once, for several runs.
 
     RECIPE is a TOML file, or the name of a recipe (udskd recipes). --output is the folder of the cache.
     """

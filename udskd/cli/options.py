@@ -56,7 +56,7 @@ class RecipeCommand(click.Command):
 
 
 def read_config(recipe: str | None, overrides: dict[str, Any]) -> Config:
-    """The configuration of a recipe, by its file or its name, with some options replaced; the defaults' without one.
+    """The configuration of a recipe, by its file or its name, with some options replaced, or that of the defaults.
 
     Raises click.ClickException if there is no such recipe, or it is wrong, or a value is out of range.
     """
@@ -158,7 +158,7 @@ class _Optional(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 
 @cache
 def _docstrings() -> dict[str, dict[str, str]]:
-    """What is written below each field, by the names of the dataclass and the field."""
+    """The docstring of each field, by the names of the dataclass and the field."""
     sources = ast.parse(inspect.getsource(schema))
     return {node.name: dict(_documented(node.body)) for node in ast.walk(sources) if isinstance(node, ast.ClassDef)}
 

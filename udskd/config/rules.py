@@ -51,7 +51,7 @@ def _is_device(value: str) -> bool:
     return re.fullmatch(r"auto|cpu|cuda(:\d+)?", value) is not None
 
 
-# By the options' names (a regular expression): the test of a value, and what it allows, in words.
+# The test of a value and the allowed values in words, by the options' names (a regular expression).
 _RULES: dict[str, tuple[Any, str]] = {
     r"seed|data\.workers": (_finite(0), "0 or more"),
     r"data\.classes": (_finite(2), "at least 2"),

@@ -77,7 +77,7 @@ def _from_table(cls: type[T], table: dict[str, Any], section: str) -> T:
 
 
 def _convert(name: str, value: Any, kind: Any) -> Any:
-    """The TOML value as the option's type; a whole number may stand for a float, an array for a tuple."""
+    """The TOML value as the option's type; an integer is accepted for a float, an array for a tuple."""
     if get_origin(kind) is Literal and isinstance(value, str) and value in get_args(kind):
         return value
     if get_origin(kind) is tuple and isinstance(value, list) and len(value) == len(get_args(kind)):

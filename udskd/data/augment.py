@@ -1,7 +1,7 @@
 """The random augmentations of a training image, as pure functions of (seed, epoch, index).
 
-Every number is a hash of what it is for, see udskd.data.hashing. So the pixels of an image depend neither on the number
-of workers nor on the batch that it is in, and a run can resume an epoch at any step.
+Every random number is a hash of these three and of its purpose (udskd.data.hashing). So the pixels of an image depend
+neither on the number of workers nor on the batch that it is in, and a run can resume an epoch at any step.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from udskd.data.hashing import Floats
 from udskd.data.resize import View, crop_resize
 
 ReadError = tuple[str, str]
-"""Name of an image that cannot be read, and why."""
+"""Name of an image that cannot be read, and the reason."""
 Unreadable = dict[int, ReadError]
 """The images of a request that cannot be read, by their rows."""
 

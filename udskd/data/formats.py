@@ -42,7 +42,7 @@ _LONGEST = 32  # bytes: no beginning is longer
 
 def _has_codec(name: str) -> bool:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about a name that an older Pillow does not know
+        warnings.simplefilter("ignore")  # about a name that an older Pillow does not have
         return bool(features.check(name))
 
 

@@ -1,4 +1,4 @@
-"""Random numbers as hashes of what they are for: without a generator, and without a state that a checkpoint must save.
+"""Random numbers as hashes of their purpose: without a generator, and without a state that a checkpoint must save.
 
 The hash is splitmix64 (Steele, Lea and Flood, OOPSLA 2014).
 """

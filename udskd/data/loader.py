@@ -25,8 +25,8 @@ class TrainLoader:
     """Shuffled random views, pure functions of (seed, epoch, step); the last, incomplete step is dropped.
 
     A step has `batch_size` images; `shard` selects those of this process and their number of batches. A set smaller
-    than a step gives one step, of as many images as equal pieces allow. A batch leaves its unreadable images out and
-    may have 0 rows. `unreadable` maps their relative names to name and reason; each is reported once, to
+    than a step gives one step, of as many images as equal pieces allow. A batch has no rows for its unreadable images,
+    so it may have 0 rows. `unreadable` maps their relative names to name and reason; each is reported once, to
     `on_unreadable(name, reason)` or as a warning.
 
     Raises:

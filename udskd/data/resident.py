@@ -97,9 +97,9 @@ class ResidentTraining(Workers):
 
     def run(self, requests: Iterable[BatchRequest]) -> Iterator[BatchResult]:
         self.prepare()
-        return map(self._answer, requests)
+        return map(self._make, requests)
 
-    def _answer(self, request: BatchRequest) -> BatchResult:
+    def _make(self, request: BatchRequest) -> BatchResult:
         images, size, indices = self._images, self._views.config.image_size, request.indices
         assert images is not None
         shapes, rows = images.shapes[indices], copy_to_device(torch.from_numpy(indices), self._device)
@@ -131,10 +131,10 @@ class ResidentEvaluation(Workers):
         check_fits(3 * size * size * count, f"the {count} views of the evaluation", self._device, left)
         results, threads = [], make_workers(self._views, "threads", self._threads)
         try:
-            answers = threads.run(requests)
+            decoded = threads.run(requests)
             for _ in requests:
                 with torch.inference_mode(False):  # the batches outlive the first evaluation
-                    results.append(next(answers).to(self._device))
+                    results.append(next(decoded).to(self._device))
                 yield results[-1]
         finally:
             threads.close()

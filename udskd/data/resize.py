@@ -65,7 +65,7 @@ def crop_resize_batch(
     """Write the views of B images to `out`, on any device.
 
     On the CPU, torch.get_num_threads() threads divide the images among them. On CUDA, one kernel runs on the current
-    stream, and the host does not wait for it. There the host does not know the offsets, so that the view of an image
+    stream, and the host does not wait for it. There the offsets are not on the host, so that the view of an image
     outside of `pixels` is black instead of an error.
 
     Args:

@@ -26,7 +26,7 @@ Poll = Callable[[], object]
 """Called often; raises an exception to stop the work."""
 
 MOST_THREADS = 4
-"""Up to so many workers, data.loader = "auto" means threads for JPEGs, see `choose_loader`."""
+"""Up to this number of workers, data.loader = "auto" means threads for JPEGs, see `choose_loader`."""
 AHEAD = 4
 """Batches that are made at the same time, including the one that the caller waits for."""
 _ROWS = 8

@@ -12,7 +12,7 @@ from torch import Tensor
 from udskd.config import toml
 from udskd.config.schema import Config
 from udskd.data import EmbeddedSet, EvalLoader, normalize_batch
-from udskd.demo.figure import Uncertainty, draw
+from udskd.demo.figure import TeacherUncertainty, draw
 from udskd.loss.uncertainty import certainty
 from udskd.models.loading import load_network
 from udskd.results import table as report
@@ -67,9 +67,9 @@ def run(config: Config, folder: Path, method: str) -> None:
     train(replace(config, method=method, teacher=teacher, output=str(path)), resume=path if started else None)
 
 
-def teacher_uncertainty(weights: Path, config: Config, images: EmbeddedSet) -> Uncertainty:
+def teacher_uncertainty(weights: Path, config: Config, images: EmbeddedSet) -> TeacherUncertainty:
     """The true entropy of every validation image, and the weight that the teacher's certainty gives it."""
-    return Uncertainty(images, images.entropy, certainty(logits_of(weights, config, images)).numpy())
+    return TeacherUncertainty(images, images.entropy, certainty(logits_of(weights, config, images)).numpy())
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Uncertainty:
+class TeacherUncertainty:
     """The true entropy of each of N images, in nats, and the weight that a teacher's certainty gives it: [N] each."""
 
     images: EmbeddedSet
@@ -29,7 +29,7 @@ class Uncertainty:
     weight: Floats
 
 
-def draw(groups: Sequence[Group], teacher: Uncertainty, best: float, path: Path) -> None:
+def draw(groups: Sequence[Group], teacher: TeacherUncertainty, best: float, path: Path) -> None:
     """Draw example images, the accuracy of each method, and the teacher's weights against the true entropies."""
     with plt.rc_context(STYLE):
         figure = plt.figure(figsize=(11, 5.6))
@@ -41,7 +41,7 @@ def draw(groups: Sequence[Group], teacher: Uncertainty, best: float, path: Path)
         save(figure, path)
 
 
-def images(figure: SubFigure, teacher: Uncertainty, count: int = 10) -> None:
+def images(figure: SubFigure, teacher: TeacherUncertainty, count: int = 10) -> None:
     """Draw images from the clearest to the most ambiguous, with their true entropy and the teacher's weight."""
     order = np.argsort(teacher.true_entropy)
     picked = order[np.linspace(0, len(order) - 1, count).round().astype(int)]
@@ -80,7 +80,7 @@ def accuracies(axis: Axes, groups: Sequence[Group], best: float) -> None:
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=9)
 
 
-def weights(axis: Axes, teacher: Uncertainty) -> None:
+def weights(axis: Axes, teacher: TeacherUncertainty) -> None:
     """Draw the teacher's weight of each image against its true entropy; the line is that of a perfect teacher."""
     classes, limit = len(teacher.images.classes), float(teacher.true_entropy.max())
     axis.plot(

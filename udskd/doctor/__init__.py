@@ -18,7 +18,7 @@ from udskd.data.workers import choose_loader
 from udskd.doctor.costs import SHORT_SIDE, Costs, byte_ranges, mean_costs, measure_reading
 from udskd.doctor.rates import Sample, loader_rate, sample
 from udskd.doctor.step_benchmark import StepBenchmark, seconds
-from udskd.doctor.verdict import Loader, Measurements, rate, size, verdict
+from udskd.doctor.verdict import LoaderChoice, Measurements, rate, size, verdict
 from udskd.errors import ConfigError, DataError, printable
 from udskd.training.runtime.device import Runtime
 
@@ -47,7 +47,9 @@ def data(config: Config) -> int:
         raise ConfigError("udskd doctor is for one process: start it without torchrun")
     runtime, (images, val) = Runtime.from_config(config.training), open_sets(config.data)
     some = sample(images, IMAGES)
-    print(f"{config.data.root}: {len(images)} training images of {len(images.classes)} classes, {len(some)} looked at")
+    print(
+        f"{config.data.root}: {len(images)} training images of {len(images.classes)} classes, a sample of {len(some)}"
+    )
     print(f"{runtime.describe()}; {cores()} cores, {torch.get_num_threads()} threads\n")
     print(f"{'':<58}images/s", flush=True)
     found = _measure(config, images, val, some, runtime)
@@ -113,12 +115,12 @@ def could_be_packed(images: ImageSet) -> bool:
     return isinstance(images, FolderSet)
 
 
-def recipe_loader(config: DataConfig, images: ImageSet) -> Loader:
+def recipe_loader(config: DataConfig, images: ImageSet) -> LoaderChoice:
     """The loader of a recipe."""
     return choose_loader(config.loader, config.workers, images), config.workers
 
 
-def alternatives(workers: int) -> Iterable[Loader]:
+def alternatives(workers: int) -> Iterable[LoaderChoice]:
     """The other loaders to try: threads and processes, as many as in the recipe and as many as there are cores."""
     counts = sorted({min(max(1, workers), cores()), cores()})
     return [(mode, count) for mode in ("threads", "processes") for count in counts]
@@ -152,7 +154,7 @@ def _one_core(some: Sample, config: DataConfig) -> Costs:
 
 
 def _loader_rate(
-    some: Sample, config: DataConfig, each: Loader, chosen: Loader, cost: Costs, runtime: Runtime
+    some: Sample, config: DataConfig, each: LoaderChoice, chosen: LoaderChoice, cost: Costs, runtime: Runtime
 ) -> float | None:
     """Images per second of a loader; None if it is not the recipe's and this machine cannot run it."""
     mode, workers = each

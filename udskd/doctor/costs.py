@@ -24,7 +24,7 @@ from udskd.errors import DataError
 
 T = TypeVar("T")
 SHORT_SIDE, QUALITY = 256, 90
-"""Of the pack whose costs are estimated."""
+"""The options of the pack whose costs are estimated."""
 
 
 # --- storage ----------------------------------------------------------------------------------------------------------
@@ -39,7 +39,7 @@ class ByteRange(NamedTuple):
 
 
 def byte_ranges(images: Sample) -> list[ByteRange]:
-    """What has to be read for a sample: files, or an equal amount of a pack. Empty for images in memory."""
+    """The parts of files that hold a sample: whole files, or equal parts of a pack. Empty for images in memory."""
     source = images.images
     if isinstance(source, FolderSet):
         return [ByteRange(images.name(k)) for k in range(len(images))]
@@ -52,7 +52,7 @@ def byte_ranges(images: Sample) -> list[ByteRange]:
 
 @dataclass(frozen=True)
 class ReadRate:
-    """Per second."""
+    """Images and bytes that are read in one second."""
 
     images: float
     bytes: float

@@ -103,7 +103,7 @@ class LoaderMeasurement:
         """Images within the measurement, if all can be read."""
 
     def run(self, clock: Callable[[], T], take: Callable[[Batch], object] = len) -> tuple[T, T]:
-        """The clock at the begin and at the end of the measurement. `take` is called with each batch on the device."""
+        """The clock at both ends of the measurement. `take` is called with each batch on the device."""
         return time_steady_state(map(take, self._batches()), self.skip, self.count, clock)
 
     def close(self) -> None:

@@ -120,7 +120,7 @@ def seconds(work: Callable[[], object], runtime: Runtime, budget: float, warm_up
     """The minimum time of `work` in seconds, over as many calls as the budget (in seconds) allows, at least one.
 
     The minimum, because other work of the machine can only add to it. If a warm-up call uses up the budget, its time is
-    the answer; but not on a GPU, where libraries load and choose kernels in the first calls.
+    returned; but not on a GPU, where libraries load and choose kernels in the first calls.
     """
     warm_up_counts = runtime.device.type != "cuda"
 

@@ -12,7 +12,7 @@ MIN_GAIN = 1.15
 MIN_FRACTION = 0.15
 """Reading and decoding that takes a smaller fraction of a CPU's time is not worth a change. Unmeasured."""
 
-Loader = tuple[str, int]
+LoaderChoice = tuple[str, int]
 """A loader: "processes", "threads" or "resident", and its number of workers."""
 
 
@@ -20,23 +20,23 @@ Loader = tuple[str, int]
 class Measurements:
     """Rates in images per second, and sizes in bytes."""
 
-    loaders: Mapping[Loader, float]
-    """Of the loaders that were tried."""
-    chosen: Loader
+    loaders: Mapping[LoaderChoice, float]
+    """The rates of the loaders that were tried."""
+    chosen: LoaderChoice
     """The loader of the recipe."""
     core: float
-    """Of one core that reads, decodes and cuts views."""
+    """The rate of one core that reads, decodes and cuts views."""
     cores: int
     on_cpu: bool
     """Whether the networks run on the same cores."""
     step: float | None = None
-    """Of the training step on images on the device; None if it could not run."""
+    """The rate of the training step on images on the device; None if it could not run."""
     disk: float | None = None
-    """Of reading the files from the disk instead of the page cache; None if unknown."""
+    """The rate of reading the files from the disk instead of the page cache; None if unknown."""
     fits_cache: bool = True
     """Whether all files fit into the free memory, so that only the first epoch reads the disk."""
     packed: float | None = None
-    """Of one core that reads a pack at a short side of 256; None where packing changes nothing."""
+    """The rate of one core that reads a pack at a short side of 256; None where packing changes nothing."""
     pack_bytes: float = 0.0
     resident_bytes: float = 0.0
     resident_free: float = 0.0
@@ -149,11 +149,11 @@ def _pack(found: Measurements) -> str:
     return f"a pack at a short side of 256 (udskd pack, about {size(found.pack_bytes)})"
 
 
-def _options(loader: Loader) -> str:
+def _options(loader: LoaderChoice) -> str:
     return f"data.loader = {loader[0]}, data.workers = {loader[1]}"
 
 
-def _name(loader: Loader) -> str:
+def _name(loader: LoaderChoice) -> str:
     mode, count = loader
     if mode == "resident":
         return "with the images on the device"

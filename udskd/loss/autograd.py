@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from udskd.loss import checks
-from udskd.loss.ops import NO_LOGITS, Arguments, Needs, Operators, backward
+from udskd.loss.ops import NO_LOGITS, Arguments, NeededGradients, Operators, backward
 from udskd.loss.transforms import is_batched, no_transforms
 
 
-class Loss(torch.autograd.Function):
+class EagerLoss(torch.autograd.Function):
     """(loss, (components, weight, entropy)): autograd does not see the inner tuple, which saves time.
 
     Takes the operators, whether the gradients are computed with the loss, which are needed, the operators' arguments,
@@ -26,7 +26,7 @@ class Loss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, operators: Operators, fused: bool, needs: Needs, arguments: Arguments, *learning: Tensor
+        ctx: Any, operators: Operators, fused: bool, needs: NeededGradients, arguments: Arguments, *learning: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         loss, components, weight, entropy, rows, *gradients = operators.namespace.dual_student_loss_fused.default(
             *arguments, needs.logits if fused else NO_LOGITS
@@ -57,7 +57,7 @@ def scaled_by_value(ctx: Any, grad_loss: Tensor) -> list[Tensor]:
     if not abs(scale) <= checks.FLOAT32_MAX:  # as infinity, it would make the zeros of ignored rows NaN
         return recomputed(ctx, grad_loss)
     ready, ctx.ready = ctx.ready, None  # taken once: the caller owns them, and a later pass computes them again
-    gradients = recomputed(ctx, torch.ones_like(grad_loss)) if ready is None else ctx.needs.of(ready)
+    gradients = recomputed(ctx, torch.ones_like(grad_loss)) if ready is None else ctx.needs.select(ready)
     if scale != 1:
         for x in gradients:
             x.mul_(scale)
@@ -71,8 +71,8 @@ def scaled_on_device(ctx: Any, grad_loss: Tensor) -> list[Tensor]:
         return recomputed(ctx, grad_loss)
     rows, *_ = ctx.saved_tensors
     ctx.operators.namespace.dual_student_loss_scale.default(grad_loss.to(rows.dtype), rows, *ready)
-    needs: Needs = ctx.needs
-    return needs.of(ready)
+    needs: NeededGradients = ctx.needs
+    return needs.select(ready)
 
 
 def recomputed(ctx: Any, grad_loss: Tensor) -> list[Tensor]:
@@ -80,8 +80,8 @@ def recomputed(ctx: Any, grad_loss: Tensor) -> list[Tensor]:
     rows, *saved = ctx.saved_tensors
     tensors = [x if x is not None else alone for x, alone in zip(saved, ctx.unsaved, strict=True)]
     arguments = Arguments.from_saved(tensors, ctx.scalars, ctx.modes)
-    needs: Needs = ctx.needs
-    return needs.of(backward(ctx.operators.namespace, grad_loss, rows, arguments, needs))
+    needs: NeededGradients = ctx.needs
+    return needs.select(backward(ctx.operators.namespace, grad_loss, rows, arguments, needs))
 
 
-apply: Any = Loss.apply
+apply: Any = EagerLoss.apply

@@ -96,7 +96,7 @@ def classes_last(student_a: Tensor, target: object) -> None:
         return
     order = ", ".join(str(d) for d in (0, *range(2, student_a.dim()), 1))
     raise ValueError(
-        f"student_a must have its classes last, but labels {list(target.shape)} say that they are dimension 1 of "
+        f"student_a must have its classes last, but labels {list(target.shape)} show that they are dimension 1 of "
         f"logits {list(shape)}: permute({order}) the logits of every network"
     )
 

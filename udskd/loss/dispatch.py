@@ -63,7 +63,7 @@ def _compiled(
 ) -> Outputs:
     dtype = ops.arithmetic(teacher, a, b)
     if operators.gpu and teacher is not None and a.dtype is torch.float32 and not teacher.requires_grad:
-        teacher = teacher.to(torch.promote_types(teacher.dtype, a.dtype))  # exact; the fast kernels want one dtype
+        teacher = teacher.to(torch.promote_types(teacher.dtype, a.dtype))  # exact; the fast kernels need one dtype
     ce, kd, peer = [x.to(dtype) if isinstance(x, Tensor) else None for x in given.coefficients]
     certainty = given.uncertainty.detach().to(dtype) if isinstance(given.uncertainty, Tensor) else None
     arguments = ops.Arguments(teacher, a, b, target, ce, kd, peer, certainty, given.scalars, given.modes)
@@ -71,14 +71,14 @@ def _compiled(
 
 
 def _call(operators: ops.Operators, arguments: ops.Arguments, given: LossOptions) -> Outputs:
-    tracing = torch.compiler.is_compiling()  # udskd/loss/ops.py then refuses what no_transforms refuses here
+    tracing = torch.compiler.is_compiling()  # udskd/loss/ops.py then makes the checks that no_transforms makes here
     differentiable = arguments.differentiable
     if not tracing:
         no_transforms(*differentiable)
     if tracing or type(arguments.student_a) not in (Tensor, nn.Parameter):
         loss, components, weight, entropy, _ = operators.namespace.dual_student_loss.default(*arguments)
         return Outputs(loss, components, weight, entropy)
-    needs = ops.Needs(*[x is not None and x.requires_grad for x in differentiable])
+    needs = ops.NeededGradients(*[x is not None and x.requires_grad for x in differentiable])
     if not any(needs) or not torch.is_grad_enabled():
         # not by the operator with a registered derivative, which PyTorch would look up in Python even here
         loss, components, weight, entropy, *_ = operators.namespace.dual_student_loss_fused.default(
@@ -86,11 +86,11 @@ def _call(operators: ops.Operators, arguments: ops.Arguments, given: LossOptions
         )
         return Outputs(loss, components, weight, entropy)
     fused = _fuses(operators, arguments, needs, given)
-    loss, rest = autograd.apply(operators, fused, needs, arguments, *needs.of(differentiable))
+    loss, rest = autograd.apply(operators, fused, needs, arguments, *needs.select(differentiable))
     return Outputs(loss, *rest)
 
 
-def _fuses(operators: ops.Operators, arguments: ops.Arguments, needs: ops.Needs, given: LossOptions) -> bool:
+def _fuses(operators: ops.Operators, arguments: ops.Arguments, needs: ops.NeededGradients, given: LossOptions) -> bool:
     """Whether the gradients are computed with the loss.
 
     That is faster, and possible for a reduced loss, whose grad_output only scales them. But not in float16, where small

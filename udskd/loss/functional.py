@@ -85,10 +85,10 @@ def dual_student_loss(
         uncertainty: what w is made from: "entropy", "max_prob" (the largest probability), "margin" (the largest less
             the second), "none" (w = 1), or w itself as a tensor [B] or [...], finite and not negative. w carries no
             gradient.
-        trust: "confident" weights by certainty, "uncertain" by 1 - certainty; "none" and a tensor are left as they are.
-        normalize_weights: divide w by its batch mean, so that it leaves the average weight of distillation alone.
+        trust: "confident" weights by certainty, "uncertain" by 1 - certainty; "none" and a tensor are not changed.
+        normalize_weights: divide w by its batch mean, so that it does not change the average weight of distillation.
         uncertainty_temperature: temperature of the softmax that w and `entropy` are taken of.
-        detach_peer: a peer's term leaves the peer alone; if False, it flows into both students.
+        detach_peer: a student's peer term gives the peer no gradient; if False, it gives both students a gradient.
         label_smoothing: as in F.cross_entropy, in [0, 1).
         ignore_index: rows with this label add nothing to any term, whatever their logits hold.
         reduction: "mean" over rows that are not ignored (NaN if all are, as in F.cross_entropy; the gradients are 0
@@ -97,14 +97,14 @@ def dual_student_loss(
 
     Returns:
         DualStudentLossOutput(loss, ce_a, ce_b, kd_a, kd_b, peer_a, peer_b, weight [...], entropy [...] in nats),
-        float32 (float64 if any logits are); [...] are the leading dimensions of the logits. Gradients come in each
+        float32 (float64 if any logits are); [...] are the leading dimensions of the logits. Gradients have each
         input's dtype. weight and entropy are 0 in ignored rows.
 
     Raises:
         TypeError, ValueError: an argument is wrong; the message names it. (The values of a weight that is a tensor are
             read on the CPU only, and not under torch.compile: elsewhere its rows' loss and gradients are NaN.)
         IndexError: a label is neither a class nor ignore_index. (On a GPU, and with backend="reference" under
-            torch.compile, that row's loss and gradient are NaN instead, since looking would have to wait for it.)
+            torch.compile, that row's loss and gradient are NaN instead: the host would have to wait for the labels.)
         NotImplementedError: a second derivative, forward-mode derivatives, or the transforms of torch.func, except with
             backend="reference".
 

@@ -60,7 +60,7 @@ class Arguments(NamedTuple):
 
     @property
     def differentiable(self) -> tuple[Tensor | None, ...]:
-        """The tensors for which there are gradients, in the order of Needs and Gradients."""
+        """The tensors for which there are gradients, in the order of NeededGradients and Gradients."""
         logits = self.teacher, self.student_a, self.student_b
         return (*logits, self.ce_weights, self.kd_weights, self.peer_weights)
 
@@ -79,7 +79,7 @@ class Arguments(NamedTuple):
         return cls(*tensors, certainty=None, scalars=scalars, modes=modes)
 
 
-class Needs(NamedTuple):
+class NeededGradients(NamedTuple):
     """Which gradients are needed."""
 
     teacher: bool
@@ -97,7 +97,7 @@ class Needs(NamedTuple):
     def coefficients(self) -> bool:
         return self.ce_weights or self.kd_weights or self.peer_weights
 
-    def of(self, values: Iterable[Any]) -> list[Any]:
+    def select(self, values: Iterable[Any]) -> list[Any]:
         """Those of the values, in the order of the fields, whose gradients are needed."""
         return [x for x, needed in zip(values, self) if needed]  # noqa: B905 (the values may end after the logits)
 
@@ -125,7 +125,9 @@ def arithmetic(*tensors: Tensor | None) -> torch.dtype:
     return torch.float32
 
 
-def backward(namespace: Any, grad_loss: Tensor, rows: Tensor, arguments: Arguments, needs: Needs) -> Gradients:
+def backward(
+    namespace: Any, grad_loss: Tensor, rows: Tensor, arguments: Arguments, needs: NeededGradients
+) -> Gradients:
     """The gradients, from the forward operator's arguments and its output `rows`."""
     *logits, weights = namespace.dual_student_loss_backward.default(
         grad_loss.to(rows.dtype), rows, *arguments, [*needs.logits, needs.coefficients]
@@ -216,7 +218,7 @@ def _backward(namespace: Any, ctx: Any, grad_loss: Tensor, *unused: Any) -> tupl
     rows, *saved = ctx.saved_tensors
     arguments = Arguments.from_saved(saved, ctx.scalars, ctx.modes)
     needed: Any = Arguments(*ctx.needs_input_grad)
-    to = backward(namespace, grad_loss, rows, arguments, Needs(*needed.differentiable))
+    to = backward(namespace, grad_loss, rows, arguments, NeededGradients(*needed.differentiable))
     coefficients = to.ce_weights, to.kd_weights, to.peer_weights
     return to.teacher, to.student_a, to.student_b, None, *coefficients, None, None, None
 

@@ -32,8 +32,8 @@ class AdaptiveDistillation(OperatorMethod):
     Cipolla, CVPR 2018) [reconstructed], with s + s' of both students among the terms as "noise".
 
     alpha="batch" or "sample": 1 - alpha grows with the gap (gaps(), teacher_share()), without a gradient; for each
-    image by itself, or for the batch by its mean, smoothed by GapAverage. A process takes the mean over its own part of
-    the batch (one of training.accumulate parts); the ranks share the average between steps.
+    image separately, or for the batch by its mean, smoothed by GapAverage. A process takes the mean over its own part
+    of the batch (one of training.accumulate parts); the ranks share the average between steps.
 
     The gap is measured from the teacher's own logits, not from the shaped ones. Further terms: "alpha_a" and "alpha_b",
     the share of the cross-entropy in both weights, its mean over the images.

@@ -1,4 +1,4 @@
-"""The interface between a method and the training loop, which knows nothing else of the methods."""
+"""The interface between a method and the training loop, which uses nothing else of the methods."""
 
 from __future__ import annotations
 

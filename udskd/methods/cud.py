@@ -129,7 +129,7 @@ class UncertaintyShaping(TeacherStage):
 
 
 class CalibratedUncertainty(OperatorMethod):
-    """Two students that imitate, each by itself, a teacher with calibrated uncertainty and corrected wrong predictions:
+    """Two students that imitate, separately, a teacher with calibrated uncertainty and corrected wrong predictions:
 
         loss = mean over images of Σ_i ( ce_weight·CE_i + kd_weight·T²·KL(q^T ‖ i^T) )
 

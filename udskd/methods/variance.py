@@ -38,8 +38,8 @@ def inverse_variance(mean_t: Tensor, var_t: Tensor, mean_s: Tensor, var_s: Tenso
 
     Of all weights that add up to 1 these give the least variance to a sum of two independent unbiased estimates:
     1 / (1 / var_t + 1 / var_s), which is never more than the smaller of the two. Where both variances are zero (or
-    both infinite) the shares are equal; where one is zero that estimate stands alone [reconstructed: the published code
-    adds 1e-8 to each variance, which for probabilities of many classes is not small].
+    both infinite) the shares are equal; where one is zero that estimate has the share 1 [reconstructed: the published
+    code adds 1e-8 to each variance, which for probabilities of many classes is not small].
 
     Args:
         mean_t, mean_s: two estimates of the same [...].
@@ -142,7 +142,7 @@ class InverseVariance(Responses):
     without noise, softmax(logits / T), and v_S is the variance of one response, which is known for draws, mean_c
     p (1 - p), and else is that of the responses, with the divisor k. v_T is that of the responses in either case, not
     divided by k for their average. It is an oracle: the noisy responses estimate the noise-free output, which leaks
-    into the target, so that its variance is smaller than any honest estimate's.
+    into the target, so that its variance is smaller than that of any estimate without this leak.
 
     The students' targets differ; with variance.source "draws" each student has its own labels.
     """
@@ -154,10 +154,14 @@ class InverseVariance(Responses):
     @torch.no_grad()
     def __call__(self, logits: Tensor, role: str, answers: Answers) -> Shaped:
         responses = self.responses(logits, answers)
-        estimates = self.published(responses, logits) if self.options.oracle else self.honest(responses, role, answers)
+        estimates = (
+            self.estimate_by_oracle(responses, logits)
+            if self.options.oracle
+            else self.estimate(responses, role, answers)
+        )
         return self.shaped(inverse_variance(average(responses), *estimates)[0])
 
-    def honest(self, responses: Tensor, role: str, answers: Answers) -> tuple[Tensor, Tensor, Tensor]:
+    def estimate(self, responses: Tensor, role: str, answers: Answers) -> tuple[Tensor, Tensor, Tensor]:
         """v_T [B, 1], p_S [B, C], v_S [B, 1]."""
         own = self.probabilities(answers.student(role))
         kind = self.options.student
@@ -169,8 +173,8 @@ class InverseVariance(Responses):
             each = own * (1 - own)
         return _over_classes(response_variance(responses)) / len(responses), own, _over_classes(each)
 
-    def published(self, responses: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As honest(), with the teacher in the student's place."""
+    def estimate_by_oracle(self, responses: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As estimate(), with the teacher's noise-free output in place of the student's (variance.oracle)."""
         k = len(responses)
         noiseless = self.probabilities(logits)
         sampled = _over_classes(response_variance(responses)) * ((k - 1) / k)

@@ -106,7 +106,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _checked(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> tuple[dict[str, Tensor], WeightsInfo]:
     version = metadata["format"]
     if version not in (FORMAT, _OLDER):
-        raise CheckpointError(f"{path} has the format {version}, which this version of udskd does not know: update it")
+        raise CheckpointError(
+            f"{path} has the format {version}, which this version of udskd does not support: update it"
+        )
     try:
         info = _info(metadata)
     except ValueError as error:

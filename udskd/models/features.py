@@ -109,7 +109,7 @@ class _CaptureHook:
 
 
 @dataclass
-class Call:
+class LayerCall:
     """One call of a layer, and the calls within it."""
 
     name: str
@@ -118,20 +118,20 @@ class Call:
     """Side of the input feature maps; 0 if the input is not feature maps."""
     shape: tuple[int, ...] = ()
     """Shape of the output; () if it is not a tensor."""
-    within: list[Call] = field(default_factory=list)
+    within: list[LayerCall] = field(default_factory=list)
 
     @property
     def side(self) -> int:
         """Side of the output feature maps; 0 if the output is not feature maps."""
         return _side(self.shape)
 
-    def all(self) -> Iterator[Call]:
+    def all(self) -> Iterator[LayerCall]:
         """The calls within it at any depth, and itself, in the order in which they end."""
         for call in self.within:
             yield from call.all()
         yield self
 
-    def trunk(self) -> Iterator[Call]:
+    def trunk(self) -> Iterator[LayerCall]:
         """The consecutive calls up to the global pooling; a call of several stages is replaced by the calls in it."""
         for call in self.within:
             if call._pools_globally():
@@ -147,14 +147,14 @@ class Call:
         return isinstance(self.layer, _GLOBAL_POOLING) or (has_pooling and self.side == 1 < self.input_side)
 
 
-def trace(module: nn.Module, image_size: int) -> Call:
+def trace(module: nn.Module, image_size: int) -> LayerCall:
     """The call of the network in one forward pass in eval mode, with all calls within it."""
     twin = copy.deepcopy(module).to("meta", torch.float32).eval()  # shapes without arithmetic
-    pending = [Call("", twin, 0)]
+    pending = [LayerCall("", twin, 0)]
 
     def begin(name: str) -> Callable[..., None]:
         def hook(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-            call = Call(name, layer, _side(_shape(inputs[0])) if inputs else 0)
+            call = LayerCall(name, layer, _side(_shape(inputs[0])) if inputs else 0)
             pending[-1].within.append(call)
             pending.append(call)
 
@@ -172,7 +172,7 @@ def trace(module: nn.Module, image_size: int) -> Call:
     return pending[0]
 
 
-def _stages(module: nn.Module, root: Call) -> list[Layer]:
+def _stages(module: nn.Module, root: LayerCall) -> list[Layer]:
     """See find_stages. A network with a sequence of patches along the trunk is a transformer."""
     kind, calls = type(module).__name__, list(root.all())
     for call in root.within:
@@ -197,7 +197,7 @@ def _last(stages: list[Layer], count: int, option: str) -> tuple[Layer, ...]:
     return tuple(stages[-count:])
 
 
-def _named(module: nn.Module, calls: list[Call], stages: list[Layer], name: str, option: str) -> Layer:
+def _named(module: nn.Module, calls: list[LayerCall], stages: list[Layer], name: str, option: str) -> Layer:
     known = [known for known, _ in module.named_modules() if known]
     if name not in known:
         near = did_you_mean(name, [stage.name for stage in stages]) or did_you_mean(name, known)
@@ -216,7 +216,7 @@ def _listed(layers: list[Layer]) -> str:
     return ", ".join(f"{layer.name} ({layer.side} px)" for layer in layers)
 
 
-def _times(calls: list[Call], name: str) -> int:
+def _times(calls: list[LayerCall], name: str) -> int:
     return sum(call.name == name for call in calls)
 
 

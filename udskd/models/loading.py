@@ -26,7 +26,7 @@ def load_network(path: Path, options: TeacherConfig | None, classes: tuple[str, 
     tensors, info = _read(path)
     if info is None:
         if options is None:
-            raise CheckpointError(f"{path} does not say which model it holds: give a .safetensors file of udskd's")
+            raise CheckpointError(f"{path} does not name its model: give a .safetensors file of udskd's")
         return _plain_network(path, tensors, options, len(classes), data.image_size)
     _check(path, info, options, classes, data)
     model = _own_network(path, tensors, info, data.image_size)
@@ -113,7 +113,9 @@ def _load_into(path: Path, module: nn.Module, tensors: dict[str, Tensor]) -> Non
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path} does not fit the network: {reason}") from None
-    if (fault := find_fault(module.state_dict())) is not None:  # after loading: a value may overflow in the dtype
+    if (
+        fault := find_invalid_tensor(module.state_dict())
+    ) is not None:  # after loading: a value may overflow in the dtype
         raise CheckpointError(f"{path} holds no usable network: {fault}; give the weights of a training that succeeded")
 
 
@@ -121,7 +123,7 @@ def _check_state_dict(path: Path, wanted: Mapping[str, Tensor], tensors: Mapping
     """CheckpointError if the tensors differ from a network's state dict in their names, shapes or kinds of dtypes."""
     missing, unknown = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     if missing or unknown:
-        what = f"it lacks {missing[0]}" if missing else f"it has {unknown[0]}, which the network has not"
+        what = f"it lacks {missing[0]}" if missing else f"it has {unknown[0]}, which the network lacks"
         counts = f"{len(missing)} missing, {len(unknown)} unknown"
         raise CheckpointError(f"{path} does not fit the network: {what} ({counts})")
     for name, ours in wanted.items():
@@ -143,7 +145,7 @@ def _is_compatible(theirs: torch.dtype, ours: torch.dtype) -> bool:
     return not theirs.is_complex and (theirs.is_floating_point or not ours.is_floating_point)
 
 
-def find_fault(tensors: Mapping[str, Tensor]) -> str | None:
+def find_invalid_tensor(tensors: Mapping[str, Tensor]) -> str | None:
     """The first tensor that no trained network has: one with a value that is not finite, or with a negative variance,
     of which batch-norm takes the square root. None if there is no such tensor."""
     for name, tensor in tensors.items():

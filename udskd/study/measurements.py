@@ -21,9 +21,9 @@ from udskd.study.measures import by_rank, calibration, expected_hits, group_mean
 from udskd.study.predictions import RunPredictions, read_run_predictions
 from udskd.study.training_runs import TEACHER_RUN, configs_of, folder_of
 
-Row = dict[str, float]
+TableRow = dict[str, float]
 """Numbers by name."""
-Tables = dict[str, dict[str, Row]]
+Tables = dict[str, dict[str, TableRow]]
 """Rows by the name of the table and of the row."""
 TEACHER = "teacher"
 BAYES = "Bayes-optimal"
@@ -140,7 +140,7 @@ def measure_weights(weights: dict[str, Floats], images: EmbeddedSet) -> Tables:
     return {"weights": rows}
 
 
-def compare_target(p: Floats, images: EmbeddedSet) -> Row:
+def compare_target(p: Floats, images: EmbeddedSet) -> TableRow:
     """A target p [N, C] at temperature 1, compared with the true posterior."""
     own = entropy(p)
     return {

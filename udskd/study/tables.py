@@ -12,7 +12,7 @@ from udskd.study.measurements import BAYES, TEACHER
 from udskd.study.measures import by_rank
 
 Numbers = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
-"""By the names of table, row and number: the values of the seeds."""
+"""The values of the seeds, by the names of table, row and number."""
 
 TARGETS = (
     ("rank corr. with true H", "rank_correlation", 3),

@@ -41,7 +41,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "cud": {"method": "cud"},
     "variance": {"method": "variance"},
 }
-"""By name: the options that differ from the recipe."""
+"""The options of each run that differ from the recipe, by the name of the run."""
 
 
 def settings(epochs: int | None) -> Config:

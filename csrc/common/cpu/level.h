@@ -1,6 +1,6 @@
 // The SIMD level that a source file compiles the CPU kernels for. One source file for each level defines
 // UDSKD_VECTOR_BYTES, the size of a vector register, as 16 (baseline), 32 (avx2) or 64 (avx512), and includes the
-// kernels' headers. simd_level() tells at run time which of them to call.
+// kernels' headers. simd_level() selects one of them at run time.
 //
 // A header of the kernels puts its code, but not its includes, between UDSKD_TARGET_BEGIN and UDSKD_TARGET_END, which
 // enable the level's instructions, and into an unnamed namespace in the namespace UDSKD_LEVEL. A compiler flag such as

@@ -28,7 +28,7 @@ int max_clusters(Kernel kernel, int threads, int64_t shared, int group) {
 // cluster.
 #define UDSKD_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 
-// `kernel` stands in parentheses if it contains commas. The arguments after `stream` are those of the kernel.
+// `kernel` is in parentheses if it contains commas. The arguments after `stream` are those of the kernel.
 #define UDSKD_LAUNCH(kernel, grid, block, shared, stream, ...) (kernel)<<<grid, block, shared, stream>>>(__VA_ARGS__)
 #define UDSKD_LAUNCH_CLUSTER(kernel, cluster, grid, block, shared, stream, ...)                                 \
   udskd::cuda::launch_with_attribute(kernel, cudaLaunchAttributeClusterDimension, cluster, grid, block, shared, \

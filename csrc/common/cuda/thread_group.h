@@ -85,7 +85,7 @@ class Block {
   __device__ int part() const { return 0; }
   __device__ int parts() const { return 1; }
   __device__ void sync() { __syncthreads(); }
-  // One barrier is enough: the next reduce() writes to the other buffer, and its barrier stands before the reduce()
+  // One barrier is enough: the next reduce() writes to the other buffer, and its barrier precedes the reduce()
   // after it.
   template <int N, class T, class Combine>
   __device__ void reduce(T (&x)[N], Combine combine) {

@@ -43,7 +43,8 @@ inline void pack_vertical_weights(const Axis& y, int64_t size, uint32_t* to) {
   }
 }
 
-// Resizes a row of bytes to a row of pixels. kPairs: the pairs of taps, or 0 if only `pairs` tells.
+// Resizes a row of bytes to a row of pixels. kPairs: the pairs of taps, or 0 if only `pairs` has
+// their number.
 template <int kPairs>
 INLINE void horizontal(const uint8_t* row, const int32_t* offsets, const uint32_t* weights, int64_t pixels,
                        int64_t pairs, uint32_t* to) {
@@ -74,7 +75,7 @@ inline void horizontal_pass(const uint8_t* row, const int32_t* offsets, const ui
   }
 }
 
-// A chunk of the weighted sum of `count` rows, as bytes. kCount: the same number, or 0 if only `count` tells.
+// A chunk of the weighted sum of `count` rows, as bytes. kCount: the same number, or 0 if only `count` has it.
 template <int kCount>
 INLINE Word vertical_chunk(const uint32_t* const* rows, const uint32_t* weights, int64_t count, int64_t at) {
   if (kCount) count = kCount;

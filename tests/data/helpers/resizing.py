@@ -25,7 +25,7 @@ needs_library = pytest.mark.skipif(not resize.has_kernel("cpu"), reason="there i
 needs_13 = pytest.mark.skipif(int(PIL.__version__.split(".")[0]) < 13, reason="Pillow before 13 has other bits")
 
 
-class Case(NamedTuple):
+class ViewCase(NamedTuple):
     """An image's height and width, a box of it, its resized width and height, and a window of that."""
 
     height: int
@@ -40,28 +40,28 @@ class Case(NamedTuple):
         return View(*self.box, *self.size, *self.at)
 
 
-def image(case: Case) -> np.ndarray:
+def image(case: ViewCase) -> np.ndarray:
     """Noise with a white corner."""
     pixels = np.random.default_rng(case.height * 1000 + case.width).integers(0, 256, (case.height, case.width, 3))
     pixels[: case.height // 2, : case.width // 2] = 255
     return pixels.astype(np.uint8)
 
 
-def pillow(case: Case) -> np.ndarray:
+def pillow(case: ViewCase) -> np.ndarray:
     """The view that Pillow gives."""
     resized = Image.fromarray(image(case)).crop(case.box).resize(case.size, Image.Resampling.BILINEAR)
     (x, y), size = case.at, case.window
     return np.asarray(resized.crop((x, y, x + size, y + size)))
 
 
-def ours(case: Case) -> np.ndarray:
+def ours(case: ViewCase) -> np.ndarray:
     out = np.full((case.window, case.window, 3), 77, np.uint8)
     crop_resize(image(case), case.view, out)
     return out
 
 
 @st.composite
-def cases(draw: st.DrawFn, largest: int = 300, window: int = 130) -> Case:
+def cases(draw: st.DrawFn, largest: int = 300, window: int = 130) -> ViewCase:
     height, width = draw(st.integers(1, largest)), draw(st.integers(1, largest))
     left, top = draw(st.integers(0, width - 1)), draw(st.integers(0, height - 1))
     right, bottom = draw(st.integers(left + 1, width)), draw(st.integers(top + 1, height))
@@ -69,10 +69,10 @@ def cases(draw: st.DrawFn, largest: int = 300, window: int = 130) -> Case:
     size = (square + draw(st.integers(0, 40)), square + draw(st.integers(0, 40))) if draw(st.booleans()) else None
     resized = size or (square, square)
     at = draw(st.integers(0, resized[0] - square)), draw(st.integers(0, resized[1] - square))
-    return Case(height, width, (left, top, right, bottom), resized, at, square)
+    return ViewCase(height, width, (left, top, right, bottom), resized, at, square)
 
 
-def batch_of(given_cases: list[Case]) -> tuple[Tensor, Tensor, Tensor, Any, Tensor]:
+def batch_of(given_cases: list[ViewCase]) -> tuple[Tensor, Tensor, Tensor, Any, Tensor]:
     """The arguments of crop_resize_batch: images without gaps between them, and an `out` filled with 77."""
     images = [image(case) for case in given_cases]
     ends = np.cumsum([x.size for x in images])
@@ -84,10 +84,10 @@ def batch_of(given_cases: list[Case]) -> tuple[Tensor, Tensor, Tensor, Any, Tens
     return pixels, offsets, shapes, views, torch.full((len(images), size, size, 3), 77, dtype=torch.uint8)
 
 
-def whole(height: int, width: int, size: int) -> Case:
-    return Case(height, width, (0, 0, width, height), (size, size), (0, 0), size)
+def whole(height: int, width: int, size: int) -> ViewCase:
+    return ViewCase(height, width, (0, 0, width, height), (size, size), (0, 0), size)
 
 
-def some_cases(size: int = 24) -> list[Case]:
+def some_cases(size: int = 24) -> list[ViewCase]:
     shapes = [(30, 40), (1, 1), (200, 7), (7, 200), (24, 24), (64, 65), (3, 3), (100, 25)]
     return [whole(*shape, size) for shape in shapes]

@@ -43,11 +43,11 @@ FOLDER = ROOT / "build" / ("emulated-sanitized" if SANITIZE else "emulated")
 
 
 class CompilerError(Exception):
-    """What the compiler said."""
+    """The compiler failed; the message is its output."""
 
 
 def sources() -> list[Path]:
-    """What is compiled; nothing where the kernels or the emulator are missing."""
+    """The sources to compile; none where the kernels or the emulator are missing."""
     found = [sorted(ROOT.glob(pattern)) for pattern in SOURCES]
     return [path for paths in found for path in paths] if found[0] and found[-1] else []
 
@@ -117,7 +117,7 @@ def make(to: Path, arguments: Sequence[str]) -> None:
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Waits until no other process is in here, such as a pytest that a test has started."""
+    """Excludes other processes from the block, such as a pytest that a test has started."""
     import fcntl  # not on Windows
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,7 +132,7 @@ def key(source: Path) -> str:
 
 @cache
 def shared_key() -> str:
-    """Of everything that all objects depend on."""
+    """The hash of everything that all objects depend on."""
     headers = sorted(path for pattern in HEADERS for path in ROOT.glob(pattern))
     ours = [path for path in headers if not any(path.match(pattern) for pattern in NOT_OURS)]
     compiler = subprocess.run([COMPILER, "--version"], capture_output=True, check=True).stdout

@@ -19,7 +19,7 @@ REGIMES = {
     **{"lanes8": 100, "warp": 100, "warp8": 1025, "block128": 1025},
     **{"block256": 8191, "shared": 21841, "cluster": 50257, "split": 50257},
 }
-KERNELS = {  # what the log has of each: the team of a row, and where its logits stay
+KERNELS = {  # the name in the log: the thread group of a row, and the memory of its logits
     **{
         "lanes8": "ThreadGroup<8>, InRegisters",
         "warp": "ThreadGroup<32>, InRegisters<1>",

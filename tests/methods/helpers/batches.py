@@ -70,7 +70,7 @@ def assert_takes_an_inference_tensor(method: Method, x: Answers) -> None:
         torch.testing.assert_close(got, want, rtol=0, atol=0)
 
 
-def assert_asks_for_backend(monkeypatch: pytest.MonkeyPatch, method: Method, x: Answers, wanted: str) -> None:
+def assert_requests_backend(monkeypatch: pytest.MonkeyPatch, method: Method, x: Answers, wanted: str) -> None:
     """Every call of the operator in the loss has the backend of the options."""
     asked, choose = [], dispatch.choose
 

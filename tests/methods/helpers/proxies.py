@@ -28,7 +28,7 @@ OPTIONS = {  # weights that float32 holds exactly, where the ramp multiplies
 RAMP = 0.5  # after two of the four epochs
 
 
-class Run:
+class MethodRun:
     """A method with its networks, and their outputs for a batch, as the training loop computes them."""
 
     def __init__(
@@ -52,7 +52,7 @@ class Run:
         self.images = torch.randn(B, 3, size, size, dtype=dtype)
         self.target = torch.randint(0, C, (B,))
 
-    def stir(self) -> Run:
+    def stir(self) -> MethodRun:
         """Fusion blocks with random weights, as after training."""
         for proxy in self.proxies.values():
             for parameter in proxy.parameters():
@@ -109,7 +109,7 @@ def fusion(block: FusionBlock, own: Tensor, teacher: Tensor) -> Tensor:
     return own + block.scale.view(1, -1, 1, 1) * normalised(x, norm_2)
 
 
-def proxy_by_hand(run: Run, role: str, taught: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
+def proxy_by_hand(run: MethodRun, role: str, taught: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
     """The student's layers one after the other, from a copy without gradients."""
     student = copy.deepcopy(run.setting.networks[role]).requires_grad_(False)
     x, fused, names = run.images, list[Tensor](), run.needs.layers[role]
@@ -142,7 +142,9 @@ def distance(own: Iterable[Tensor], fused: Iterable[Tensor]) -> Tensor:
     return torch.stack(distances).mean()
 
 
-def formula(run: Run, answers: Answers, weights: str = "none", scales: Mapping[str, float] | None = None) -> Tensor:
+def formula(
+    run: MethodRun, answers: Answers, weights: str = "none", scales: Mapping[str, float] | None = None
+) -> Tensor:
     assert answers.teacher is not None
     options = run.config.loss
     target = F.one_hot(answers.target, C).double() if answers.target.dim() == 1 else answers.target

@@ -345,7 +345,7 @@ def test_a_teacher_that_overflows_in_its_own_arithmetic_is_refused(
     tensors["classifier.weight"] = tensors["classifier.weight"] * 1e6
     config = with_teacher(config, photographs, tensors, tmp_path)
     monkeypatch.setattr(StudentsTask, "losses", lambda *_: pytest.fail("the students were trained"))
-    with pytest.raises(CheckpointError, match=r"t\.pth gives answers that are NaN or infinite in fp16: set teacher\.p"):
+    with pytest.raises(CheckpointError, match=r"t\.pth gives logits that are NaN or infinite in fp16: set teacher\.p"):
         train(schema.with_values(config, {"teacher.precision": "fp16"}))
 
 
@@ -357,5 +357,5 @@ def test_a_teacher_whose_logits_are_not_finite_is_refused_before_the_students_tr
     tensors["classifier.weight"] = (tensors["classifier.weight"] * 1e38).clamp(-3e38, 3e38)
     config = with_teacher(replace(config, method=method), photographs, tensors, tmp_path)
     monkeypatch.setattr(StudentsTask, "losses", lambda *_: pytest.fail("the students were trained"))
-    with pytest.raises(CheckpointError, match=r"t\.pth gives answers .* in fp32 arithmetic: give another teacher$"):
+    with pytest.raises(CheckpointError, match=r"t\.pth gives logits .* in fp32 arithmetic: give another teacher$"):
         train(config)

@@ -124,11 +124,11 @@ class Child:
     @staticmethod
     def start(command: str, folder: Path, trap: Trap) -> Child:
         sys.stdout.flush()
-        ready, tell = os.pipe()
+        ready, handles = os.pipe()
         pid = os.fork()
         if pid == 0:
-            _run_child(command, folder, trap, tell)
-        os.close(tell)
+            _run_child(command, folder, trap, handles)
+        os.close(handles)
         return Child(folder, pid, ready)
 
     def end(self) -> int:
@@ -141,7 +141,7 @@ class Child:
         return [line for line in (self.folder / "err").read_text().splitlines() if line]
 
 
-def _run_child(command: str, folder: Path, trap: Trap, tell: int) -> None:
+def _run_child(command: str, folder: Path, trap: Trap, handles: int) -> None:
     code = 70
     try:
         os.chdir(folder)
@@ -149,7 +149,7 @@ def _run_child(command: str, folder: Path, trap: Trap, tell: int) -> None:
             os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         enter = StopRequest.__enter__
-        StopRequest.__enter__ = lambda self: (enter(self), os.write(tell, b"!"))[0]  # type: ignore[method-assign]
+        StopRequest.__enter__ = lambda self: (enter(self), os.write(handles, b"!"))[0]  # type: ignore[method-assign]
         trap.install()
         code = cli.main(command.split())
         Path("count").write_text(str(trap.count))

@@ -192,7 +192,7 @@ def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
 
 def test_safetensors_of_somebody_else_do_not_say_which_model_they_hold(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
-    with pytest.raises(CheckpointError, match="does not say which model it holds"):
+    with pytest.raises(CheckpointError, match="does not name its model"):
         load_network(tmp_path / "x.safetensors", None, CLASSES, DATA)
     with pytest.raises(CheckpointError, match="not written by udskd"):
         load_weights(tmp_path / "x.safetensors")
@@ -332,7 +332,7 @@ def test_a_file_of_an_older_version_still_loads(tmp_path: Path) -> None:
 
 def test_a_file_of_a_newer_version_is_refused(saved: tuple[Path, dict[str, torch.Tensor]]) -> None:
     save_file({"x": torch.zeros(1)}, saved[0], {"format": "udskd-weights-99"})
-    with pytest.raises(CheckpointError, match=r"format udskd-weights-99, which this version of udskd does not know"):
+    with pytest.raises(CheckpointError, match=r"format udskd-weights-99, which this version of udskd does not support"):
         load_weights(saved[0])
 
 

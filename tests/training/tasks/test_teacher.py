@@ -89,7 +89,7 @@ def test_a_stage_is_not_continued_from_another_teacher(config: Config, teacher_w
     train(config)
     (run_of(config) / "summary.json").unlink()
     other = schema.with_values(config, {"teacher.checkpoint": str(shaped / "teacher_shaped.safetensors")})
-    with pytest.raises(CheckpointError, match=r"teacher_shaped\.safetensors was made of another teacher"):
+    with pytest.raises(CheckpointError, match=r"teacher_shaped\.safetensors was trained from another teacher"):
         train(other, resume=run_of(config))
 
 

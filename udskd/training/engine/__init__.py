@@ -1,1 +1,1 @@
-"""The training loop. It knows no method by name."""
+"""The training loop. It depends on no method."""

@@ -1,4 +1,4 @@
-"""The loop over epochs, for the teacher's own training and for the students'. It knows no method by name."""
+"""The loop over epochs, for the teacher's own training and for the students'. It depends on no method."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from udskd.training.evaluation.evaluate import format_metrics
 from udskd.training.runtime.signals import Stopped
 from udskd.training.storage.loggers import TensorBoardLogger
 
-Metrics = dict[str, dict[str, float]]
-"""By role and name."""
+MetricsByRole = dict[str, dict[str, float]]
+"""The metrics of each role, by name."""
 REMEDY = "lower training.lr, lengthen training.warmup_epochs or set training.clip_grad_norm"
 
 
-def fit(session: Session, task: Task, epochs: int, name: str) -> Metrics:
+def fit(session: Session, task: Task, epochs: int, name: str) -> MetricsByRole:
     """Train until `epochs` are complete, continuing from checkpoints/NAME.pt if it exists. Returns the metrics of the
     last epoch by role.
 
@@ -41,7 +41,7 @@ class _Fit:
         writes = training.tensorboard and session.world.is_rank0
         self._tensorboard = TensorBoardLogger(session.folder.path, task.event) if writes else None
 
-    def run(self) -> Metrics:
+    def run(self) -> MetricsByRole:
         try:
             while self._state.epoch < self._epochs:
                 self._train_epoch()
@@ -91,13 +91,13 @@ class _Fit:
         lrs = {f"lr_{n.role.removeprefix('student_')}": n.schedule.lr(last) for n in self._task.networks}
         return {**lrs, "images": images, "seconds": seconds, "images_per_second": images / seconds, **means(states)}
 
-    def _evaluate(self, epoch: int) -> Metrics:
+    def _evaluate(self, epoch: int) -> MetricsByRole:
         """The metrics of each network (of its average, where one is kept) by role. ConfigError if the last update, or
         an earlier one through batch-norm's statistics or the average, left values that are not finite."""
         metrics = self._session.evaluator.evaluate({network.role: network.result for network in self._task.networks})
         for role, values in metrics.items():
             if not math.isfinite(values["nll"]):
-                where = f"the answers of {role} are not finite after {self._task.title} epoch {epoch}"
+                where = f"the logits of {role} are not finite after {self._task.title} epoch {epoch}"
                 raise ConfigError(f"{where}: {REMEDY}")
         return metrics
 

@@ -43,7 +43,7 @@ class TrainState:
     seconds: float = 0.0
     """Training time of this epoch, without evaluation."""
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Of the last evaluation, by role and name."""
+    """The metrics of the last evaluation, by role and name."""
     meter: Meter = field(default_factory=Meter)
     _since: float = field(default_factory=time.perf_counter)
 
@@ -67,7 +67,7 @@ class StateFile:
         self._saved_at = time.monotonic()
 
     def restore(self) -> TrainState:
-        """The saved state, loaded into the task and the step, or that of a beginning. The log is cut to it.
+        """The saved state, loaded into the task and the step, or the initial state. The log is truncated to it.
 
         Raises CheckpointError if the file is damaged or belongs to another run.
         """
@@ -153,7 +153,7 @@ class StateFile:
     def _load(self) -> dict[str, Any] | None:
         """The values of the last file, if there is one."""
         path, earlier = self._path, previous(self._path)
-        if not path.exists():  # a kill between the two renames of a save leaves the previous file alone
+        if not path.exists():  # a kill between the two renames of a save leaves only the previous file
             return load_state(earlier) if earlier.exists() else None
         try:
             return load_state(path)

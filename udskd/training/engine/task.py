@@ -1,4 +1,4 @@
-"""What the loop trains: networks and their loss for one batch. The loop knows nothing else about a method."""
+"""What the loop trains: networks and their loss for one batch. The loop uses nothing else of a method."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from udskd.results.statistics import Floats, entropy, kl_divergence, spearman
 
 BINS = 15
-"""Of the expected calibration error."""
+"""The number of bins of the expected calibration error."""
 COLUMNS = ("top1", "top5", "nll", "brier", "confidence", "entropy", "predicted")
 """The metrics of one image. "predicted" is the number of the most probable class."""
 

@@ -72,7 +72,7 @@ class Runtime:
         return self.dtype if precision == "auto" else DTYPES[precision]
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """Autocast to the run's precision. The loss runs outside of it and raises its logits to fp32 itself."""
+        """Autocast to the run's precision. The loss runs outside of it and converts its logits to fp32."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.precision != "fp32")
 
     def with_sync_batchnorm(self, module: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""The processes that train one run, started by torchrun; or a single process."""
+"""The processes that train one run: collectives, the failure of a process, and the consensus about stopping."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from udskd.training.runtime.signals import Stopped, StopRequest
 
 T = TypeVar("T")
 GRACE = 20.0
-"""Seconds that a process waits for torchrun's SIGTERM after another one failed. torchrun looks every 0.1 s."""
+"""Seconds that a process waits for torchrun's SIGTERM after another one failed. torchrun checks every 0.1 s."""
 TIMEOUT = datetime.timedelta(minutes=30)
-"""Of a collective, for the slowest process. The end of a process is noticed at once."""
+"""The timeout of a collective, for the slowest process. The end of a process is noticed at once."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ class World:
             error = PeerFailed(str(error))
         if not isinstance(error, PeerFailed):
             return error
-        # torchrun names the process that ends first as the root cause: this one must not be it. Where no SIGTERM comes
-        # (another launcher, or a broken network without a failed process), the message is all that the user sees.
+        # torchrun names the process that ends first as the root cause, so this one must not end first. Where no SIGTERM
+        # arrives (another launcher, or a broken network without a failed process), the user sees only this message.
         stop.wait(GRACE)
         return PeerFailed("") if stop.requested else error
 
@@ -123,12 +123,12 @@ class World:
         )
 
     def _is_mistake(self, error: Exception) -> bool:
-        """Whether the error is the user's to correct; all ranks may find the same one."""
+        """Whether the user can correct the error; all ranks may find the same one."""
         return not self.is_single and isinstance(error, UdskdError) and not isinstance(error, (Interrupted, PeerFailed))
 
     def _is_reported(self) -> bool:
         """Whether another process has reported a mistake. False with another launcher than torchrun: the store then
-        ends with rank 0, and PyTorch prints a C++ trace in every process that asks it later."""
+        ends with rank 0, and PyTorch prints a C++ trace in every process that reads it later."""
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             return False
         return bool(self.store.add("failed", 1) > 1)
@@ -175,8 +175,8 @@ def joined_processes() -> Iterator[tuple[World, StopRequest]]:
 class StopConsensus:
     """Decides after each step, for all ranks alike, whether to stop and whether to save.
 
-    A rank that receives a signal cannot stop alone: the others would block in the next collective. The answer to the
-    question of one step is read after the next step, so that no step waits for it.
+    A rank that receives a signal cannot stop alone: the others would block in the next collective. The result of
+    one step's all-reduce is read after the next step, so that no step waits for it.
     """
 
     def __init__(self, world: World, stop: StopRequest) -> None:
@@ -188,25 +188,25 @@ class StopConsensus:
         self._stop.poll()
 
     def poll(self, save: bool = False) -> bool:
-        """Whether a rank wants to save. Raises Stopped if one received a signal. All ranks must call it equally
+        """Whether a rank requested a save. Raises Stopped if one received a signal. All ranks must call it equally
         often."""
         if self._world.is_single:
             self._stop.poll()
             return save
-        stop, save_now = self._answer()
+        stop, save_now = self._read_pending()
         if stop:
             raise Stopped
-        # a rank that wanted to save at the last call gets its answer now, and must not ask for another save
-        wishes = torch.tensor([self._stop.requested, save and not save_now], dtype=torch.int32)
-        work = dist.all_reduce(wishes, dist.ReduceOp.MAX, group=self._world.control, async_op=True)
-        self._pending = work, wishes
+        # save_now grants the request of the last call: the same rank must not request a second save
+        requests = torch.tensor([self._stop.requested, save and not save_now], dtype=torch.int32)
+        work = dist.all_reduce(requests, dist.ReduceOp.MAX, group=self._world.control, async_op=True)
+        self._pending = work, requests
         return save_now
 
-    def _answer(self) -> tuple[bool, bool]:
+    def _read_pending(self) -> tuple[bool, bool]:
         if self._pending is None:
             return False, False
-        work, wishes = self._pending
+        work, requests = self._pending
         self._pending = None
         work.wait()
-        stop, save = wishes.tolist()
+        stop, save = requests.tolist()
         return bool(stop), bool(save)

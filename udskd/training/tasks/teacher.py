@@ -66,7 +66,7 @@ class StageTask(TeacherTask):
 
     def __init__(self, session: Session, model: Model, stage: TeacherStage, origin: str) -> None:
         """origin: fingerprint of the teacher that the stage begins with."""
-        # A copy: the teacher as measured so far must not change. An average of weights comes without gradients.
+        # A copy: the teacher as measured so far must not change. An average of weights has no gradients.
         model = replace(model, module=copy.deepcopy(model.module).requires_grad_(True))
         super().__init__(session, model, replace(session.config.teacher, lr=stage.lr), stage.epochs)
         self._stage, self._origin = stage, origin
@@ -86,7 +86,7 @@ class FrozenTeacher:
 
     model: Model
     fingerprint: str
-    """Of its weights."""
+    """The fingerprint of its weights."""
     forward: TeacherForward
     """Images [B, 3, S, S] -> TeacherOutput, in the arithmetic of the run."""
     cache: Callable[[int, Tensor], Tensor] | None = None
@@ -179,7 +179,7 @@ def _load_stage(session: Session, model: Model, origin: str, file: Path) -> Mode
     """The result of a complete stage. CheckpointError if the stage began with another teacher than this one."""
     events = session.folder.events("teacher_stage")[-1:]
     if [event["origin"] for event in events] != [origin]:
-        raise CheckpointError(f"{file} was made of another teacher: put that one back, or start another run")
+        raise CheckpointError(f"{file} was trained from another teacher: put that one back, or start another run")
     shaped = load_network(file, session.config.teacher, session.classes, session.config.data)
     refuse_other_stem(session, model, shaped.stem)
     return shaped

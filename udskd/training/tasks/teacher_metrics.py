@@ -53,7 +53,7 @@ def _refuse_not_finite(session: Session, metrics: dict[str, float]) -> None:
         precision = session.runtime.precision
         or_fp32 = "" if precision == "fp32" else ", or set training.precision to fp32"
         raise CheckpointError(
-            f"{describe_source(session)} gives answers that are NaN or infinite to the validation images in "
+            f"{describe_source(session)} gives logits that are NaN or infinite for the validation images in "
             f"{precision} arithmetic: give another teacher{or_fp32}"
         )
 
@@ -71,8 +71,8 @@ def _refuse_overflow(session: Session, teacher: FrozenTeacher) -> None:
             logits = teacher.forward(images).logits
             bad = logits is not None and not bool(logits.isfinite().all())
     if any(session.world.gather(bad)):
-        answers = f"{describe_source(session)} gives answers that are NaN or infinite in fp16"
-        raise CheckpointError(f"{answers}: set teacher.precision to bf16 or fp32")
+        problem = f"{describe_source(session)} gives logits that are NaN or infinite in fp16"
+        raise CheckpointError(f"{problem}: set teacher.precision to bf16 or fp32")
 
 
 def _warn(session: Session, model: Model, fault: SuspectedFault | None) -> None:
@@ -87,12 +87,12 @@ def _warn(session: Session, model: Model, fault: SuspectedFault | None) -> None:
 def _advice(session: Session, model: Model, fault: SuspectedFault) -> str:
     """The likely cause of the fault, and what to do."""
     if fault.cause == "class_order" and (session.config.teacher.checkpoint is None or model.trained_at is not None):
-        return "it was trained on classes of these names in this order, so look into the folders of train and val"
+        return "it was trained on classes of these names in this order, so check the folders of train and val"
     if fault.cause == "class_order":
         return "its classes are in another order than the image folders', which are sorted: sort its last layer's rows"
     if session.config.teacher.checkpoint is None:
         return "it has learnt nothing yet: train it longer (teacher.epochs) or with another teacher.lr"
     return (
-        "likely it knows images of another normalisation (data.mean, data.std) or size, or has another stem "
-        "(teacher.stem), other classes or another order of them"
+        "it was probably trained on images with another normalisation (data.mean, data.std) or size, or has another "
+        "stem (teacher.stem), other classes or another order of them"
     )

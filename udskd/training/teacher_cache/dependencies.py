@@ -17,11 +17,11 @@ from udskd.models.zoo import Model
 from udskd.training.runtime.device import Runtime
 
 VIEW_OPTIONS = ("image_size", "crop_scale", "flip", "mixup", "mean", "std")
-"""The options of data that change the images that the teacher sees."""
+"""The options of data that change the teacher's input."""
 _PROBED_AREAS = 5
 
 Dependencies = dict[str, Any]
-"""By name, with the types that JSON gives back."""
+"""Dependencies by name, with the types that JSON returns."""
 
 
 def collect(config: Config, images: ImageSet, model: Model, runtime: Runtime) -> Dependencies:

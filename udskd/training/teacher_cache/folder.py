@@ -56,7 +56,7 @@ class CacheFolder:
         """The cache in a folder, or a new one without epochs.
 
         Raises ConfigError if the cache has other dependencies, or the folder holds something else; CheckpointError if
-        the disk refuses.
+        it cannot be written.
         """
         folder = CacheFolder.open(path)
         if folder is not None:
@@ -96,7 +96,7 @@ class CacheFolder:
             return
         changes = describe_changes(recorded, list_images({"train": images}, recorded, advance, poll))
         if changes:
-            raise ConfigError(f"{self.path} was made of other images than there are now: {changes}: {advice}")
+            raise ConfigError(f"{self.path} was computed from other images than there are now: {changes}: {advice}")
 
     def missing_manifest_warning(self) -> str:
         """A line for a cache that holds logits but no manifest, else ""."""
@@ -105,7 +105,7 @@ class CacheFolder:
         return f"{self.path} has no list of its images: that they are still the same is not checked"
 
     def write_manifest(self, images: ImageSet, advance: Callable[[], object] = no_op, poll: Poll = no_op) -> None:
-        """Write the manifest of the training images, unless there is one. CheckpointError if the disk refuses.
+        """Write the manifest of the training images, unless there is one. CheckpointError if it cannot be written.
 
         A cache that holds logits without a manifest gets none: the images may have changed since.
         """
@@ -156,7 +156,7 @@ class CacheFolder:
         return rows
 
     def write_epoch(self, epoch: int, rows: Logits) -> None:
-        """Write an epoch's logits [N, C], completely or not at all. CheckpointError if the disk refuses."""
+        """Write an epoch's logits [N, C], completely or not at all. CheckpointError if it cannot be written."""
         header = io.BytesIO()
         np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(rows))
         write_atomic(self.epoch_file(epoch), header.getvalue(), rows.reshape(-1).view(np.uint8).data)

@@ -54,8 +54,8 @@ def _write(config: Config, output: Path, wanted: int, stop: StopRequest) -> None
         writer = _Writer(config, output, wanted, stop)
         writer.run()
     except CheckpointError as error:
-        if writer is not None and isinstance(error.__cause__, OSError):  # the disk refuses, the file is not wrong
-            raise CheckpointError(f"{error}; {writer.saved()}; mend that and run the same command again") from None
+        if writer is not None and isinstance(error.__cause__, OSError):  # the disk is at fault, not the file
+            raise CheckpointError(f"{error}; {writer.saved()}; correct that, then run the same command again") from None
         raise
     except Exception as error:
         # The signal that stops this process may end a worker first, whose death is then only a consequence.
