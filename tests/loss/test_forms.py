@@ -116,7 +116,7 @@ def test_a_retained_graph_takes_any_upstream_gradient_each_time(backend: str, fo
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("backend", NATIVE)
-def test_a_gradient_belongs_to_who_got_it(backend: str, form: Any) -> None:
+def test_a_returned_gradient_belongs_to_the_caller(backend: str, form: Any) -> None:
     made = put(backend)
     expected, loss = gradients(backend, form, made), loss_of(backend, form, made)
     for _ in range(3):
@@ -184,7 +184,7 @@ def test_a_second_derivative_is_refused(backend: str, form: Any, retained: bool)
 
 
 @pytest.mark.parametrize("backend", NATIVE)
-def test_the_fused_form_does_not_look_at_the_logits_again(backend: str) -> None:
+def test_the_fused_form_does_not_read_the_logits_again(backend: str) -> None:
     made = put(backend)
     expected, (t, a, b) = gradients(backend, "fused", made), (x * 1 for x in made.logits)
     loss = loss_of(backend, "fused", LossInputs(t, a, b, made.target))

@@ -113,7 +113,7 @@ def in_order(function: Callable[[int], T], numbers: Iterable[int], threads: int)
 
 
 class SerialWorkers(Workers):
-    """The calling thread makes each batch when it is asked for."""
+    """The calling thread makes each batch when it is requested."""
 
     def __init__(self, views: Views) -> None:
         self._views = views
