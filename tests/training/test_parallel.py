@@ -259,6 +259,7 @@ def test_machines_with_different_images_are_refused_in_one_sentence(
     ("command", "words"),
     [
         ("train recipe.toml --trainin.lr 3", "No such option '--trainin.lr'"),
+        ("train recipe.toml --method cee", 'unknown method "cee"'),
         ("train recipe.toml --data.root nowhere", "nowhere"),
         ("train recipe.toml --training.batch_size 13", "13 images in a step cannot be cut into 2 equal pieces"),
         ("train recipe.toml --training.accumulate 4", "12 images in a step cannot be cut into 8 equal pieces"),

@@ -38,8 +38,8 @@ def train(config: Config, *, resume: Path | None = None, previous: bool = False)
     Raises UdskdError's subclasses: for options, data, checkpoints, and Interrupted after Ctrl-C or SIGTERM, when
     everything complete is saved.
     """
-    methods.check(config)
     with joined_processes() as (world, stop):
+        methods.check(config)  # here, so that only one process reports a mistake
         display, run = Display(silent=not world.is_rank0), find_run_to_resume(config, resume, world)
         folder = world.run_on_all_ranks(lambda: open_run_folder(config, run, world, display, previous))
         if folder.complete:
