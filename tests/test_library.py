@@ -102,6 +102,19 @@ def test_a_build_without_cuda_kernels_names_the_command_that_compiles_them(monke
     assert not udskd.build_info()["cuda_compiled"]
 
 
+def test_a_build_without_cuda_kernels_warns_on_a_machine_with_a_gpu() -> None:
+    code = (
+        "import torch, udskd\n"
+        "from udskd import _C\n"
+        "info = _C.build_info() | {'cuda_archs': []}\n"
+        "_C.build_info, torch.cuda.is_available = lambda: info, lambda: True\n"
+        "udskd.build_info()  # the first use"
+    )
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("UserWarning: udskd: this build has no CUDA kernels; compile them with") == 1
+
+
 def test_the_reference_backend_is_always_available() -> None:
     assert _native.unavailable("reference") is None
 

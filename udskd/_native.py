@@ -12,6 +12,8 @@ from udskd._version import __version__
 native: dict[str, Any] = {}
 """The facts that the compiled library reports about its build; empty without a library."""
 
+NO_CUDA = "this build has no CUDA kernels; compile them with: FORCE_CUDA=1 pip install --no-build-isolation ."
+
 problem: str | None = None
 """Why there is no compiled library, or None."""
 
@@ -28,6 +30,8 @@ except ImportError as error:
 else:
     if native["simd_problem"]:
         warnings.warn(f"udskd: {native['simd_problem']}", stacklevel=3)
+    if not native["cuda_archs"] and torch.cuda.is_available():
+        warnings.warn(f"udskd: {NO_CUDA}; tensors on a GPU get the slower reference backend", stacklevel=3)
 
 
 def has_kernels(device_type: str) -> bool:
@@ -42,7 +46,7 @@ def unavailable(backend: str) -> str | None:
     if problem is not None:
         return problem
     if backend == "cuda" and not native["cuda_archs"]:
-        return "this build has no CUDA kernels; compile them with: FORCE_CUDA=1 pip install --no-build-isolation ."
+        return NO_CUDA
     if backend == "cuda" and not torch.cuda.is_available():
         return "PyTorch sees no CUDA device"
     return None

@@ -31,7 +31,9 @@ class EagerLoss(torch.autograd.Function):
         loss, components, weight, entropy, rows, *gradients = operators.namespace.dual_student_loss_fused.default(
             *arguments, needs.logits if fused else NO_LOGITS
         )
-        ctx.operators, ctx.needs, ctx.fused, ctx.ready = operators, needs, fused, gradients if fused else None
+        ctx.operators, ctx.needs, ctx.fused = operators, needs, fused
+        # with rows, because ctx.saved_tensors refuses logits that have changed, which these gradients do not need
+        ctx.ready = (rows, gradients) if fused else None
         ctx.scalars, ctx.modes, tensors = arguments.scalars, arguments.modes, arguments.saved
         # autograd does not save tensors of inference_mode, such as a teacher's logits
         ctx.unsaved = [x if x is not None and x.is_inference() else None for x in tensors]
@@ -57,7 +59,7 @@ def scaled_by_value(ctx: Any, grad_loss: Tensor) -> list[Tensor]:
     if not abs(scale) <= checks.FLOAT32_MAX:  # as infinity, it would make the zeros of ignored rows NaN
         return recomputed(ctx, grad_loss)
     ready, ctx.ready = ctx.ready, None  # taken once: the caller owns them, and a later pass computes them again
-    gradients = recomputed(ctx, torch.ones_like(grad_loss)) if ready is None else ctx.needs.select(ready)
+    gradients = recomputed(ctx, torch.ones_like(grad_loss)) if ready is None else ctx.needs.select(ready[1])
     if scale != 1:
         for x in gradients:
             x.mul_(scale)
@@ -69,10 +71,10 @@ def scaled_on_device(ctx: Any, grad_loss: Tensor) -> list[Tensor]:
     ready, ctx.ready = ctx.ready, None
     if ready is None:
         return recomputed(ctx, grad_loss)
-    rows, *_ = ctx.saved_tensors
-    ctx.operators.namespace.dual_student_loss_scale.default(grad_loss.to(rows.dtype), rows, *ready)
+    rows, gradients = ready
+    ctx.operators.namespace.dual_student_loss_scale.default(grad_loss.to(rows.dtype), rows, *gradients)
     needs: NeededGradients = ctx.needs
-    return needs.select(ready)
+    return needs.select(gradients)
 
 
 def recomputed(ctx: Any, grad_loss: Tensor) -> list[Tensor]:
