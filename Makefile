@@ -152,7 +152,7 @@ sanitize: $(VENV)/installed  ## run the operator's tests under AddressSanitizer 
 	for level in $$levels; do \
 	  printf '\033[1mudskd:\033[0m %s\n' "$$level"; \
 	  UDSKD_SIMD=$$level $(UNDER_ASAN) ../../$(BIN)/python -c '$(PYTEST)' $(SANITIZED) \
-	    -m 'not gpu and not emulated' -k 'not [reference and not simd_level and not nothing_beyond' --ignore tests/loss/test_simd.py \
+	    -m 'not gpu and not emulated and not subprocess' -k 'not [reference' --ignore tests/loss/test_simd.py \
 	    tests/loss tests/data/test_resize.py tests/data/test_resize_bad_input.py || { kill $$emulated; exit 1; }; \
 	done; \
 	wait $$emulated; status=$$?; \

@@ -69,6 +69,7 @@ def test_the_order_of_the_passes_is_pillows(more: int) -> None:
     np.testing.assert_array_equal(ours(case), pillow(case))
 
 
+@pytest.mark.subprocess
 @needs_library
 @pytest.mark.parametrize("level", RUNNABLE)
 def test_every_simd_level_has_pillows_bits(level: str) -> None:
@@ -176,6 +177,7 @@ print("passed")
 """
 
 
+@pytest.mark.subprocess
 @needs_13
 @needs_library
 @pytest.mark.skipif(sys.platform == "win32", reason="needs mprotect")
