@@ -224,11 +224,10 @@ def test_any_combination_agrees_in_float64(
     **options: Any,
 ) -> None:
     problem = make(rows, classes, seed=seed, scale=scale, target=target, teacher=teacher, two=two)
-    # The oracle subtracts from 1, which leaves an error of 1e-16 in a weight: too much to be divided by a small mean.
-    if options["normalize_weights"] and teacher:
+    if options["normalize_weights"] and teacher:  # a batch whose weights are all but 0 has no meaningful mean
         assert problem.teacher is not None
         weight, _ = eager.teacher_weight(
             problem.teacher, options["uncertainty"], options["trust"], options["uncertainty_temperature"]
         )
-        options["normalize_weights"] = bool(weight.mean() > 1e-3)
+        options["normalize_weights"] = bool(weight.mean() > 1e-6)
     assert_as_exact_as_eager(backend, problem, torch.float64, **options)

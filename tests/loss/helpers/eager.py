@@ -44,8 +44,9 @@ def teacher_weight(teacher: Tensor, kind: str | Tensor, trust: str, temperature:
     if kind == "none":
         return torch.ones_like(entropy), entropy
     if kind == "entropy":
-        sure = 1 - entropy / math.log(p.shape[-1])
-    elif kind == "max_prob":
+        unsure = entropy / math.log(p.shape[-1])  # 1 - (1 - unsure) would lose the digits of a small entropy
+        return (1 - unsure if trust == "confident" else unsure), entropy
+    if kind == "max_prob":
         sure = p.amax(-1)
     else:
         first, second = p.topk(2, -1).values.unbind(-1)
