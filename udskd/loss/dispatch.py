@@ -21,7 +21,7 @@ cannot take the fused form raises ValueError."""
 
 def choose(backend: str, device: torch.device) -> str:
     """The backend that runs for tensors on a device; ValueError if the requested one cannot."""
-    if backend == "auto":
+    if isinstance(backend, str) and backend == "auto":  # an array would be compared element by element
         return device.type if _native.has_kernels(device.type) else "reference"
     options.check_choice("backend", backend, ("auto", *ops.OPERATORS, "reference"))
     if backend == "reference":

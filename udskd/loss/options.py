@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -127,29 +127,6 @@ class LossOptions:
 
 NAMES = tuple(x.name for x in fields(LossOptions) if x.init)
 
-_made = lru_cache(maxsize=64, typed=True)(LossOptions)  # typed, because 1 == True, and a flag must be a bool
-
-
-def remembered(given: tuple[Any, ...]) -> LossOptions:
-    """LossOptions(*given), checked and packed once for equal values. Not for torch.compile, which ignores caches.
-
-    Options with a tensor are made each time: a cache would keep the tensor alive.
-    """
-    _, _, ce, kd, peer, uncertainty, *_ = given
-    learned = isinstance(ce, Tensor) or isinstance(kd, Tensor) or isinstance(peer, Tensor)
-    if learned or isinstance(uncertainty, Tensor) or not _is_hashable(given):
-        return LossOptions(*given)
-    return _made(*given)
-
-
-def _is_hashable(x: object) -> bool:
-    """False for an option that is wrong, such as a list; LossOptions then names it."""
-    try:
-        hash(x)
-    except TypeError:
-        return False
-    return True
-
 
 def check_number(name: str, x: object, expected: str = "a number") -> None:
     if isinstance(x, bool) or not isinstance(x, (int, float)):
@@ -174,7 +151,7 @@ def check_temperature(name: str, x: object) -> None:
 def check_smoothing(name: str, x: object) -> None:
     check_number(name, x)
     if not 0 <= x < 1:  # type: ignore[operator]  # also refuses NaN
-        raise ValueError(f"{name} must be in [0, 1), got {x}")
+        raise ValueError(f"{name} must be in [0, 1), got {printed(x)}")
 
 
 def check_flag(name: str, x: object) -> None:
@@ -191,7 +168,8 @@ def check_label(name: str, x: object) -> None:
 
 def check_choice(name: str, x: object, known: Sequence[str]) -> None:
     if not isinstance(x, str) or x not in known:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {x!r}")
+        found = reprlib.repr(x) if isinstance(x, str) else _type(x)
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {found}")
 
 
 def _type(x: object) -> str:
