@@ -78,7 +78,7 @@ def extreme_integer(data: bytes, random: Random) -> bytes:
     width = random.choice((1, 2, 4, 8))
     number = random.choice([x for x in EXTREMES if x < 2 ** (8 * width)])
     place = random.randrange(max(1, min(len(data), random.choice((64, len(data)))) - width))
-    return data[:place] + number.to_bytes(width, random.choice(("little", "big"))) + data[place + width :]  # type: ignore[arg-type]
+    return data[:place] + number.to_bytes(width, random.choice(("little", "big"))) + data[place + width :]
 
 
 def extreme_digits(data: bytes, random: Random) -> bytes:
