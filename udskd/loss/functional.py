@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from udskd.loss import checks, dispatch
-from udskd.loss.options import LossOptions
+from udskd.loss.options import LossOptions, remembered
 from udskd.loss.reference import Outputs
 from udskd.loss.uncertainty import Trust, Uncertainty
 
@@ -111,22 +111,23 @@ def dual_student_loss(
     A class whose logit is -inf is excluded and contributes nothing; a divergence is +inf only where its first argument
     has mass on such a class. NaN, +inf or only -inf in a row make that row NaN and no other.
     """
-    options = LossOptions(
-        temperature=temperature,
-        peer_temperature=peer_temperature,
-        ce_weight=ce_weight,
-        kd_weight=kd_weight,
-        peer_weight=peer_weight,
-        uncertainty=uncertainty,
-        trust=trust,
-        normalize_weights=normalize_weights,
-        uncertainty_temperature=uncertainty_temperature,
-        detach_peer=detach_peer,
-        label_smoothing=label_smoothing,
-        ignore_index=ignore_index,
-        reduction=reduction,
-        backend=backend,
+    given: Any = (
+        temperature,
+        peer_temperature,
+        ce_weight,
+        kd_weight,
+        peer_weight,
+        uncertainty,
+        trust,
+        normalize_weights,
+        uncertainty_temperature,
+        detach_peer,
+        label_smoothing,
+        ignore_index,
+        reduction,
+        backend,
     )
+    options = LossOptions(*given) if torch.compiler.is_compiling() else remembered(given)
     return _checked(teacher, student_a, student_b, target, options)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -126,6 +127,29 @@ class LossOptions:
 
 
 NAMES = tuple(x.name for x in fields(LossOptions) if x.init)
+
+_made = lru_cache(maxsize=64, typed=True)(LossOptions)  # typed, because 1 == True, and a flag must be a bool
+
+
+def remembered(given: tuple[Any, ...]) -> LossOptions:
+    """LossOptions(*given), checked and packed once for equal values. Not for torch.compile, which ignores caches.
+
+    Options with a tensor are made each time: a cache would keep the tensor alive.
+    """
+    _, _, ce, kd, peer, uncertainty, *_ = given
+    learned = isinstance(ce, Tensor) or isinstance(kd, Tensor) or isinstance(peer, Tensor)
+    if learned or isinstance(uncertainty, Tensor) or not _is_hashable(given):
+        return LossOptions(*given)
+    return _made(*given)
+
+
+def _is_hashable(x: object) -> bool:
+    """False for an option that is wrong, such as a list; LossOptions then names it."""
+    try:
+        hash(x)
+    except TypeError:
+        return False
+    return True
 
 
 def check_number(name: str, x: object, expected: str = "a number") -> None:
