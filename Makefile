@@ -13,7 +13,7 @@ NATIVE = setup.py $(shell find csrc -type f)
 WITH_NVCC = home=$$(cat $(VENV)/nvcc); [ ! -d "$$home" ] || export CUDA_HOME="$$home"
 SAY = @printf '\033[1mudskd:\033[0m %s\n'
 .DEFAULT_GOAL = help
-.PHONY: help build build-all demo test test-newest sanitize gpu bench lint format clean
+.PHONY: help build build-all demo test test-all test-newest sanitize gpu bench lint format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,8 +25,14 @@ build-all: $(VENV)/built-all  ## compile the CUDA kernels too, for all architect
 demo: build  ## train a teacher, then ce, kd and udskd on generated images; prints a table and draws a figure
 	@$(BIN)/udskd demo
 
-test: build  ## run all tests (those that need a GPU are skipped without one)
-	@$(BIN)/python -m pytest -q -n auto
+# worksteal: a worker takes a block of consecutive tests, so that most modules set up their fixtures once.
+TESTS = $(BIN)/python -m pytest -q -n auto --dist worksteal
+
+test: build  ## run the tests of every behaviour, a few minutes (those that need a GPU are skipped without one)
+	@$(TESTS) -m 'not slow'
+
+test-all: build  ## run all tests, the slow ones too, as .ci/run does
+	@$(TESTS)
 
 # Uses the machine's own Python, PyTorch and nvcc, because machines with a GPU often have no network.
 gpu:  ## build, test, sanitize and benchmark on a machine with an NVIDIA GPU, within 8 minutes [OUT=dir ONLY=parts]

@@ -80,11 +80,12 @@ def test_the_command_on_record_has_every_option_but_no_path(root: list[str], tmp
 
 
 def small_ladder(folder: Path, epochs: int) -> list[str]:
-    """A command whose runs take seconds."""
+    """A command whose runs take seconds. As many jobs as cores leave one thread for each run."""
     demo = str(Path(known.__file__).parents[1] / "demo" / "demo.toml")
     images = ["--data.root", str(write_tree(folder / "tree")), "--data.image_size", "16"]
     short = ["--training.epochs", str(epochs), "--teacher.epochs", "1", "--training.batch_size", "12"]
-    return [demo, "--rungs", "kd", "--seeds", "1", "--output", str(folder / "out"), *images, *short]
+    one = ["--rungs", "kd", "--seeds", "1", "--jobs", str(os.cpu_count())]
+    return [demo, *one, "--output", str(folder / "out"), *images, *short]
 
 
 def test_a_ladder_without_time_begins_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,7 +94,7 @@ def test_a_ladder_without_time_begins_nothing(tmp_path: Path, capsys: pytest.Cap
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_ladder_that_is_stopped_continues_in_the_middle_of_its_run(tmp_path: Path, number: signal.Signals) -> None:
     command, log = small_ladder(tmp_path, 60), tmp_path / "out" / "kd-seed0" / "log.jsonl"
     words = [sys.executable, "-m", "bench.ladder", *command]

@@ -178,6 +178,7 @@ def test_a_retained_graph_gives_the_same_gradient_again(backend: str) -> None:
         same(backend, x, y)
 
 
+@pytest.mark.slow_for(cases=lambda backend, dtype: backend == "emulated" and dtype != torch.float32)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_bits_repeat(backend: str, dtype: torch.dtype) -> None:

@@ -59,6 +59,7 @@ def test_every_input_of_every_dtype(backend: str, students: torch.dtype, which: 
         assert_exact(udskd.dual_student_loss, given, which, torch.float64 if wide else torch.float32, backend=backend)
 
 
+@pytest.mark.slow_for(cases=lambda dtype: dtype != torch.bfloat16)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("which", INPUTS)
 @pytest.mark.parametrize("backend", backends("reference", "cpu", "cuda"))

@@ -32,6 +32,7 @@ pytestmark = [
 # --- every regime ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow_for(cases=lambda dtype: dtype != torch.float32)
 @pytest.mark.parametrize(("regime", "group"), groups())
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_regime_is_as_exact_as_pytorch(dtype: torch.dtype, regime: str, group: str) -> None:

@@ -57,6 +57,7 @@ def test_each_form_is_as_exact_as_pytorch(backend: str, form: Any, dtype: torch.
         assert_as_exact_as_eager(backend, make(33, 100, seed=3), dtype, **options)
 
 
+@pytest.mark.slow_for(cases=lambda backend, dtype: backend == "emulated" and dtype != torch.float32)
 @pytest.mark.parametrize("shape", [(33, 100), (5, 3), (3, 2100)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("backend", NATIVE)
@@ -69,6 +70,7 @@ def test_the_forms_agree(backend: str, dtype: torch.dtype, shape: tuple[int, int
                 same(backend, x, y)
 
 
+@pytest.mark.slow_for(cases=lambda backend, dtype: backend == "emulated" and dtype != torch.float32)
 @pytest.mark.parametrize("upstream", [2.5, -0.3, 65536.0, 1e-6])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("backend", NATIVE)

@@ -40,6 +40,7 @@ def split(given: dict[str, Any], *names: str) -> tuple[dict[str, Tensor], dict[s
     return {name: given[name] for name in names}, fixed
 
 
+@pytest.mark.slow_for(cases=lambda backend, uncertainty: backend == "emulated" and uncertainty != "entropy")
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("uncertainty", ["entropy", "max_prob", "margin", "none"])
 @pytest.mark.parametrize("backend", BACKENDS)

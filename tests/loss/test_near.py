@@ -111,6 +111,7 @@ def assert_as_exact(
             assert own <= more * LENIENCE[backend] * allowed, (name, dtype, own, allowed, options)
 
 
+@pytest.mark.slow_for(cases=lambda backend, classes: backend == "emulated" and classes != 10)
 @pytest.mark.parametrize("classes", [10, 100, 1000])
 @pytest.mark.parametrize("backend", NATIVE)
 def test_confident_rows(backend: str, classes: int) -> None:
@@ -119,6 +120,7 @@ def test_confident_rows(backend: str, classes: int) -> None:
             assert_as_exact(backend, confident(classes, p), **options)
 
 
+@pytest.mark.slow_for(cases=lambda backend: backend == "emulated")
 @pytest.mark.parametrize("classes", [10, 100, 1000])
 @pytest.mark.parametrize("backend", NATIVE)
 def test_networks_that_nearly_agree(backend: str, classes: int) -> None:
@@ -127,6 +129,7 @@ def test_networks_that_nearly_agree(backend: str, classes: int) -> None:
             assert_as_exact(backend, near(classes, apart), **options)
 
 
+@pytest.mark.slow_for(cases=lambda backend: backend == "emulated")
 @pytest.mark.parametrize("classes", [10, 100, 1000])
 @pytest.mark.parametrize("backend", NATIVE)
 def test_one_network_far_from_the_others(backend: str, classes: int) -> None:
@@ -136,6 +139,7 @@ def test_one_network_far_from_the_others(backend: str, classes: int) -> None:
             assert_as_exact(backend, far(classes, network, offset, seed))
 
 
+@pytest.mark.slow_for(cases=lambda backend, classes: backend == "emulated" and classes != 10)
 @pytest.mark.parametrize("classes", [10, 100, 1000])
 @pytest.mark.parametrize("backend", NATIVE)
 def test_temperatures_from_a_twentieth_to_a_thousand(backend: str, classes: int) -> None:
@@ -144,6 +148,7 @@ def test_temperatures_from_a_twentieth_to_a_thousand(backend: str, classes: int)
         assert_as_exact(backend, far(classes), temperature=temperature, **options)
 
 
+@pytest.mark.slow_for(cases=lambda backend, classes: backend == "emulated" and classes != 10)
 @pytest.mark.parametrize("classes", [10, 100, 1000])
 @pytest.mark.parametrize("backend", NATIVE)
 def test_smoothed_labels(backend: str, classes: int) -> None:
@@ -152,6 +157,7 @@ def test_smoothed_labels(backend: str, classes: int) -> None:
             assert_as_exact(backend, far(classes, seed=seed), label_smoothing=smoothing)
 
 
+@pytest.mark.slow_for(cases=lambda backend: backend == "emulated")
 @pytest.mark.parametrize("classes", [10, 100, 1000])
 @pytest.mark.parametrize("backend", NATIVE)
 def test_gradients_into_what_is_learned_from(backend: str, classes: int) -> None:
@@ -161,6 +167,7 @@ def test_gradients_into_what_is_learned_from(backend: str, classes: int) -> None
             assert_as_exact(backend, problem, (0, 1, 2), more=1.25, detach_peer=False, **options)
 
 
+@pytest.mark.slow_for(cases=lambda backend: backend == "emulated")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("backend", NATIVE)
 def test_where_an_error_is_more_than_twice_that_of_pytorch_it_is_not_sixteen_times(

@@ -31,10 +31,11 @@ def run(level: str, *command: str, threads: int = 1) -> subprocess.CompletedProc
     return subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.parametrize("tests", ["tests/loss/test_values.py", pytest.param("tests/loss", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("level", "threads"), RUNS)
-def test_a_forced_level_is_as_exact_on_more_threads(level: str, threads: int) -> None:
+def test_a_forced_level_is_as_exact_on_more_threads(level: str, threads: int, tests: str) -> None:
     options = ("-q", "-x", "-p", "no:cacheprovider", "-m", "not gpu and not emulated", "-k", ELSEWHERE)
-    done = run(level, "-m", "pytest", *options, "--ignore=tests/loss/test_simd.py", "tests/loss", threads=threads)
+    done = run(level, "-m", "pytest", *options, "--ignore=tests/loss/test_simd.py", tests, threads=threads)
     assert done.returncode == 0, done.stdout[-3000:]
     assert " passed" in done.stdout
 

@@ -105,6 +105,7 @@ def test_every_number_of_classes(backend: str, classes: int) -> None:
         assert_as_exact_as_eager(backend, problems, torch.float32, learning)
 
 
+@pytest.mark.slow_for(cases=lambda backend, rows: backend == "emulated" and rows == 257)
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 257])
 @pytest.mark.parametrize("backend", backends())
 def test_every_number_of_rows(backend: str, rows: int) -> None:

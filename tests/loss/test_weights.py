@@ -73,13 +73,13 @@ def assert_nan_in_row_3(loss: Any, name: str, x: Tensor, **options: Any) -> None
     assert out.loss.isnan().tolist() == [False, False, False, True, False]
 
 
-@pytest.mark.parametrize("value", BAD)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("backend", backends("reference", "cpu", "cuda"))
-def test_under_torch_compile_a_bad_weight_makes_its_row_nan(backend: str, name: str, value: float) -> None:
+def test_under_torch_compile_a_bad_weight_makes_its_row_nan(backend: str, name: str) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(udskd.dual_student_loss, fullgraph=True, backend="aot_eager")
-    assert_nan_in_row_3(compiled, name, weights(value).to(device_of(backend)), backend=backend)
+    for value in BAD:
+        assert_nan_in_row_3(compiled, name, weights(value).to(device_of(backend)), backend=backend)
 
 
 @pytest.mark.gpu

@@ -25,7 +25,11 @@ from udskd.training.tasks.students import StudentsTask
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(("kind", "times"), [("kill", 20), ("stop", 12), ("full", 12)])
+TIMES = [("kill", 2), ("stop", 2), ("full", 2)]
+MORE = [pytest.param(*some, marks=pytest.mark.slow) for some in (("kill", 20), ("stop", 12), ("full", 12))]
+
+
+@pytest.mark.parametrize(("kind", "times"), TIMES + MORE)
 def test_runs_disturbed_at_random_moments_end_as_if_they_had_not_been(kind: str, times: int) -> None:
     """SIGKILL, also in the middle of a write; SIGINT and SIGTERM; a disk that takes no more."""
     command = [sys.executable, "-m", "tests.training.helpers.kills", "--kind", kind, "--times", str(times)]

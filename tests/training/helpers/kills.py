@@ -17,7 +17,6 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,21 +68,17 @@ class Violation(Exception):
     """A run did not behave as documented."""
 
 
-def run_undisturbed(place: Path, kind: str) -> Iterator[UndisturbedRun]:
-    """Run each variant undisturbed."""
-    tree = write_tree(place / "tree")
-    (tree / "train" / "green" / "7.png").write_bytes(b"not an image")
-    for name, values in VARIANTS.items():
-        config = schema.with_values(tiny_config(tree, Path("run")), {**COMMON, **values})
-        here = place / name
-        here.mkdir()
-        (here / "recipe.toml").write_text(toml.dump(config))
-        begin = time.monotonic()
-        child = Child.start("train recipe.toml", here, Trap(action=kind))
-        if code := child.end():
-            raise Violation(f"the undisturbed run ended with {code}: {child.errors()}")
-        seconds = time.monotonic() - begin
-        yield UndisturbedRun(name, toml.dump(config), outcome(here / "run"), int((here / "count").read_text()), seconds)
+def run_undisturbed(name: str, here: Path, tree: Path, kind: str) -> UndisturbedRun:
+    """Run a variant undisturbed in a new folder. Raises Violation."""
+    config = schema.with_values(tiny_config(tree, Path("run")), {**COMMON, **VARIANTS[name]})
+    here.mkdir()
+    (here / "recipe.toml").write_text(toml.dump(config))
+    begin = time.monotonic()
+    child = Child.start("train recipe.toml", here, Trap(action=kind))
+    if code := child.end():
+        raise Violation(f"the undisturbed run ended with {code}: {child.errors()}")
+    seconds = time.monotonic() - begin
+    return UndisturbedRun(name, toml.dump(config), outcome(here / "run"), int((here / "count").read_text()), seconds)
 
 
 @dataclass
@@ -224,11 +219,16 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     rng, done, runs = random.Random(options.seed), 0, 0
-    with tempfile.TemporaryDirectory(prefix="udskd-kills-") as place:
-        undisturbed = list(run_undisturbed(Path(place), options.kind))
+    undisturbed: dict[str, UndisturbedRun] = {}
+    with tempfile.TemporaryDirectory(prefix="udskd-kills-") as folder:
+        place, tree = Path(folder), write_tree(Path(folder) / "tree")
+        (tree / "train" / "green" / "7.png").write_bytes(b"not an image")
         while done < options.times:
             runs += 1
-            run = DisturbedRun(undisturbed[runs % len(undisturbed)], Path(place) / f"run{runs}", options.kind, rng)
+            name = list(VARIANTS)[runs % len(VARIANTS)]
+            if name not in undisturbed:
+                undisturbed[name] = run_undisturbed(name, place / name, tree, options.kind)
+            run = DisturbedRun(undisturbed[name], place / f"run{runs}", options.kind, rng)
             try:
                 run.run(min(rng.randint(1, 4), options.times - done))
             except Violation as violation:
