@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from bench.files import write_json, write_text
 from bench.formatting import markdown_table
+from udskd.files import create, read_regular
 
 ROOT = Path(__file__).parents[1]
 MIN_SECONDS = 5.0  # a command with less time left is skipped
@@ -87,7 +88,7 @@ def run(command: Command, seconds: float) -> CommandResult:
 
 def verdict_of(command: Command, code: int | None, allowed: float) -> Verdict:
     """code: None if the command was stopped after `allowed` seconds."""
-    output = command.log.read_text(encoding="utf-8", errors="replace")
+    output = read_regular(command.log).decode("utf-8", "replace")
     if code is not None:
         return command.judge(code, output)
     verdict = command.judge(0, output) if command.saves_progress else Verdict("failed", last_line(output))
@@ -96,7 +97,7 @@ def verdict_of(command: Command, code: int | None, allowed: float) -> Verdict:
 
 def execute(command: Command, allowed: float) -> int | None:
     """The exit code, or None if the time ran out. All processes that the command has started end with it."""
-    with command.log.open("wb") as log:
+    with create(command.log) as log:
         argv, environment = command.argv(allowed), os.environ | dict(command.environment)
         process = subprocess.Popen(
             argv, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True

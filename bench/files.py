@@ -1,19 +1,18 @@
-"""Writing files of results. Needs neither PyTorch nor udskd: `make gpu` runs it before the library is built."""
+"""Writing files of results. Needs neither PyTorch nor the compiled library: `make gpu` runs it before the build."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from udskd.files import make_folder, write_atomic
 
 
 def write_text(path: Path, text: str) -> None:
     """Creates the folder if necessary and replaces the file atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    make_folder(path.parent)
+    write_atomic(path, text.encode())
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -27,6 +27,7 @@ from bench import commands, cuda_toolkit
 from bench.arguments import make_parser
 from bench.commands import Command, CommandResult, Verdict
 from bench.files import write_json
+from udskd.files import read_text
 
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 FORMS = ("udskd", "udskd-fused", "udskd-recompute", "udskd-graph")
@@ -89,7 +90,7 @@ def judge_loss(rows: Path, l2_bytes: int, code: int, output: str) -> Verdict:
     """The number of cases, and the largest share of a copy among those that exceed the cache."""
     if code or not rows.is_file():
         return Verdict("failed", commands.last_line(output))
-    ours = [row for row in json.loads(rows.read_text(encoding="utf-8")) if row["provider"] == "udskd"]
+    ours = [row for row in json.loads(read_text(rows)) if row["provider"] == "udskd"]
     details = [f"{len(ours)} cases"]
     skipped = re.findall(r"^(?:no (?:time left|memory) for|skipped: udskd).*", output, re.M)
     if not ours:
@@ -105,7 +106,7 @@ def judge_step(rows: Path, code: int, output: str) -> Verdict:
     """Images per second of each loop's step, and of the fastest epoch with its share of the step alone."""
     if code or not rows.is_file():
         return Verdict("failed", commands.last_line(output))
-    found = json.loads(rows.read_text(encoding="utf-8"))
+    found = json.loads(read_text(rows))
     step = [f"{row['whose']} {row['images_per_s']:,.0f}" for row in found["parts"] if row["part"] == "step"]
     ends = [row for row in found["epochs"] if row["what"].startswith("udskd") and row["of_step"]]
     end = "no time for whole epochs"
@@ -119,7 +120,7 @@ def judge_step(rows: Path, code: int, output: str) -> Verdict:
 def judge_call(rows: Path, code: int, output: str) -> Verdict:
     if code or not rows.is_file():
         return Verdict("failed", commands.last_line(output))
-    ours = [row for row in json.loads(rows.read_text(encoding="utf-8")) if row["provider"] == "udskd"]
+    ours = [row for row in json.loads(read_text(rows)) if row["provider"] == "udskd"]
     return Verdict("ok", ", ".join(f"{row['pass']} {row['median_us']} µs" for row in ours))
 
 

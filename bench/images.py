@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from udskd.data import open_folder
+from udskd.files import create
 
 SHAPES = ((500, 375), (375, 500), (500, 400), (440, 440))  # width and height
 CLASSES = 10
@@ -58,7 +59,8 @@ def write(root: Path, count: int, threads: int) -> Path:
         number, path = file
         data = io.BytesIO()
         photo(number, noises).save(data, "JPEG", quality=QUALITY)
-        path.write_bytes(data.getvalue())
+        with create(path) as target:
+            target.write(data.getvalue())
 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(write_one, files))

@@ -13,7 +13,6 @@ same command continues a ladder that was interrupted or has reached its --limit.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shlex
@@ -34,7 +33,9 @@ import torch
 from bench.arguments import make_parser
 from bench.files import write_json
 from bench.records import environment
+from udskd.files import open_to_append
 from udskd.results import table
+from udskd.results.run_files import read_summary
 
 RUNGS: dict[str, list[str]] = {
     "ce": ["--method", "ce"],
@@ -113,7 +114,7 @@ class Ladder:
             raise OutOfTime
         command = [sys.executable, "-m", "udskd", *arguments]
         self.output.mkdir(parents=True, exist_ok=True)
-        with open(f"{folder}.log", "a", encoding="utf-8") as log:
+        with open_to_append(Path(f"{folder}.log")) as log:
             environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
             # In the same session a run would receive two signals, the terminal's and the ladder's, and end at once at
             # the second.
@@ -163,7 +164,7 @@ def record(runs: Sequence[Path], command: str) -> dict[str, Any]:
     """Machine, versions, command and the summaries of all runs, without paths of this machine."""
     summaries = []
     for run in runs:
-        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        summary = read_summary(run)
         summary["dataset"].pop("root", None)
         summaries.append({"run": run.name, **summary})
     return {**environment("cuda" if torch.cuda.is_available() else "cpu", command), "runs": summaries}

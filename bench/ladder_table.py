@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bench.arguments import make_parser
 from udskd.config.schema import STUDENTS
+from udskd.files import read_text
 from udskd.results import table
 from udskd.results.runs import Group, group_runs, read_runs
 
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     speed = {}
     if options.speed:
-        rows = json.loads(options.speed.read_text(encoding="utf-8"))["rows"]
+        rows = json.loads(read_text(options.speed))["rows"]
         speed = {row["method"]: row["images_per_s"] for row in rows}
     print(table.markdown([section(group_runs(read_runs(options.runs)), speed)]))
     return 0

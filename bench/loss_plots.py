@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from bench import loss_curves, loss_style
 from bench.loss_table import Row
+from udskd.files import read_text
 from udskd.results.plots import INK, STYLE
 
 MAX_SHAPES = 8  # in bar charts; more shapes are drawn as curves
@@ -120,4 +121,4 @@ def _annotate(axis: Axes, x: float, value: float, above: bool) -> None:
 
 
 if __name__ == "__main__":
-    draw(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[2]))
+    draw(json.loads(read_text(Path(sys.argv[1]))), Path(sys.argv[2]))

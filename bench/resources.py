@@ -25,6 +25,7 @@ from bench.arguments import comma_separated, make_parser
 from bench.commands import ROOT
 from bench.files import write_text
 from bench.formatting import markdown_table
+from udskd.files import read_text
 
 TABLE = ROOT / "bench/results/resources.json"
 # What must not grow, with the words for messages.
@@ -127,7 +128,7 @@ def dumps(nvcc: str, kernels: Sequence[KernelResources]) -> str:
 
 def read(path: Path) -> tuple[str, list[KernelResources]]:
     """The release of nvcc by which the table was made, and the table."""
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    content: dict[str, Any] = json.loads(read_text(path))
     return content["nvcc"], [KernelResources(**row) for row in content["kernels"]]
 
 

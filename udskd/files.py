@@ -61,7 +61,7 @@ def open_regular(path: str | Path, buffering: int = -1) -> BinaryIO:
 def read_regular(path: str | Path, limit: int | None = None) -> bytes:
     """The content of a regular file. OSError as from open_regular(), for a file of more than `limit` bytes, and for one
     that does not fit into memory."""
-    with open_regular(path) as file:
+    with open_regular(path, buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         if limit is not None and size > limit:
             raise OSError(errno.EFBIG, f"it has {size} bytes, more than {limit}", str(path))
@@ -88,7 +88,7 @@ def _opened(descriptor: int, path: str | Path, mode: str, buffering: int = -1) -
     """The file object of a descriptor. OSError, and the descriptor is closed, if it is not that of a regular file."""
     try:
         _check_regular(os.fstat(descriptor), path)
-        return open(descriptor, mode, buffering)
+        return open(path, mode, buffering, opener=lambda *_: descriptor)
     except BaseException:
         os.close(descriptor)
         raise
@@ -123,11 +123,19 @@ def read_pickle(path: Path, data: memoryview) -> dict[str, Any]:
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, unless they exist. CheckpointError if that fails."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot make the folder {path}: {error.strerror or error}") from error
+
+
 def create(path: Path) -> BinaryIO:
     """A new, empty file, open for writing. A file or a link of this name is removed, not written to. Raises OSError."""
     path.unlink(missing_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW | _CAREFUL
-    return open(os.open(path, flags, 0o666), "wb")  # 0o666: the umask decides
+    return open(path, "wb", opener=lambda *_: os.open(path, flags, 0o666))  # 0o666: the umask decides
 
 
 def open_to_append(path: Path) -> BinaryIO:

@@ -275,7 +275,7 @@ def test_missing_file_is_unreadable(tmp_path: Path) -> None:
 
 def test_a_pipe_is_refused_without_blocking(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
-    with pytest.raises(UnreadableImage, match="not a regular file"):
+    with pytest.raises(UnreadableImage, match="it is a FIFO, not a file"):
         read_pixels(str(tmp_path / "pipe.jpg"))
 
 

@@ -227,5 +227,5 @@ def test_a_disk_that_is_full_from_the_beginning_leaves_no_run(
         patch.setattr(os, "mkdir", full)
         assert cli.main(["train", "recipe.toml"]) == 2
     lines = capfd.readouterr().err.splitlines()
-    assert lines == ["udskd: error: cannot make the run folder run: No space left on device"]
+    assert lines == ["udskd: error: cannot make the folder run/checkpoints: No space left on device"]
     assert cli.main(["train", "recipe.toml"]) == 0

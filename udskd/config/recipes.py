@@ -7,6 +7,7 @@ from pathlib import Path
 
 from udskd.config.suggest import did_you_mean
 from udskd.errors import ConfigError
+from udskd.files import read_text
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -33,7 +34,7 @@ def find(name: str) -> Path:
 
 def title(path: Path) -> str:
     """The title of a recipe: the first sentence of the comment at its beginning."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_text(path).splitlines()
     comment = " ".join(line.removeprefix("#").strip() for line in lines[: _comments(lines)])
     return comment.partition(". ")[0].rstrip(".:")
 

@@ -13,6 +13,7 @@ from udskd.config.rules import check
 from udskd.config.schema import Config, value_type
 from udskd.config.suggest import did_you_mean
 from udskd.errors import ConfigError
+from udskd.files import read_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -20,6 +21,8 @@ else:
     import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
 T = TypeVar("T")
+_MAX_BYTES = 2**20
+"""Of a recipe, which has a few kilobytes."""
 
 
 def load(path: str | Path) -> Config:
@@ -29,7 +32,7 @@ def load(path: str | Path) -> Config:
     type, and every value out of range (udskd.config.rules).
     """
     try:
-        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        table = tomllib.loads(read_text(path, _MAX_BYTES))
     except FileNotFoundError:
         raise ConfigError(f"there is no recipe at {path}") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import io
-import os
-import stat
 import struct
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from udskd.data.dataset import Pixels, UnreadableImage
 from udskd.data.formats import JPEG_SUFFIXES, NAMES
+from udskd.files import open_regular, read_regular
 
 try:
     import simplejpeg  # type: ignore[import-untyped]  # faster than PIL, with the same bits: both use libjpeg-turbo
@@ -50,9 +49,10 @@ def read_pixels(path: str) -> Pixels:
 def read_bytes(path: str) -> bytes:
     """The bytes of a regular file. Raises UnreadableImage if it is missing, not permitted or empty."""
     with translate_errors(path):
-        _check_file(path)
-        with open(path, "rb") as file:
-            return file.read()
+        data = read_regular(path)
+        if not data:
+            raise ValueError("the file is empty")
+        return data
 
 
 def decode(data: bytes, name: str) -> Pixels:
@@ -83,25 +83,15 @@ def pixels_of(image: Image.Image) -> Pixels:
 
 def read_area(path: str) -> int:
     """H x W of an image file, from its header alone. Raises UnreadableImage for what the header shows."""
-    with translate_errors(path):
-        _check_file(path)
-        with open_image(path) as image:
-            return int(image.width * image.height)
-
-
-def _check_file(path: str) -> None:
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):  # opening a pipe would block forever
-        raise ValueError("not a regular file")
-    if status.st_size == 0:
-        raise ValueError("the file is empty")
+    with translate_errors(path), open_regular(path) as file, open_image(file) as image:
+        return int(image.width * image.height)
 
 
 _warning_filter: object = None
 
 
-def open_image(source: str | bytes) -> Image.Image:
-    """Open an image (path or bytes) of a known format with PIL, without PIL's warnings about odd but readable files.
+def open_image(source: BinaryIO | bytes) -> Image.Image:
+    """Open an image (a file or bytes) of a known format with PIL, without its warnings about odd but readable files.
 
     Other formats are refused whatever the file's suffix is: PIL starts external programs for some of them.
 
@@ -112,7 +102,7 @@ def open_image(source: str | bytes) -> Image.Image:
     if warnings.filters[:1] != [_warning_filter]:
         warnings.filterwarnings("ignore", module=r"PIL\.")
         _warning_filter = warnings.filters[0]
-    return Image.open(source if isinstance(source, str) else io.BytesIO(source), formats=NAMES)
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=NAMES)
 
 
 @contextmanager

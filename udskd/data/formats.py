@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from PIL import features
 
+from udskd.files import open_regular
+
 
 class Format(NamedTuple):
     """One format, by Pillow's name."""
@@ -68,5 +70,5 @@ def suffix_of(name: str) -> str:
 
 def begins_as_image(path: str) -> bool:
     """Whether a regular file's first bytes are those of an image. Raises OSError if it cannot be read."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return _BEGINNING.match(file.read(_LONGEST)) is not None

@@ -13,6 +13,7 @@ from pathlib import Path
 from udskd.data.dataset import ImageSet, UnreadableImage, abbreviate
 from udskd.data.workers import Poll, in_order, no_op
 from udskd.errors import CheckpointError
+from udskd.files import read_regular
 
 FILE = "images.manifest"
 MAGIC = b"udskd-images-1 "  # precedes the SHA-256 (hex) of the rest, a newline, and the manifest as compressed JSON
@@ -122,7 +123,7 @@ def _digests(manifest: Manifest) -> dict[str, str]:
 def read_manifest(path: Path) -> Manifest | None:
     """The manifest in a file, or None if there is no such file. CheckpointError if the file is damaged."""
     try:
-        return from_bytes(path.read_bytes())
+        return from_bytes(read_regular(path))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

@@ -8,9 +8,9 @@ import json
 import os
 import zlib
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -21,7 +21,7 @@ from udskd.data.folder import FolderSet, describe_shared_images, open_folder
 from udskd.data.packed import ENTRY, MAGIC, PREFIX, SPLITS, VERSION, pack_file
 from udskd.data.workers import in_order, no_op
 from udskd.errors import ConfigError, DataError
-from udskd.files import expand_user
+from udskd.files import expand_user, replacing
 
 PackProgress = Callable[[str, int, int], object]
 """Called with the split, the number of images that are done, and the number of all."""
@@ -79,20 +79,13 @@ def pack(
 def _write_both(
     folder: Path, sets: dict[str, FolderSet], header: dict[str, Any], workers: int, progress: PackProgress
 ) -> dict[str, Packed]:
-    drafts = {split: folder / f".{split}.pack.{os.getpid()}" for split in sets}
     shared = describe_shared_images(**sets)
-    try:
-        packed = {
-            split: _write(draft, sets[split], {**header, "split": split}, workers, progress)._replace(shared=shared)
-            for split, draft in drafts.items()
+    with ExitStack() as stack:  # the files take their names when the last one is complete
+        files = {split: stack.enter_context(replacing(pack_file(folder, split))) for split in sets}
+        return {
+            split: _write(file, sets[split], {**header, "split": split}, workers, progress)._replace(shared=shared)
+            for split, file in files.items()
         }
-        for split, draft in drafts.items():
-            os.replace(draft, pack_file(folder, split))
-        return packed
-    finally:
-        for draft in drafts.values():
-            with suppress(OSError):
-                draft.unlink()
 
 
 class _File(NamedTuple):
@@ -108,7 +101,7 @@ class _File(NamedTuple):
 class _Draft:
     """A pack that is being written. Its index is written last, when the sizes of all images are known."""
 
-    def __init__(self, file: IO[bytes], images: FolderSet, header: dict[str, Any]) -> None:
+    def __init__(self, file: BinaryIO, images: FolderSet, header: dict[str, Any]) -> None:
         names = [os.fsencode(os.path.relpath(path, images.root)) for path in images.paths]
         self._file, self._names = file, b"".join(names)
         self._header = json.dumps({**header, "classes": images.classes, "class_hash": class_hash(images.classes)})
@@ -133,11 +126,11 @@ class _Draft:
         self._file.seek(0)
         self._file.write(PREFIX.pack(MAGIC, VERSION, hashlib.sha256(index).digest(), *lengths) + index)
         self._file.flush()
-        os.fsync(self._file.fileno())
+        os.fsync(self._file.fileno())  # before any pack takes its name
         return Packed(len(self._entries), self._kept, self._source_bytes, self._position, ignored, "")
 
 
-def _write(path: Path, images: FolderSet, header: dict[str, Any], workers: int, progress: PackProgress) -> Packed:
+def _write(file: BinaryIO, images: FolderSet, header: dict[str, Any], workers: int, progress: PackProgress) -> Packed:
     def convert(index: int) -> _File | UnreadableImage:
         try:
             return _convert(images.paths[index], header["short_side"], header["quality"])
@@ -145,7 +138,7 @@ def _write(path: Path, images: FolderSet, header: dict[str, Any], workers: int, 
             return error
 
     unreadable, count, split = [], len(images), header["split"]
-    with open(path, "wb") as file, closing(in_order(convert, range(count), workers)) as results:
+    with closing(in_order(convert, range(count), workers)) as results:
         draft = _Draft(file, images, header)
         for index, result in enumerate(results):
             if isinstance(result, UnreadableImage):

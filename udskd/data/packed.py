@@ -19,6 +19,7 @@ import numpy as np
 from udskd.data.dataset import ImageSet, Pixels, UnreadableImage, common_classes, content_digest, crc_digest, file_mark
 from udskd.data.decode import are_jpegs, decode
 from udskd.errors import DataError
+from udskd.files import open_regular
 
 MAGIC, VERSION = b"udskdpck", 1
 PREFIX = struct.Struct("<8sI32sQQQQ")
@@ -48,7 +49,7 @@ class PackedSet(ImageSet):
         try:
             # Read with pread: threads and forked processes share no file position, and a disk error is an exception,
             # unlike with mmap, where it is a SIGBUS that ends the process.
-            self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 (open for the lifetime of the set)
+            self._file = open_regular(self.path, buffering=0)
             self._mark = file_mark(os.fstat(self._file.fileno()))  # before the index is read
             self.header, self._entries, self._names = _read_index(self.path, self._file.fileno())
         except OSError as error:

@@ -138,7 +138,7 @@ def _is_broken(entry: os.DirEntry[str]) -> bool:
 
 def _begins_as_image(entry: os.DirEntry[str]) -> bool:
     try:
-        return entry.is_file() and begins_as_image(entry.path)  # opening a pipe would block forever
+        return begins_as_image(entry.path)
     except OSError:
         return False
 

@@ -21,6 +21,7 @@ from udskd.data.pack import shrink_to_jpeg
 from udskd.data.packed import PackedSet
 from udskd.doctor.rates import Sample
 from udskd.errors import DataError
+from udskd.files import open_regular
 
 T = TypeVar("T")
 SHORT_SIDE, QUALITY = 256, 90
@@ -76,17 +77,13 @@ def measure_reading(ranges: Sequence[ByteRange], threads: int, cold: bool) -> Re
 def _drop_from_cache(part: ByteRange) -> None:
     if not hasattr(os, "posix_fadvise"):
         return
-    with suppress(OSError):
-        handle = os.open(part.path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would block for ever
-        try:
-            os.posix_fadvise(handle, part.offset, part.length, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(handle)
+    with suppress(OSError), open_regular(part.path) as file:
+        os.posix_fadvise(file.fileno(), part.offset, part.length, os.POSIX_FADV_DONTNEED)
 
 
 def _read_length(part: ByteRange) -> int:
     if part.length:
-        with open(part.path, "rb") as file:
+        with open_regular(part.path) as file:
             file.seek(part.offset)
             return len(file.read(part.length))
     try:

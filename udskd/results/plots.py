@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import statistics
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from udskd.config.schema import STUDENTS
+from udskd.files import write_atomic
 from udskd.results.runs import Group
 from udskd.results.statistics import Floats
 
@@ -144,6 +146,8 @@ def panel_title(groups: Sequence[Group], role: str) -> str:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write the figure and free its memory."""
-    figure.savefig(path)
+    """Write the figure in the format of the path's suffix, and free its memory. CheckpointError if that fails."""
+    content = io.BytesIO()
+    figure.savefig(content, format=path.suffix[1:])
     plt.close(figure)
+    write_atomic(path, content.getbuffer())

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from udskd.config.schema import STUDENTS
 from udskd.errors import DataError
-from udskd.files import PREDICTIONS
+from udskd.files import PREDICTIONS, read_regular, read_text
 
 LOG = "log.jsonl"
 SUMMARY = "summary.json"
@@ -22,7 +22,7 @@ SUMMARY = "summary.json"
 def read_events(log: Path) -> list[dict[str, Any]]:
     """The events of a log.jsonl, in order. A line that a crash cut short is skipped. OSError if there is no log."""
     events = []
-    for line in log.read_text(encoding="utf-8").splitlines():
+    for line in read_text(log).splitlines():
         try:
             events.append(json.loads(line))
         except ValueError:
@@ -33,7 +33,7 @@ def read_events(log: Path) -> list[dict[str, Any]]:
 def read_summary(run: Path) -> dict[str, Any]:
     """The summary of a run, {} before the run is complete. Raises OSError or ValueError if it cannot be read."""
     file = run / SUMMARY
-    summary = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    summary = json.loads(read_text(file)) if file.exists() else {}
     if not isinstance(summary, dict):
         raise ValueError(f"{SUMMARY} holds no object")
     return summary
@@ -45,10 +45,10 @@ def read_predictions(run: Path) -> dict[str, npt.NDArray[np.float16]] | None:
     None if the run has no predictions; DataError if the file is damaged.
     """
     file = run / PREDICTIONS
-    if not file.is_file():
+    if not file.exists():
         return None
     try:
-        stored = safetensors.numpy.load(file.read_bytes())
+        stored = safetensors.numpy.load(read_regular(file))
         return {role: stored[role] for role in STUDENTS}
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise DataError(f"{file} is damaged ({error}): remove it, or train the run anew") from None

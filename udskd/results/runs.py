@@ -117,7 +117,7 @@ def _val_digest(run: Run) -> str:
 
 def read_run(path: Path) -> Run | None:
     """The run in a folder; None, with a warning, if it is not complete. DataError if it cannot be read."""
-    if not (path / "config.toml").is_file():
+    if not (path / "config.toml").exists():
         raise DataError(f"{path} is not a run folder (no config.toml in it): give a folder that udskd train wrote")
     try:
         summary = read_summary(path)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from udskd.config.schema import STUDENTS
+from udskd.files import make_folder, write_atomic
 from udskd.results.runs import Group, group_runs, read_runs
 
 METRICS = (
@@ -62,8 +63,8 @@ def compare(runs: Sequence[Path], output: Path | None = None) -> int:
     sections = table(groups)
     show(sections)
     folder = output or runs[0].resolve().parent / "compare"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.md").write_text(markdown(sections) + "\n", encoding="utf-8")
+    make_folder(folder)
+    write_atomic(folder / "table.md", f"{markdown(sections)}\n".encode())
     plots.draw_accuracy(groups, folder / "accuracy.png")
     plots.draw_calibration(groups, folder / "calibration.png")
     plots.draw_curves(groups, folder / "curves.png")

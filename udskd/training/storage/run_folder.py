@@ -27,7 +27,7 @@ from udskd.config.schema import Config
 from udskd.data.manifest import FILE as MANIFEST
 from udskd.data.manifest import Manifest, read_manifest, to_bytes
 from udskd.errors import CheckpointError, ConfigError
-from udskd.files import write_atomic
+from udskd.files import make_folder, open_to_append, read_text, write_atomic
 from udskd.results.run_files import LOG, SUMMARY, read_events, read_summary
 from udskd.training.storage.checkpoint import previous
 
@@ -59,10 +59,7 @@ class RunFolder:
         """Make the folder and write the config, the environment and the manifest of the images."""
         if not self.writes:
             return
-        try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(f"cannot make the run folder {self.path}: {error.strerror or error}") from error
+        make_folder(self.checkpoints)
         write_atomic(self.path / "environment.json", _json(environment()))
         self._write_manifest(images)
         write_atomic(self.path / "config.toml", toml.dump(config).encode())
@@ -73,7 +70,7 @@ class RunFolder:
         if fcntl is None or not self.writes:
             return
         try:  # lockf: the system frees the lock however this process ends, and worker processes do not inherit it
-            self._lock_file = open(self.path / "environment.json", "ab")  # noqa: SIM115
+            self._lock_file = open_to_append(self.path / "environment.json")
             fcntl.lockf(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             raise ConfigError(f"{self.path} is being trained by another process: stop that one first") from None
@@ -88,7 +85,7 @@ class RunFolder:
     @staticmethod
     def open(path: Path, writes: bool = True) -> RunFolder:
         """The folder of a run, finished or not. ConfigError if it is not one."""
-        if not (path / "config.toml").is_file():
+        if not (path / "config.toml").exists():
             raise ConfigError(f"{path} is not a run folder: it has no config.toml")
         return RunFolder(path, writes)
 
@@ -96,10 +93,7 @@ class RunFolder:
         """Add the environment to restarts.jsonl. It is not in the log, which must equal that of an undisturbed run."""
         if not self.writes:
             return
-        try:
-            self.checkpoints.mkdir(exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(f"cannot write into {self.path}: {error.strerror or error}") from error
+        make_folder(self.checkpoints)
         self._write_manifest(images)
         self._append("restarts.jsonl", {"time": round(time.time(), 3), **environment()})
 
@@ -172,7 +166,7 @@ class RunFolder:
     def started_by(self, torchrun: str | None) -> bool:
         """Whether this torchrun (by its run id, which restarts share) started the run."""
         try:
-            starter = json.loads((self.path / "environment.json").read_text()).get("torchrun")
+            starter = json.loads(read_text(self.path / "environment.json")).get("torchrun")
         except (OSError, ValueError):
             return False
         return self.begun and torchrun is not None and starter == torchrun
@@ -192,7 +186,7 @@ class RunFolder:
 
     def _append(self, name: str, value: dict[str, Any]) -> None:
         try:
-            with open(self.path / name, "ab+") as file:
+            with open_to_append(self.path / name) as file:
                 size = file.seek(0, os.SEEK_END)
                 file.seek(max(size - 1, 0))
                 torn = file.read() not in (b"", b"\n")  # a crash cut the last line short: begin a new one

@@ -17,7 +17,7 @@ from udskd.data.manifest import FILE as MANIFEST
 from udskd.data.manifest import describe_changes, list_images, read_manifest, to_bytes
 from udskd.data.workers import Poll, no_op
 from udskd.errors import CheckpointError, ConfigError
-from udskd.files import write_atomic
+from udskd.files import make_folder, open_regular, read_text, write_atomic
 from udskd.training.teacher_cache.dependencies import Dependencies, first_difference
 
 FORMAT = "udskd-teacher-cache-1"
@@ -40,7 +40,7 @@ class CacheFolder:
         """The cache in a folder, None if there is none. CheckpointError if cache.json cannot be read."""
         file = path / DESCRIPTION
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
+            content = json.loads(read_text(file))
             if content["format"] != FORMAT:
                 raise ValueError(f"its format is {content['format']!r}, not {FORMAT!r}")
             return CacheFolder(path, dict(content["made_of"]), dict(content["epochs"]))
@@ -66,10 +66,7 @@ class CacheFolder:
             raise ConfigError(
                 f"{path} exists and is neither an empty folder nor a teacher cache: choose another --output"
             )
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(f"cannot make the folder {path}: {error.strerror or error}") from error
+        make_folder(path)
         folder = CacheFolder(path, dependencies)
         folder._write_description({})
         return folder
@@ -143,6 +140,7 @@ class CacheFolder:
         file = self.epoch_file(epoch)
         shape = (self.dependencies["data.images"], self.dependencies["data.classes"])
         try:
+            open_regular(file).close()  # np.load would wait for a FIFO
             rows: Logits = np.load(file, mmap_mode="r")
             intact = rows.dtype == np.float16 and rows.shape == shape
             intact = intact and (not verify or _sha256(rows) == self.checksums[file.name])
