@@ -109,13 +109,9 @@ OUTPUTS = ("file", "/dev/full", "closed", "ended pipe")
 
 class Commands:
     def draw(self, random: Random) -> Case:
-        argv = list(random.choice(GOOD))
-        for _ in range(random.choice((0, 1, 1, 1, 2, 3))):
-            argv = _mutated(argv, random)
-        case: Case = {"argv": argv}
-        if random.random() < 0.3:
-            form = files.FORMS[random.choice(list(files.FORMS))]
-            case["damage"] = {"file": form.file, **files.draw_damage(form, random)}
+        case: Case = _draw_damaged(random) if random.random() < 0.5 else {"argv": list(random.choice(GOOD))}
+        for _ in range(random.choice((0, 0, 1) if "damage" in case else (1, 1, 1, 2, 3))):
+            case["argv"] = _mutated(case["argv"], random)
         if random.random() < 0.1:
             case["output"] = random.choice(OUTPUTS)
         return case
@@ -131,6 +127,22 @@ class Commands:
                 yield {key: value for key, value in case.items() if key != name}
         for place in range(1, len(case["argv"])):
             yield {**case, "argv": case["argv"][:place] + case["argv"][place + 1 :]}
+
+
+def _draw_damaged(random: Random) -> Case:
+    """A good command, and a damaged file in a folder that it names."""
+    argv = random.choice([argv for argv in GOOD if _roots(argv)])
+    root = random.choice(sorted(_roots(argv)))
+    place = workspace.template() / root
+    found = sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
+    file = str(random.choice(found).relative_to(workspace.template()))
+    return {"argv": list(argv), "damage": {"file": file, **files.draw_damage(file, random)}}
+
+
+def _roots(argv: list[str]) -> set[str]:
+    """The files and folders of the workspace that arguments name, and the images of the recipe."""
+    roots = {argument.partition("/")[0] for argument in argv} & set(os.listdir(workspace.template()))
+    return roots | ({"tree"} if "recipe.toml" in roots else set())
 
 
 def _mutated(argv: list[str], random: Random) -> list[str]:
@@ -161,6 +173,7 @@ def _run(case: Case) -> str | None:
         if ended is None:
             return "no end within 30 seconds after SIGINT"
         left = [name for name in _files(folder) - before if name.endswith(".tmp") or ".pack." in name]
+        left += [path.name for path in folder.glob("*/environment.json") if not (path.parent / "config.toml").exists()]
         return _wrong_end(ended) or (f"leaves {', '.join(left)}" if left else None)
 
 

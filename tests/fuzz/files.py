@@ -17,7 +17,7 @@ import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -66,14 +66,13 @@ class Form:
     """Reads the file at a path, whose folder is as in the workspace."""
     has_checksum: bool = False
     """Whether every change of the bytes must be refused, or have no effect."""
-    harm: tuple[Bytes, ...] = field(default=())
-    """Damage that is specific to the format, and keeps its checksums right."""
 
 
 class Files:
     def draw(self, random: Random) -> Case:
         name = random.choice(list(FORMS))
-        return {"form": name, **draw_damage(FORMS[name], random)}
+        case = {"form": name, **draw_damage(FORMS[name].file, random)}
+        return {**case, "sealed": case.get("sealed", False) and FORMS[name].has_checksum}
 
     def findings(self, cases: list[Case]) -> list[str | None]:
         workspace.template()
@@ -83,14 +82,15 @@ class Files:
         return []
 
 
-def draw_damage(form: Form, random: Random) -> Case:
-    """Something that is no file, or a damaged content, and whether a checksum can show the damage."""
+def draw_damage(file: str, random: Random) -> Case:
+    """Something that is no file, or a damaged content; "sealed": whether a checksum, if there is one, shows it."""
     if random.random() < 0.1:
         return {"special": random.choice(SPECIAL)}
-    data = (workspace.template() / form.file).read_bytes()
-    if form.harm and random.random() < 0.5:
-        return {"content": _packed(random.choice(form.harm)(data, random)), "sealed": False}
-    return {"content": _packed(damage_bytes(data, random)), "sealed": form.has_checksum}
+    data = (workspace.template() / file).read_bytes()
+    harm = _harm_state if data.startswith(STATE) else HARM.get(Path(file).suffix)
+    if harm and random.random() < 0.5:
+        return {"content": _packed(harm(data, random)), "sealed": False}
+    return {"content": _packed(damage_bytes(data, random)), "sealed": True}
 
 
 def place(case: Case, path: Path) -> None:
@@ -122,7 +122,7 @@ def _run(case: Case) -> str | None:
     folder = Path(form.file).parent
     with workspace.copy(str(folder)) as copied:
         path = copied / Path(form.file).name
-        intact = plain(form.read(path)) if case.get("sealed") else None
+        intact = plain(form.read(path)) if case["sealed"] else None
         place(case, path)
         before = sorted(copied.rglob("*"))
         try:
@@ -131,7 +131,7 @@ def _run(case: Case) -> str | None:
             return _wrong_sentence(str(error), path)
         if sorted(copied.rglob("*")) != before:
             return "reading has written a file"
-        return "a damaged file is accepted with other content" if case.get("sealed") and value != intact else None
+        return "a damaged file is accepted with other content" if case["sealed"] and value != intact else None
 
 
 def _wrong_sentence(text: str, path: Path) -> str | None:
@@ -272,23 +272,28 @@ def _harm_pack(data: bytes, random: Random) -> bytes:
     return data[:-1]
 
 
+HARM: dict[str, Bytes] = {
+    **{".json": _harm_json, ".jsonl": _harm_lines, ".toml": _harm_toml, ".safetensors": _harm_safetensors},
+    **{".pt": _harm_pickle, ".pth": _harm_pickle, ".pack": _harm_pack, ".manifest": _harm_manifest},
+}
+"""By suffix: damage that is specific to a format, and keeps its checksums right."""
 FORMS: dict[str, Form] = {
-    "recipe": Form("recipe.toml", toml.load, harm=(_harm_toml,)),
-    "weights": Form("run/student_a.safetensors", _read_weights, has_checksum=True, harm=(_harm_safetensors,)),
-    "zipped weights": Form("weights/zip.pt", _read_plain_weights, harm=(_harm_pickle,)),
-    "old weights": Form("weights/old.pth", _read_plain_weights, harm=(_harm_pickle,)),
-    "state": Form("begun/checkpoints/students.pt", load_state, has_checksum=True, harm=(_harm_state,)),
-    "pack": Form("packs/train.pack", _read_packs, has_checksum=True, harm=(_harm_pack,)),
-    "pack of val": Form("packs/val.pack", _read_packs, has_checksum=True, harm=(_harm_pack,)),
-    "cache": Form("cache/cache.json", _read_cache, harm=(_harm_json,)),
+    "recipe": Form("recipe.toml", toml.load),
+    "weights": Form("run/student_a.safetensors", _read_weights, has_checksum=True),
+    "zipped weights": Form("weights/zip.pt", _read_plain_weights),
+    "old weights": Form("weights/old.pth", _read_plain_weights),
+    "state": Form("begun/checkpoints/students.pt", load_state, has_checksum=True),
+    "pack": Form("packs/train.pack", _read_packs, has_checksum=True),
+    "pack of val": Form("packs/val.pack", _read_packs, has_checksum=True),
+    "cache": Form("cache/cache.json", _read_cache),
     "cached epoch": Form("cache/epoch-0000.npy", _read_cache, has_checksum=True),
-    "summary": Form("run/summary.json", _read_run, harm=(_harm_json,)),
-    "log": Form("run/log.jsonl", _read_run, harm=(_harm_lines,)),
-    "config": Form("run/config.toml", _read_run, harm=(_harm_toml,)),
-    "predictions": Form("run/predictions.safetensors", _read_run, harm=(_harm_safetensors,)),
-    "manifest": Form("run/images.manifest", read_manifest, has_checksum=True, harm=(_harm_manifest,)),
-    "log of a run": Form("run/log.jsonl", _read_run_folder, harm=(_harm_lines,)),
-    "summary of a run": Form("run/summary.json", _read_run_folder, harm=(_harm_json,)),
-    "environment": Form("run/environment.json", _read_run_folder, harm=(_harm_json,)),
+    "summary": Form("run/summary.json", _read_run),
+    "log": Form("run/log.jsonl", _read_run),
+    "config": Form("run/config.toml", _read_run),
+    "predictions": Form("run/predictions.safetensors", _read_run),
+    "manifest": Form("run/images.manifest", read_manifest, has_checksum=True),
+    "log of a run": Form("run/log.jsonl", _read_run_folder),
+    "summary of a run": Form("run/summary.json", _read_run_folder),
+    "environment": Form("run/environment.json", _read_run_folder),
     **{f.name: Form(f"images/image{f.suffixes[0]}", lambda path: read_pixels(str(path))) for f in FORMATS},
 }
