@@ -12,6 +12,8 @@ UDSKD_SANITIZE=1        compiles the C++ code with AddressSanitizer and Undefine
                         shows how to load such a library
 UDSKD_NATIVE=0          compiles nothing: the package then has the reference backend alone, or the library that was
                         built in place before
+UDSKD_OBJECTS=DIR       links the objects that a build with another Python left in DIR (an absolute path, such as that
+                        of build/temp.linux-x86_64-cpython-312), and compiles only module.cpp, which depends on Python
 """
 
 from __future__ import annotations
@@ -36,13 +38,15 @@ try:
     from torch.utils import cpp_extension
 except ModuleNotFoundError as missing:
     sys.exit(
-        f"\nudskd compiles against the PyTorch you have, which pip's isolated build cannot see ({missing}). "
-        f"Run these two lines:\n\n    {TOOLS}\n    pip install --no-build-isolation .\n"
+        "\nudskd compiles against the PyTorch and pybind11 of your environment, which this build cannot see "
+        f"({missing}): install the tools of the build, then udskd with --no-build-isolation\n\n"
+        f"    {TOOLS}\n    pip install --no-build-isolation .\n"
     )
 if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11):
     sys.exit(f"\nudskd needs PyTorch 2.11 or newer, and this is {torch.__version__}: run {TOOLS}\n")
 
 CSRC = Path("csrc")
+MODULE = CSRC / "module.cpp"  # the only source that includes Python's headers
 TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # the oldest PyTorch that can load the library is 2.11
 STRICT = os.getenv("UDSKD_STRICT") == "1"
 DEBUG = os.getenv("UDSKD_DEBUG") == "1"
@@ -101,17 +105,28 @@ def architectures() -> str:
     return ";".join(f"{major}.{minor}" + "+PTX" * ((major, minor) in ptx) for major, minor in ordered)
 
 
+def find_sources(cuda: bool) -> list[Path]:
+    """The sources of the library, without or with those of the CUDA kernels."""
+    folders = [".", "common", "loss", "loss/cpu", "image", "image/cpu", *(["loss/cuda", "image/cuda"] if cuda else [])]
+    return sorted(path for folder in folders for path in (CSRC / folder).glob("*.c*"))
+
+
+def find_objects(sources: list[Path], folder: str) -> list[str]:
+    """The objects of sources in the folder of another build. Exits if one is missing."""
+    objects = [Path(folder, source).with_suffix(".o") for source in sources]
+    missing = [path for path in objects if not path.exists()]
+    if missing:
+        sys.exit(f"UDSKD_OBJECTS={folder!r}: {missing[0]} is missing: build there first with the same FORCE_CUDA")
+    return [str(path) for path in objects]
+
+
 def extension() -> Extension:
     cuda = find_toolkit() if wants_cuda() else None
-    sources = [
-        CSRC / "module.cpp",
-        CSRC / "ops.cpp",
-        *(
-            path
-            for folder in ("common", "loss", "loss/cpu", "image", "image/cpu")
-            for path in (CSRC / folder).glob("*.cpp")
-        ),
-    ]
+    sources = find_sources(bool(cuda))
+    objects: list[str] = []
+    if folder := os.getenv("UDSKD_OBJECTS"):
+        objects = find_objects([path for path in sources if path != MODULE], folder)
+        sources = [MODULE]
     # -Wno-psabi: functions that take vectors by value are always inlined, so their ABI does not matter.
     warnings = ["-Wall", "-Wextra", "-Wno-psabi", *(["-Werror"] if STRICT else [])]
     # These two change no result. The code reads neither floating-point traps nor errno, and without them the compiler
@@ -140,14 +155,13 @@ def extension() -> Extension:
         if os.getenv("FORCE_CUDA") == "1" and not os.getenv("TORCH_CUDA_ARCH_LIST"):
             os.environ["TORCH_CUDA_ARCH_LIST"] = all_architectures(cuda)  # BuildExtension reads it
         cxx.append(f'-DUDSKD_CUDA_ARCHS="{architectures()}"')
-        for folder in ("loss/cuda", "image/cuda"):
-            sources += [*(CSRC / folder).glob("*.cpp"), *(CSRC / folder).glob("*.cu")]
         system += ["-isystem", f"{cuda}/include"]
         library_dirs += [lib for lib in (f"{cuda}/lib64", f"{cuda}/lib") if Path(lib).is_dir()]
         libraries += ["cudart_static", "dl", "rt", "pthread"]  # static: the library also loads without CUDA
     return Extension(
         "udskd._C",
-        sorted(map(str, sources)),
+        list(map(str, sources)),
+        extra_objects=objects,
         library_dirs=library_dirs,
         libraries=libraries,
         extra_compile_args={"cxx": cxx + system, "nvcc": nvcc + system},

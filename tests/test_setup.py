@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ SEVEN = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 @pytest.fixture
 def build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     """setup.py as a module, on a machine with a CUDA toolkit and without a GPU."""
-    for name in ("FORCE_CUDA", "TORCH_CUDA_ARCH_LIST", "CUDA_PATH"):
+    for name in ("FORCE_CUDA", "TORCH_CUDA_ARCH_LIST", "CUDA_PATH", "UDSKD_OBJECTS"):
         monkeypatch.delenv(name, raising=False)
     nvcc = tmp_path / "cuda" / "bin" / "nvcc"
     nvcc.parent.mkdir(parents=True)
@@ -106,6 +107,39 @@ def test_without_nvcc_the_error_names_the_ways_out(build: ModuleType, monkeypatc
     monkeypatch.setattr(build.sysconfig, "get_path", lambda name: str(ROOT / "nothing"))
     with pytest.raises(SystemExit, match=r"nvcc is missing.*FORCE_CUDA=0(.|\n)*pip install 'nvidia-cuda-nvcc"):
         build.extension()
+
+
+@pytest.fixture
+def objects(build: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The objects of another build with CUDA kernels, in the folder of UDSKD_OBJECTS."""
+    paths = [(tmp_path / source).with_suffix(".o") for source in build.find_sources(cuda=True)]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    monkeypatch.setenv("UDSKD_OBJECTS", str(tmp_path))
+    return paths
+
+
+def test_of_given_objects_all_but_the_python_module_are_linked(
+    build: ModuleType, objects: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_CUDA", "1")
+    extension = build.extension()
+    assert extension.sources == ["csrc/module.cpp"]
+    assert extension.extra_objects == [str(path) for path in objects if path.name != "module.o"]
+
+
+def test_a_missing_object_is_refused_in_one_sentence(build: ModuleType, objects: list[Path]) -> None:
+    missing = next(path for path in objects if path.name == "plan.o")
+    missing.unlink()
+    with pytest.raises(SystemExit, match=f"^UDSKD_OBJECTS=.*: {missing} is missing: build there first"):
+        build.extension()
+
+
+def test_no_source_but_the_python_module_includes_pythons_headers() -> None:
+    header = re.compile(r'#include\s*[<"](pybind11/|Python\.h|torch/(extension|python)\.h)')
+    sources = {path for path in (ROOT / "csrc").rglob("*") if path.is_file() and header.search(path.read_text())}
+    assert sources == {ROOT / "csrc" / "module.cpp"}
 
 
 @pytest.mark.parametrize(("module", "needed"), [(setuptools, "setuptools 77"), (torch, "PyTorch 2.11")])
