@@ -10,10 +10,11 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check -qq
 NEWEST_PIP = $(NEWEST)/bin/python -m pip --disable-pip-version-check -qq
 NATIVE = setup.py $(shell find csrc -type f)
-WITH_NVCC = home=$$(cat $(VENV)/nvcc); [ ! -d "$$home" ] || export CUDA_HOME="$$home"
+WITH_NVCC = home=$$(cat $(VENV)/nvcc 2>/dev/null); [ ! -d "$$home" ] || export CUDA_HOME="$$home"
+WITH_NINJA = PATH="$(abspath $(BIN)):$$PATH"  # PyTorch calls ninja by name, and without it compiles one file after the other
 SAY = @printf '\033[1mudskd:\033[0m %s\n'
 .DEFAULT_GOAL = help
-.PHONY: help build build-all demo test test-all test-newest sanitize gpu bench lint format clean
+.PHONY: help build build-all demo test test-all test-newest sanitize gpu bench wheel wheel-here test-wheel lint format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -53,7 +54,7 @@ format: $(VENV)/installed  ## format all sources
 	@find csrc -type f -regex '.*\.\(cpp\|cu\|h\)' | xargs $(BIN)/clang-format -i
 
 clean:  ## remove the environments and everything that was built
-	rm -rf $(VENV) $(NEWEST) build dist *.egg-info udskd/*.so
+	rm -rf $(VENV) $(VENV)-3.* $(NEWEST) build dist *.egg-info udskd/*.so
 
 # --- the environment --------------------------------------------------------------------------------------------------------------
 
@@ -81,8 +82,9 @@ $(VENV)/installed: $(VENV)/ready pyproject.toml setup.py
 	@touch $@
 
 WANTS_CUDA = $(BIN)/python -c 'import setup; raise SystemExit(not setup.wants_cuda())' 2>/dev/null
-COMPILE = mkdir -p build; [ ! -e $(VENV)/nvcc ] || { $(WITH_NVCC); }; \
-  UDSKD_STRICT=1 $(BIN)/python setup.py build_ext --inplace >build/log 2>&1 || { cat build/log; exit 1; }
+INPLACE = --inplace
+COMPILE = mkdir -p build; $(WITH_NVCC); \
+  $(WITH_NINJA) UDSKD_STRICT=1 $(BIN)/python setup.py build_ext $(INPLACE) >build/log 2>&1 || { cat build/log; exit 1; }
 
 # A library for all architectures is up to date here too: build-all touches both files.
 $(VENV)/built: $(VENV)/installed $(NATIVE)
@@ -104,6 +106,43 @@ $(VENV)/architectures: $(VENV)/ready always
 .PHONY: always
 always:
 
+# --- wheels -----------------------------------------------------------------------------------------------------------------------
+
+# Every other Python gets an environment of its own, such as .venv-3.12, and links the objects that the first one has compiled.
+PYTHONS = python3.10 python3.11 python3.12 python3.13 python3.14
+VERSION = import sys; print("%d.%d" % sys.version_info[:2])
+OBJECTS = build/temp.*-$$($(BIN)/python -c 'import sys; print(sys.implementation.cache_tag)')$(if $(filter 0,$(FORCE_CUDA)),,-cuda)
+
+wheel: export FORCE_CUDA := $(or $(FORCE_CUDA),1)
+wheel: INPLACE =
+wheel: $(VENV)/installed  ## build an sdist and wheels in dist, for every python3.10 to python3.14 on PATH and all GPUs, and test them
+	@[ "$$(uname -s)" = Linux ] || { echo "make wheel needs Linux: its wheels are manylinux wheels"; exit 1; }
+	@[ $(FORCE_CUDA) = 0 ] || $(MAKE) --no-print-directory $(VENV)/nvcc
+	$(SAY) "compiling the library $(if $(filter 0,$(FORCE_CUDA)),without CUDA kernels,with CUDA kernels for $${TORCH_CUDA_ARCH_LIST:-all architectures} (many minutes))"
+	@rm -f dist/udskd-*; $(COMPILE)
+	@$(WITH_NVCC); \
+	export UDSKD_OBJECTS=$$(echo "$$PWD"/$(OBJECTS)); own=$$($(BIN)/python -c '$(VERSION)'); \
+	$(MAKE) --no-print-directory wheel-here test-wheel || exit; \
+	for python in $(PYTHONS); do \
+	  version=$$($$python -c '$(VERSION)' 2>/dev/null) || continue; \
+	  there=$(VENV)-$$version; \
+	  [ $$version = $$own ] || $(MAKE) --no-print-directory VENV=$$there PYTHON=$$python $$there/installed wheel-here test-wheel || exit; \
+	done
+	@ls dist
+
+# Builds the wheel of one Python from the sdist, and gives it the oldest manylinux tag that its symbols allow. PyTorch's libraries are those
+# of the PyTorch that is imported first; CUDA's runtime is linked statically.
+wheel-here:
+	$(SAY) "building a wheel for $$($(BIN)/python --version)"
+	@rm -rf udskd.egg-info build/wheel && mkdir -p build/wheel
+	@$(BIN)/python -m build --sdist --no-isolation --outdir dist . >build/wheel/log 2>&1 || { cat build/wheel/log; exit 1; }
+	@$(WITH_NINJA) $(PIP) wheel --no-index --no-deps --no-build-isolation -w build/wheel dist/udskd-*.tar.gz
+	@$(WITH_NINJA) $(BIN)/python -m auditwheel repair --exclude 'libtorch*.so' --exclude 'libc10*.so' -w dist build/wheel/*.whl \
+	  >build/wheel/log 2>&1 || { cat build/wheel/log; exit 1; }
+
+test-wheel:
+	@UDSKD_DIST=$(CURDIR)/dist $(BIN)/python -m pytest -q -m packaging tests/test_packaging.py
+
 # --- the same library under the newest PyTorch -------------------------------------------------------------------------------------
 
 $(NEWEST)/ready: Makefile
@@ -115,7 +154,7 @@ $(NEWEST)/ready: Makefile
 test-newest: build-all $(NEWEST)/ready  ## test the library as built against PyTorch 2.11 under the newest PyTorch
 	$(SAY) "packing the compiled library into a wheel and installing it into $(NEWEST)"
 	@rm -rf build/newest && mkdir -p build/newest && cp -r tests build/newest/
-	@$(WITH_NVCC); FORCE_CUDA=1 UDSKD_STRICT=1 $(PIP) wheel --no-deps --no-build-isolation -w build/newest .
+	@$(WITH_NVCC); $(WITH_NINJA) FORCE_CUDA=1 UDSKD_STRICT=1 $(PIP) wheel --no-deps --no-build-isolation -w build/newest .
 	@$(NEWEST_PIP) install $$(echo build/newest/udskd-*.whl)'[train]' pytest pytest-timeout hypothesis
 	@$(NEWEST_PIP) install --force-reinstall --no-deps build/newest/udskd-*.whl
 	@cmp udskd/_C.*.so $(NEWEST)/lib/python3*/site-packages/udskd/_C.*.so
@@ -145,7 +184,7 @@ sanitize: $(VENV)/installed  ## run the operator's tests under AddressSanitizer 
 	$(SAY) "compiling the CPU kernels with sanitizers into build/sanitize"
 	@mkdir -p build/sanitize && cd build/sanitize && rm -rf csrc tests udskd recipes
 	@tar -c --exclude=__pycache__ --exclude='*.so' csrc tests udskd recipes setup.py pyproject.toml README.md LICENSE | tar -x -C build/sanitize
-	@cd build/sanitize && FORCE_CUDA=0 UDSKD_SANITIZE=1 UDSKD_STRICT=1 ../../$(BIN)/python setup.py build_ext --inplace --force >log 2>&1 || \
+	@cd build/sanitize && $(WITH_NINJA) FORCE_CUDA=0 UDSKD_SANITIZE=1 UDSKD_STRICT=1 ../../$(BIN)/python setup.py build_ext --inplace --force >log 2>&1 || \
 	  { cat log; exit 1; }
 	@for runtime in asan ubsan; do \
 	  nm -D build/sanitize/udskd/_C.*.so | grep -q "__$${runtime}_" || { echo "the library was built without $$runtime"; exit 1; }; \
