@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from udskd.config.schema import Stem
 from udskd.errors import ConfigError
 from udskd.models import zoo
-from udskd.models.features import FeatureExtractor, Layer, choose_layers, find_stages
+from udskd.models.features import FeatureExtractor, Layer, choose_layers, find_stages, meta_copy
 
 FEATURES = "features."
 OPTION = "sdkd.student_a_layers"
@@ -292,3 +292,13 @@ def test_a_network_in_parallel_gives_the_same_compiled_or_not(tmp_path: Path) ->
             out = forward(x)
             torch.testing.assert_close(out, want)
             torch.testing.assert_close(gradients(out), expected)
+
+
+def test_a_copy_on_the_meta_device_has_the_modules_and_none_of_the_values() -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4))
+    module[2].weight = module[0].weight
+    copied = meta_copy(module)
+    assert isinstance(copied, nn.Sequential)
+    assert {t.device.type for t in copied.state_dict().values()} == {"meta"}
+    assert copied[2].weight is copied[0].weight
+    assert {t.device.type for t in module.state_dict().values()} == {"cpu"}

@@ -7,6 +7,7 @@ import json
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,17 @@ def test_a_network_of_torchvisions_stem_has_no_mark(tmp_path: Path) -> None:
     path, module = tmp_path / "t.safetensors", zoo.build("mobilenet_v2", 3, 32, "imagenet").module
     save_weights(path, module.state_dict(), WeightsInfo("mobilenet_v2", "imagenet", CLASSES, 32, MEAN, STD, 1.0))
     torchvision.models.mobilenet_v2(num_classes=3).load_state_dict(udskd.load(path).module.state_dict())
+
+
+def test_a_network_is_tried_only_at_another_image_size_than_that_of_its_file(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, sizes = run / "student_b.safetensors", list[int]()
+    monkeypatch.setattr(zoo, "_check_image_size", lambda *args: sizes.append(args[-1]))
+    data = toml.load(run / "config.toml").data
+    for size in (32, 48):
+        load_network(file, None, CLASSES, replace(data, image_size=size))
+    assert sizes == [48]
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -147,9 +147,16 @@ class LayerCall:
         return isinstance(self.layer, _GLOBAL_POOLING) or (has_pooling and self.side == 1 < self.input_side)
 
 
+def meta_copy(module: nn.Module) -> nn.Module:
+    """A copy on the meta device, where a forward pass computes shapes only. The values are not copied."""
+    memo: dict[int, Any] = {id(tensor): tensor.to("meta") for tensor in module.buffers()}
+    memo |= {id(p): nn.Parameter(p.to("meta"), requires_grad=p.requires_grad) for p in module.parameters()}
+    return copy.deepcopy(module, memo)
+
+
 def trace(module: nn.Module, image_size: int) -> LayerCall:
     """The call of the network in one forward pass in eval mode, with all calls within it."""
-    twin = copy.deepcopy(module).to("meta", torch.float32).eval()  # shapes without arithmetic
+    twin = meta_copy(module).to(torch.float32).eval()
     pending = [LayerCall("", twin, 0)]
 
     def begin(name: str) -> Callable[..., None]:

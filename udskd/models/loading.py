@@ -76,7 +76,7 @@ def _stem(path: Path, named: str, options: TeacherConfig) -> zoo.BuiltStem:
 def _own_network(path: Path, tensors: dict[str, Tensor], info: WeightsInfo, image_size: int) -> zoo.Model:
     stem: zoo.BuiltStem = info.stem  # type: ignore[assignment]
     try:
-        model = zoo.build(info.model, len(info.classes), image_size, stem)
+        model = zoo.build(info.model, len(info.classes), image_size, stem, untried=image_size != info.image_size)
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from None
     _load_into(path, model.module, tensors)
@@ -149,12 +149,19 @@ def find_invalid_tensor(tensors: Mapping[str, Tensor]) -> str | None:
     """The first tensor that no trained network has: one with a value that is not finite, or with a negative variance,
     of which batch-norm takes the square root. None if there is no such tensor."""
     for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
+        if not _is_finite(tensor):
             bad = int((~tensor.isfinite()).sum())
             return f"{name} has {bad} of {tensor.numel()} values that are NaN or infinite"
         if name.endswith("running_var") and (tensor < 0).any():
             return f"{name} has a negative variance, {float(tensor.min()):.3g}"
     return None
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """isfinite().all() in one pass: the extremes of values of which one is NaN are NaN."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    return bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
 
 
 def _difference(theirs: tuple[str, ...], ours: tuple[str, ...]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +12,7 @@ from udskd.config.schema import Stem
 from udskd.config.suggest import did_you_mean
 from udskd.errors import ConfigError, explain_missing_packages
 from udskd.models import tiny
-from udskd.models.features import trace
+from udskd.models.features import meta_copy, trace
 
 BuiltStem = Literal["imagenet", "half", "small"]
 _FIXED_STRIDE = ("VisionTransformer", "MaxVit")  # built for one image size: the stride of the patches cannot change
@@ -44,12 +43,14 @@ def parameter_count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def build(name: str, num_classes: int, image_size: int, stem: Stem = "auto") -> Model:
+def build(name: str, num_classes: int, image_size: int, stem: Stem = "auto", *, untried: bool = True) -> Model:
     """A randomly initialised network for images [B, 3, image_size, image_size] -> logits [B, num_classes].
 
     Most of torchvision's networks down-sample the image by four before their first stage, which suits 224 px. Stem
     "imagenet" keeps that, "half" down-samples by two, "small" not at all. "auto" is "small" below 96 px and "imagenet"
     otherwise; for networks without a stem to change (vision transformers) it is always "imagenet".
+
+    untried: whether the network may be one that does not take images of this size, so that it has to be tried.
 
     Raises ConfigError for an unknown name, a stem that the network cannot have, and images too small for it.
     """
@@ -68,7 +69,8 @@ def build(name: str, num_classes: int, image_size: int, stem: Stem = "auto") -> 
                 f'model "{name}" has no early down-sampling for stem "{stem}" to change: use stem "imagenet"'
             )
         wanted = "imagenet"
-    _check_image_size(name, module, num_classes, image_size)
+    if untried:
+        _check_image_size(name, module, num_classes, image_size)
     return Model(name, wanted, num_classes, image_size, module)
 
 
@@ -151,7 +153,7 @@ def _first_convolution(old: nn.Conv2d, stride: int) -> nn.Conv2d:
 
 def _check_image_size(name: str, module: nn.Module, num_classes: int, image_size: int) -> None:
     """ConfigError if the network cannot take images of this size, from one pass on the meta device."""
-    twin = copy.deepcopy(module).to("meta").eval()
+    twin = meta_copy(module).eval()
     try:
         with torch.no_grad():
             logits = twin(torch.zeros(2, 3, image_size, image_size, device="meta"))

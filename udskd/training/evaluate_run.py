@@ -46,7 +46,8 @@ def _evaluate(run: Path, data_root: str | None, world: World, display: Display, 
     world.run_on_all_ranks(lambda: compare_listings(data, {"val": loader.images}, world))
     if data_root is None:
         world.run_on_all_ranks(lambda: _compare_with_run(run, loader.images, display, world, stop.poll))
-    return Evaluator(loader, data, runtime, display, StopConsensus(world, stop).poll).evaluate(networks)
+    evaluator = Evaluator(loader, data, runtime, display, StopConsensus(world, stop).poll)
+    return {role: evaluation.metrics for role, evaluation in evaluator.evaluate(networks).items()}
 
 
 def _load(

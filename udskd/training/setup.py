@@ -96,7 +96,7 @@ def prepare(
     models = _build_models(session)
     setup = StudentsSetup.from_config(config, len(session.classes), models)
     if "teacher" in models:
-        _check_teacher(session, models["teacher"], setup)
+        _check_cache(session, models["teacher"])
     if world.local_rank == 0:  # the processes of one machine read the same images
         session.manifest = identify(config, folder, sets, display, consensus)
     if config.data.loader == "resident":
@@ -162,11 +162,9 @@ def _build_models(session: Session) -> dict[str, Model]:
     return models
 
 
-def _check_teacher(session: Session, model: Model, setup: StudentsSetup) -> None:
-    """Raises the errors that a teacher without the needed outputs, or a cache of another teacher, would cause later."""
-    display = session.display
-    setup.build_teacher_forward(session.config, session.runtime, model.module)
-    cache = reader.open_cache(session, model)
+def _check_cache(session: Session, model: Model) -> None:
+    """Raises the errors that a cache of another teacher or of other images would cause later."""
+    display, cache = session.display, reader.open_cache(session, model)
     if cache is None or not session.world.is_rank0:
         return
     if warning := cache.missing_manifest_warning():

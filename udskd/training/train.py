@@ -89,7 +89,7 @@ def _run(session: Session, models: dict[str, Model], setup: StudentsSetup) -> di
     teacher = train_and_freeze(session, models["teacher"], build_forward) if "teacher" in models else None
     measured = None if teacher is None else teacher_metrics(session, teacher)
     task = StudentsTask(config, session.runtime, session.train.steps_per_epoch, setup, teacher, models)
-    metrics = fit(session, task, config.training.epochs, "students")
+    metrics = fit(session, task, config.training.epochs, "students").metrics
     for network in task.networks:
         session.save_weights(folder.path / f"{network.role}.safetensors", network.model, network.result)
     write_predictions(session, {network.role: network.result for network in task.networks})

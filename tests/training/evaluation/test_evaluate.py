@@ -27,7 +27,8 @@ def loader_of(config: Config, batch_size: int = 7) -> EvalLoader:
 def results_of(networks: dict[str, nn.Module], config: Config, batch_size: int = 7) -> dict[str, dict[str, float]]:
     runtime = Runtime.from_config(config.training)
     loader = loader_of(config, batch_size)
-    return Evaluator(loader, config.data, runtime, Display(), StopRequest().poll).evaluate(networks)
+    evaluator = Evaluator(loader, config.data, runtime, Display(), StopRequest().poll)
+    return {name: evaluation.metrics for name, evaluation in evaluator.evaluate(networks).items()}
 
 
 def test_networks_are_evaluated_in_eval_mode_and_do_not_change(config: Config) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import closing
-from typing import Any
+from typing import Any, NamedTuple
 
 from udskd.errors import ConfigError
 from udskd.training.engine.epoch import EpochTrainer
@@ -12,7 +12,7 @@ from udskd.training.engine.meter import means
 from udskd.training.engine.session import Session
 from udskd.training.engine.state import StateFile
 from udskd.training.engine.task import Task
-from udskd.training.evaluation.evaluate import format_metrics
+from udskd.training.evaluation.evaluate import Evaluation, format_metrics
 from udskd.training.runtime.signals import Stopped
 from udskd.training.storage.loggers import TensorBoardLogger
 
@@ -21,9 +21,16 @@ MetricsByRole = dict[str, dict[str, float]]
 REMEDY = "lower training.lr, lengthen training.warmup_epochs or set training.clip_grad_norm"
 
 
-def fit(session: Session, task: Task, epochs: int, name: str) -> MetricsByRole:
-    """Train until `epochs` are complete, continuing from checkpoints/NAME.pt if it exists. Returns the metrics of the
-    last epoch by role.
+class Fitted(NamedTuple):
+    """What fit() measured in the last epoch."""
+
+    metrics: MetricsByRole
+    evaluations: dict[str, Evaluation]
+    """By role; {} if an earlier process completed the last epoch."""
+
+
+def fit(session: Session, task: Task, epochs: int, name: str) -> Fitted:
+    """Train until `epochs` are complete, continuing from checkpoints/NAME.pt if it exists.
 
     Each epoch ends with: evaluation (when due), a line in the log, the best weights of each network, the train state.
     The train state is also saved every training.save_every minutes and when a signal stops the run.
@@ -38,10 +45,11 @@ class _Fit:
         self._trainer = EpochTrainer(session.runtime, session.train, task, training.cuda_graph)
         self._file = StateFile(session, task, self._trainer.step, epochs, name)
         self._state = self._file.restore()
+        self._evaluations: dict[str, Evaluation] = {}
         writes = training.tensorboard and session.world.is_rank0
         self._tensorboard = TensorBoardLogger(session.folder.path, task.event) if writes else None
 
-    def run(self) -> MetricsByRole:
+    def run(self) -> Fitted:
         try:
             while self._state.epoch < self._epochs:
                 self._train_epoch()
@@ -49,7 +57,7 @@ class _Fit:
         except Stopped:
             self._file.save(self._state)
             raise
-        return self._state.metrics
+        return Fitted(self._state.metrics, self._evaluations)
 
     def _train_epoch(self) -> None:
         """The steps of the current epoch that are left."""
@@ -71,7 +79,8 @@ class _Fit:
         if not math.isfinite(values["loss"]):
             raise ConfigError(f"the loss of {task.title} epoch {epoch} is {values['loss']}: {REMEDY}")
         if epoch % session.config.training.eval_every == 0 or epoch == self._epochs:
-            state.metrics = self._evaluate(epoch)
+            self._evaluations = self._evaluate(epoch)
+            state.metrics = {role: evaluation.metrics for role, evaluation in self._evaluations.items()}
             values |= state.metrics
         session.display.line(self._line(epoch, values))
         session.folder.log(task.event, epoch=epoch, **values)
@@ -91,15 +100,15 @@ class _Fit:
         lrs = {f"lr_{n.role.removeprefix('student_')}": n.schedule.lr(last) for n in self._task.networks}
         return {**lrs, "images": images, "seconds": seconds, "images_per_second": images / seconds, **means(states)}
 
-    def _evaluate(self, epoch: int) -> MetricsByRole:
-        """The metrics of each network (of its average, where one is kept) by role. ConfigError if the last update, or
-        an earlier one through batch-norm's statistics or the average, left values that are not finite."""
-        metrics = self._session.evaluator.evaluate({network.role: network.result for network in self._task.networks})
-        for role, values in metrics.items():
-            if not math.isfinite(values["nll"]):
+    def _evaluate(self, epoch: int) -> dict[str, Evaluation]:
+        """The result of each network (of its average, where one is kept) by role. ConfigError if the last update, or an
+        earlier one through batch-norm's statistics or the average, left values that are not finite."""
+        evaluations = self._session.evaluator.evaluate({n.role: n.result for n in self._task.networks})
+        for role, evaluation in evaluations.items():
+            if not math.isfinite(evaluation.metrics["nll"]):
                 where = f"the logits of {role} are not finite after {self._task.title} epoch {epoch}"
                 raise ConfigError(f"{where}: {REMEDY}")
-        return metrics
+        return evaluations
 
     def _line(self, epoch: int, values: dict[str, Any]) -> str:
         parts = [f"{self._task.title} {epoch}/{self._epochs}", f"loss {values['loss']:.4f}"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,15 @@ MAX_EVALUATION_BATCH = 256
 training step, which all ranks share."""
 
 
+class Evaluation(NamedTuple):
+    """The result of one network."""
+
+    metrics: dict[str, float]
+    """Metrics by name. If the true posterior is known, also how well the network matches it."""
+    predicted: Classes
+    """The predicted class of every image, int64 [N]."""
+
+
 @dataclass(frozen=True)
 class Evaluator:
     """Evaluates networks on the images of a loader.
@@ -40,20 +49,16 @@ class Evaluator:
     display: Display
     poll: Callable[[], Any]
 
-    def evaluate(self, networks: Mapping[str, nn.Module]) -> dict[str, dict[str, float]]:
-        """Metrics of each network by name. If the true posterior is known, also how well the network matches it."""
-        return {name: metrics for name, (metrics, _) in self.evaluate_and_classify(networks).items()}
-
     @torch.inference_mode()
-    def evaluate_and_classify(self, networks: Mapping[str, nn.Module]) -> dict[str, tuple[dict[str, float], Classes]]:
-        """As evaluate(), with the predicted class of every image, int64 [N], beside each network's metrics."""
+    def evaluate(self, networks: Mapping[str, nn.Module]) -> dict[str, Evaluation]:
+        """The result of each network by name."""
         posterior = getattr(self.loader.images, "posterior", None)
         tables, log_p = self._run(networks, None if posterior is None else _log_p)
         metrics = {name: summarise(table) for name, table in tables.items()}
         for name, rows in log_p.items():
             metrics[name] |= against_posterior(rows, np.asarray(posterior, dtype=np.float64))
         predicted = COLUMNS.index("predicted")
-        return {name: (metrics[name], table[:, predicted].astype(np.int64)) for name, table in tables.items()}
+        return {name: Evaluation(metrics[name], table[:, predicted].astype(np.int64)) for name, table in tables.items()}
 
     @torch.inference_mode()
     def predict(self, networks: Mapping[str, nn.Module]) -> dict[str, npt.NDArray[np.float16]]:

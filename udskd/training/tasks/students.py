@@ -16,7 +16,7 @@ from udskd.errors import ConfigError
 from udskd.methods import Answers, Method, Needs, Setting
 from udskd.models.zoo import Model
 from udskd.training.engine.task import Inputs, Task
-from udskd.training.networks.teacher_output import TeacherForward, TeacherOutput, build_teacher_forward
+from udskd.training.networks.teacher_output import TeacherForward, TeacherOutput, build_teacher_forward, last_linear
 from udskd.training.networks.trainable import MethodModule, Network
 from udskd.training.runtime.device import Runtime
 from udskd.training.tasks.teacher import FrozenTeacher
@@ -40,6 +40,8 @@ class StudentsSetup:
         setting = Setting(classes, config.data.image_size, {role: model.module for role, model in networks.items()})
         needs = method.needs(setting)
         _check(config, needs)
+        if needs.responses and needs.source == "dropout":
+            last_linear(networks["teacher"].module)  # raises ConfigError before anything is trained
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(config.seed, _MODULES_SEED))
             return StudentsSetup(method, needs, method.modules(setting))

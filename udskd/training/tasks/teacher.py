@@ -21,6 +21,7 @@ from udskd.models.zoo import Model
 from udskd.training.engine.loop import fit
 from udskd.training.engine.session import Session
 from udskd.training.engine.task import Inputs, Task
+from udskd.training.evaluation.evaluate import Evaluation
 from udskd.training.networks.teacher_output import TeacherForward
 from udskd.training.networks.trainable import Network, build_model
 from udskd.training.runtime.device import Runtime
@@ -91,6 +92,8 @@ class FrozenTeacher:
     """Images [B, 3, S, S] -> TeacherOutput, in the arithmetic of the run."""
     cache: Callable[[int, Tensor], Tensor] | None = None
     """(epoch, indices [B]) -> logits [B, C] on the host, where the run has a teacher cache."""
+    evaluation: Evaluation | None = None
+    """Its result on the validation images, where its training has just ended with it."""
 
 
 def load_or_build(session: Session) -> Model:
@@ -109,18 +112,18 @@ def train_and_freeze(
 
     build_forward(module) returns the forward pass that the method needs.
     """
-    file = _existing_weights(session)
+    file, evaluation = _existing_weights(session), None
     if file is None:
-        model = _train(session, model)
+        model, evaluation = _train(session, model)
         session.saved = "the teacher, but no epoch of the students,"
     session.folder.remove_state("teacher")
     session.display.line("teacher: trained in this run" if file is None else f"teacher: weights from {file}")
     stage = methods.teacher_stage(session.config)
     if stage is not None:
-        model = _train_stage(session, model, stage)
+        model, evaluation = _train_stage(session, model, stage)
     model = freeze(session.runtime, model)
     mark = fingerprint(model.module.state_dict())
-    return FrozenTeacher(model, mark, build_forward(model.module), reader.open_cache(session, model))
+    return FrozenTeacher(model, mark, build_forward(model.module), reader.open_cache(session, model), evaluation)
 
 
 def freeze(runtime: Runtime, model: Model) -> Model:
@@ -155,24 +158,25 @@ def _weights_file(session: Session, role: str) -> Path:
     return session.folder.path / f"{role}.safetensors"
 
 
-def _train(session: Session, model: Model) -> Model:
+def _train(session: Session, model: Model) -> tuple[Model, Evaluation | None]:
     options = session.config.teacher
     epochs = options.epochs or session.config.training.epochs
     return _fit(session, TeacherTask(session, model, options, epochs), epochs)
 
 
-def _train_stage(session: Session, model: Model, stage: TeacherStage) -> Model:
+def _train_stage(session: Session, model: Model, stage: TeacherStage) -> tuple[Model, Evaluation | None]:
     """The teacher after a stage: from the run's folder if the stage is complete, else trained now."""
     origin, file = fingerprint(model.module.state_dict()), _weights_file(session, SHAPED_TEACHER)
+    evaluation = None
     if file.exists():
         shaped = _load_stage(session, model, origin, file)
     else:
         _log_stage(session, model, origin, stage)
-        shaped = _fit(session, StageTask(session, model, stage, origin), stage.epochs)
+        shaped, evaluation = _fit(session, StageTask(session, model, stage, origin), stage.epochs)
         session.saved = "the teacher and its further training, but no epoch of the students,"
     session.folder.remove_state(SHAPED_TEACHER)
     session.display.line(f"teacher: after {stage.name}, {stage.epochs} epochs")
-    return shaped
+    return shaped, evaluation
 
 
 def _load_stage(session: Session, model: Model, origin: str, file: Path) -> Model:
@@ -194,10 +198,10 @@ def _log_stage(session: Session, model: Model, origin: str, stage: TeacherStage)
         session.folder.log("teacher_stage", name=stage.name, origin=origin, stem=model.stem)
 
 
-def _fit(session: Session, task: TeacherTask, epochs: int) -> Model:
-    """Train, save the result and give every rank the weights of rank 0."""
-    fit(session, task, epochs, task.role)
-    network = task.network
+def _fit(session: Session, task: TeacherTask, epochs: int) -> tuple[Model, Evaluation | None]:
+    """Train, save the result and give every rank the weights of rank 0. Returns the result and its evaluation, None if
+    an earlier process made it."""
+    evaluation, network = fit(session, task, epochs, task.role).evaluations.get(task.role), task.network
     session.save_weights(_weights_file(session, task.role), network.model, network.result)
     session.world.broadcast_from_rank0(network.result.buffers())
-    return replace(network.model, module=network.result)
+    return replace(network.model, module=network.result), evaluation

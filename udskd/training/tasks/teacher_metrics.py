@@ -37,7 +37,7 @@ def teacher_metrics(session: Session, teacher: FrozenTeacher) -> dict[str, Any]:
 
 
 def _measure(session: Session, teacher: FrozenTeacher) -> dict[str, Any]:
-    metrics, predicted = session.evaluator.evaluate_and_classify({"teacher": teacher.model.module})["teacher"]
+    metrics, predicted = teacher.evaluation or session.evaluator.evaluate({"teacher": teacher.model.module})["teacher"]
     _refuse_not_finite(session, metrics)
     _refuse_overflow(session, teacher)
     stage = methods.teacher_stage(session.config)
