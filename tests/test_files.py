@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import signal
 import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from udskd.errors import CheckpointError
+import bench.files
+from udskd.config import toml
+from udskd.config.schema import Config
+from udskd.data import PackedSet, UnreadableImage
+from udskd.data.decode import read_area, read_pixels
+from udskd.data.manifest import read_manifest
+from udskd.errors import CheckpointError, UdskdError
 from udskd.files import (
     create,
     open_regular,
@@ -24,6 +32,13 @@ from udskd.files import (
     replacing,
     write_atomic,
 )
+from udskd.models.checkpoints import load_state_dict, load_weights
+from udskd.results import plots
+from udskd.results.run_files import read_predictions
+from udskd.results.runs import read_run
+from udskd.training.storage.checkpoint import load_state
+from udskd.training.storage.run_folder import RunFolder
+from udskd.training.teacher_cache.folder import CacheFolder
 
 
 def make_socket(path: Path) -> None:
@@ -110,6 +125,72 @@ def test_a_file_that_does_not_fit_into_memory_is_an_error_of_the_file(tmp_path: 
 def test_reading_needs_no_pytorch() -> None:
     script = "import sys, udskd.files; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+def lock_and_append(path: Path) -> None:
+    """Lock a run, whose lock is on environment.json, and write to its log."""
+    folder = RunFolder(path.parent)
+    folder.lock()
+    folder.log("event")
+
+
+READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "recipe": ("recipe.toml", toml.load),
+    "weights": ("x.safetensors", load_weights),
+    "state dict": ("x.pt", load_state_dict),
+    "train state": ("x.pt", load_state),
+    "pack": ("train.pack", PackedSet),
+    "image": ("x.jpg", lambda path: read_pixels(str(path))),
+    "header of an image": ("x.jpg", lambda path: read_area(str(path))),
+    "manifest": ("images.manifest", read_manifest),
+    "log": ("log.jsonl", lambda path: read_run(path.parent)),
+    "log to append to": ("log.jsonl", lock_and_append),
+    "summary": ("summary.json", lambda path: read_run(path.parent)),
+    "predictions": ("predictions.safetensors", lambda path: read_predictions(path.parent)),
+    "config of a run": ("config.toml", lambda path: RunFolder.open(path.parent).config),
+    "teacher cache": ("cache.json", lambda path: CacheFolder.open(path.parent)),
+    "epoch of a teacher cache": ("epoch-0000.npy", lambda path: cache(path.parent).read_epoch(0)),
+}
+
+
+def cache(path: Path) -> CacheFolder:
+    return CacheFolder(path, {"data.images": 2, "data.classes": 2}, {"epoch-0000.npy": ""})
+
+
+@pytest.fixture
+def _time_limit() -> Iterator[None]:
+    """Ends a test that waits for a FIFO."""
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+
+
+@pytest.mark.usefixtures("_time_limit")
+@pytest.mark.parametrize("kind", SPECIAL)
+@pytest.mark.parametrize("reader", READERS)
+def test_what_is_no_regular_file_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: str, kind: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name, read = READERS[reader]
+    Path("config.toml").write_bytes(b"")
+    Path(name).unlink(missing_ok=True)
+    SPECIAL[kind](Path(name))
+    with pytest.raises((UdskdError, UnreadableImage), match=name.partition(".")[0]) as error:
+        read(Path(name))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.usefixtures("_time_limit")
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_an_environment_that_is_no_regular_file_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    SPECIAL[kind](Path("environment.json"))
+    folder = RunFolder(Path())
+    folder.lock()
+    assert not folder.started_by("torchrun")
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -231,3 +312,62 @@ def test_nothing_is_appended_through_a_link(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="it is a symbolic link"):
         open_to_append(tmp_path / "log")
     assert not (tmp_path / "victim").exists()
+
+
+@pytest.mark.parametrize("name", ["environment.json.tmp", "images.manifest.tmp", "config.toml.tmp", "environment.json"])
+def test_a_new_run_does_not_write_through_a_link(tmp_path: Path, name: str) -> None:
+    run, victim = tmp_path / "out", tmp_path / "victim"
+    run.mkdir()
+    victim.write_bytes(b"precious")
+    (run / name).symlink_to(victim)
+    folder = RunFolder(run)
+    folder.check_free()
+    folder.create(Config(), {})
+    folder.log("begin")
+    folder.unlock()
+    assert victim.read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("name", ["table.md", "accuracy.png", "table.md.tmp", "accuracy.png.tmp"])
+def test_a_comparison_does_not_write_through_a_link(tmp_path: Path, name: str) -> None:
+    from matplotlib.figure import Figure
+
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    (tmp_path / name).symlink_to(victim)
+    bench.files.write_text(tmp_path / "table.md", "table")
+    plots.save(Figure(), tmp_path / "accuracy.png")
+    assert victim.read_bytes() == b"precious"
+    assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+# --- all files --------------------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[1]
+FUNCTIONS = {"open", "os.open", "np.load", "np.save", "np.fromfile"}
+METHODS = {"read_text", "read_bytes", "write_text", "write_bytes", "tofile"}
+DIRECT = {
+    ("udskd/cli/main.py", "os.open"): "/dev/null",
+    ("udskd/data/resident.py", ".read_text"): "/proc/meminfo",
+    ("udskd/training/teacher_cache/folder.py", "np.load"): "a file that open_regular() has opened before",
+    ("bench/caches.py", ".read_text"): "/sys",
+    ("bench/machine.py", ".read_text"): "/proc/cpuinfo",
+    ("bench/throughput.py", ".read_text"): "/proc",
+    ("bench/memory.py", ".read_text"): "a file in a temporary folder of its own",
+}
+"""Calls that open a file without udskd/files.py, and what they open."""
+
+
+def opening_calls(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            if ast.unparse(node.func) in FUNCTIONS:
+                yield ast.unparse(node.func)
+            elif isinstance(node.func, ast.Attribute) and node.func.attr in METHODS:
+                yield f".{node.func.attr}"
+
+
+def test_no_other_module_opens_files() -> None:
+    modules = [path for folder in ("udskd", "bench") for path in (ROOT / folder).rglob("*.py")]
+    found = {(str(path.relative_to(ROOT)), call) for path in modules for call in opening_calls(path)}
+    assert {entry for entry in found if entry[0] != "udskd/files.py"} <= set(DIRECT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import tempfile
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 from tests.data.helpers.images import photo
+from udskd.data import decode
 from udskd.data.dataset import UnreadableImage
 from udskd.data.decode import read_pixels
 
@@ -223,7 +225,7 @@ BAD = {
     "half.png": (whole("png")[: len(whole("png")) // 2], ""),
     "half.webp": (whole("webp")[: len(whole("webp")) // 2], ""),
     "half.bmp": (whole("bmp")[: len(whole("bmp")) // 2], "truncated"),
-    "bomb.png": (png_claiming(60000, 60000), "exceeds limit"),
+    "bomb.png": (png_claiming(60000, 60000), "60000 x 60000 pixels"),
     "short.png": (png_claiming(64, 64), ""),
     "html.png": (b"<!doctype html><html><body>404 Not Found</body></html>", "known format"),
 }
@@ -240,6 +242,66 @@ def test_bad_file_is_named_with_its_reason_on_one_line(tmp_path: Path, name: str
     assert reason in caught.value.reason
     assert caught.value.reason
     assert "\n" not in caught.value.reason
+
+
+# --- more pixels than are allowed -------------------------------------------------------------------------------------
+
+
+def jpeg_claiming(side: int, exif: bytes = b"") -> bytes:
+    """The first 1 KB of a JPEG of 13 x 13 pixels whose header claims another size."""
+    file = io.BytesIO()
+    photo(size=(13, 13)).save(file, "JPEG", exif=exif)
+    size = struct.pack(">HH", 13, 13)
+    return file.getvalue().replace(size, struct.pack(">HH", side, side), 1)
+
+
+LARGE = {
+    "simple.jpg": jpeg_claiming(13000),
+    "with_exif.jpg": jpeg_claiming(13000, b"Exif\0\0MM\0*\0\0\0\x08\0\0"),
+    "large.png": png_claiming(13000, 13000),
+    "text.ppm": b"P3 13000 13000 255 1 2 3",
+    "beyond_pillow.png": png_claiming(13000, 13000 * 13000 * 2),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_an_image_of_too_many_pixels_is_refused_undecoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def fail(*_: object) -> None:
+        pytest.fail("the image was decoded")
+
+    monkeypatch.setattr(decode, "_decode_jpeg", fail)
+    monkeypatch.setattr(decode, "pixels_of", fail)
+    (tmp_path / name).write_bytes(LARGE[name])
+    reason = r"it has 13000 x \d+ pixels, more than the 90000000 that data\.max_pixels allows"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for read in (read_pixels, decode.read_area):
+            with pytest.raises(UnreadableImage, match=reason):
+                read(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png"])
+def test_the_limit_is_the_largest_number_of_pixels(tmp_path: Path, extension: str) -> None:
+    path = saved(tmp_path / f"x.{extension}", photo(size=(40, 30)))
+    assert read_pixels(path, 1200).shape == (30, 40, 3)
+    assert decode.read_area(path, 1200) == 1200
+    for read in (read_pixels, decode.read_area):
+        with pytest.raises(UnreadableImage, match="it has 40 x 30 pixels, more than the 1199"):
+            read(path, 1199)
+
+
+def test_pillows_own_limit_does_not_apply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert read_pixels(saved(tmp_path / "x.png", photo(size=(40, 30)))).shape == (30, 40, 3)
+
+
+def test_a_file_that_is_longer_than_any_image_is_not_read(tmp_path: Path) -> None:
+    with open(tmp_path / "x.jpg", "wb") as file:
+        file.truncate(2**32)  # without blocks on the disk
+    with pytest.raises(UnreadableImage, match="it has 4294967296 bytes, more than"):
+        read_pixels(str(tmp_path / "x.jpg"))
 
 
 def test_every_shortened_file_is_refused(tmp_path: Path) -> None:

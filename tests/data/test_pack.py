@@ -75,6 +75,38 @@ def test_first_classes_are_the_first_in_sorted_order(tmp_path: Path) -> None:
         open_sets(DataConfig(root=str(tmp_path / "packs"), classes=5))
 
 
+@pytest.mark.parametrize("source", ["tree", "packs"])
+def test_images_above_max_pixels_are_unreadable(packs: Path, source: str) -> None:
+    name = "cat/x.jpg"  # of 60 x 90 pixels, the others have fewer
+    images = open_sets(DataConfig(root=str(packs.parent / source), max_pixels=60 * 90 - 1))[0]
+    images = pickle.loads(pickle.dumps(images))
+    for index in range(len(images)):
+        if images.relative_name(index) != name:
+            images.pixels(index)
+            continue
+        with pytest.raises(UnreadableImage, match=f"{name}: it has 60 x 90 pixels, more than the 5399"):
+            images.pixels(index)
+
+
+def test_an_image_above_max_pixels_is_not_packed(packs: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cat/x\.jpg: it has 60 x 90 pixels, more than the 5399"):
+        pack(tmp_path / "tree", tmp_path / "more", max_pixels=60 * 90 - 1)
+    assert list((tmp_path / "more").iterdir()) == []
+    pack(tmp_path / "tree", tmp_path / "more", max_pixels=60 * 90)
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link], ids=["symbolic", "hard"])
+def test_packs_are_not_written_through_a_link(tmp_path: Path, link: Any) -> None:
+    tree, folder = make_tree(tmp_path / "tree"), tmp_path / "packs"
+    folder.mkdir()
+    (tmp_path / "victim").write_bytes(b"precious")
+    for name in ("train.pack", "train.pack.tmp", "val.pack.tmp"):
+        link(tmp_path / "victim", folder / name)
+    pack(tree, folder)
+    assert (tmp_path / "victim").read_bytes() == b"precious"
+    assert sorted(os.listdir(folder)) == ["train.pack", "val.pack"]
+
+
 def test_only_some_classes_can_be_packed(tmp_path: Path) -> None:
     pack(make_tree(tmp_path / "tree", ["d", "b", "c", "a"]), tmp_path / "packs", classes=3)
     assert open_sets(DataConfig(root=str(tmp_path / "packs")))[0].classes == ("a", "b", "c")

@@ -118,8 +118,16 @@ def demo(output: Path | None) -> int:
 @click.option("--originals", is_flag=True, help="Keep every file as it is; training gives the same bits.")
 @click.option("--classes", metavar="N", type=int, help="Pack the first N classes in sorted order.")
 @click.option("--workers", metavar="N", default=os.cpu_count() or 1, show_default="all cores", help="Threads.")
+@click.option("--max-pixels", metavar="N", default=schema.DataConfig.max_pixels, help="As data.max_pixels of a recipe.")
 def pack(
-    source: Path, destination: Path, short_side: int, quality: int, originals: bool, classes: int | None, workers: int
+    source: Path,
+    destination: Path,
+    short_side: int,
+    quality: int,
+    originals: bool,
+    classes: int | None,
+    workers: int,
+    max_pixels: int,
 ) -> int:
     """Pack a folder of images into two files that are read faster.
 
@@ -127,7 +135,7 @@ def pack(
     """
     from udskd.cli import pack
 
-    return pack.run(source, destination, None if originals else short_side, quality, classes, workers)
+    return pack.run(source, destination, None if originals else short_side, quality, classes, workers, max_pixels)
 
 
 @root.command(cls=RecipeCommand)

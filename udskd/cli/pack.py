@@ -10,7 +10,13 @@ from udskd.progress import Display
 
 
 def run(
-    source: Path, destination: Path, short_side: int | None, quality: int, classes: int | None, workers: int
+    source: Path,
+    destination: Path,
+    short_side: int | None,
+    quality: int,
+    classes: int | None,
+    workers: int,
+    max_pixels: int,
 ) -> int:
     """Pack with progress on the screen. Returns 0, the exit code; raises the errors of udskd.data.pack.pack."""
     display = Display()
@@ -30,6 +36,7 @@ def run(
             quality=quality,
             classes=classes,
             workers=workers,
+            max_pixels=max_pixels,
             progress=progress,
         )
     for split, result in packed.items():

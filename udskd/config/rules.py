@@ -55,6 +55,7 @@ def _is_device(value: str) -> bool:
 _RULES: dict[str, tuple[Any, str]] = {
     r"seed|data\.workers": (_finite(0), "0 or more"),
     r"data\.classes": (_finite(2), "at least 2"),
+    r"data\.max_pixels": (_finite(1), "at least 1"),
     r"data\.image_size": (_finite(8), "at least 8"),
     r"data\.(flip|max_unreadable)": (_finite(0, 1), "between 0 and 1"),
     r"data\.eval_crop": (_finite(0, 1, open_low=True), "above 0 and at most 1"),

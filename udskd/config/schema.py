@@ -30,6 +30,9 @@ class DataConfig:
     """Alpha of mixup's Beta(alpha, alpha); 0 switches it off."""
     eval_crop: float = 0.875
     """Share of the resized image's side that the central evaluation crop keeps."""
+    max_pixels: int = 90_000_000
+    """Largest number of pixels of an image, which is refused before it is decoded above that. Decoding needs 3 to 22
+    bytes a pixel in each worker, depending on the format: at most 2 GB with this default."""
     max_unreadable: float = 0.01
     """Largest share of the training images that may be unreadable; those are named and skipped. Above this share,
     training stops."""

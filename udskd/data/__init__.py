@@ -45,7 +45,8 @@ def open_sets(config: DataConfig) -> tuple[ImageSet, ImageSet]:
     """
     if config.root != "embedded":
         root = expand_user(config.root)
-        return open_packs(root, config.classes) if has_packs(root) else open_folder(root, config.classes)
+        open_splits = open_packs if has_packs(root) else open_folder
+        return open_splits(root, config.classes, config.max_pixels)
     train, val = EmbeddedSet("train"), EmbeddedSet("val")
     count = len(train.classes)
     if config.classes not in (None, count):

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from udskd.config.schema import DataConfig
 from udskd.data.dataset import Pixels, UnreadableImage
 from udskd.data.formats import JPEG_SUFFIXES, NAMES
 from udskd.files import open_regular, read_regular
@@ -37,25 +38,30 @@ _SIMPLE = {_JFIF, _BASELINE, _PROGRESSIVE, 0xFFDB, 0xFFC4, 0xFFDD}
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 
 
-def read_pixels(path: str) -> Pixels:
+MAX_PIXELS = DataConfig.max_pixels
+_BYTES_PER_PIXEL, _MORE_BYTES = 16, 2**26  # of a file: pixels as text, 16 bits of each of RGBA; and metadata
+
+
+def read_pixels(path: str, max_pixels: int = MAX_PIXELS) -> Pixels:
     """Decode an image file, see `decode`.
 
     Raises:
-        UnreadableImage: the file is missing, damaged, not an image, or has more pixels than PIL accepts.
+        UnreadableImage: the file is missing, damaged, not an image, or too large.
     """
-    return decode(read_bytes(path), path)
+    return decode(read_bytes(path, max_pixels), path, max_pixels)
 
 
-def read_bytes(path: str) -> bytes:
-    """The bytes of a regular file. Raises UnreadableImage if it is missing, not permitted or empty."""
+def read_bytes(path: str, max_pixels: int = MAX_PIXELS) -> bytes:
+    """The bytes of a regular file. Raises UnreadableImage if it is missing, not permitted, empty, or longer than an
+    image of max_pixels can be."""
     with translate_errors(path):
-        data = read_regular(path)
+        data = read_regular(path, _BYTES_PER_PIXEL * max_pixels + _MORE_BYTES)
         if not data:
             raise ValueError("the file is empty")
         return data
 
 
-def decode(data: bytes, name: str) -> Pixels:
+def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Pixels:
     """Decode an image file's bytes into upright RGB, uint8 [H, W, 3], C-contiguous, possibly read-only.
 
     The EXIF orientation is applied (torchvision's ImageFolder ignores it), 16-bit grey is scaled to 8 bits, and
@@ -63,12 +69,14 @@ def decode(data: bytes, name: str) -> Pixels:
     can stay undetected: JPEG has no checksum.
 
     Raises:
-        UnreadableImage: with this `name`; the bytes are damaged, not an image, or have more pixels than PIL accepts.
+        UnreadableImage: with this `name`; the bytes are damaged or not an image, or the image has more than max_pixels,
+            which its header shows, so that nothing is decoded.
     """
+    _configure_pillow()  # also for later steps, such as cropping what the fast decoder has decoded
     with translate_errors(name):
-        if is_simple_jpeg(data) and (pixels := _decode_jpeg(data)) is not None:
+        if is_simple_jpeg(data, max_pixels) and (pixels := _decode_jpeg(data)) is not None:
             return pixels
-        with open_image(data) as image:
+        with open_image(data, max_pixels) as image:
             if _is_plain(image) and (pixels := _decode_jpeg(data)) is not None:
                 return pixels
             return pixels_of(image)
@@ -81,28 +89,43 @@ def pixels_of(image: Image.Image) -> Pixels:
     return np.asarray(rgb if transpose is None else rgb.transpose(transpose))
 
 
-def read_area(path: str) -> int:
+def read_area(path: str, max_pixels: int = MAX_PIXELS) -> int:
     """H x W of an image file, from its header alone. Raises UnreadableImage for what the header shows."""
-    with translate_errors(path), open_regular(path) as file, open_image(file) as image:
+    with translate_errors(path), open_regular(path) as file, open_image(file, max_pixels) as image:
         return int(image.width * image.height)
 
 
 _warning_filter: object = None
 
 
-def open_image(source: BinaryIO | bytes) -> Image.Image:
-    """Open an image (a file or bytes) of a known format with PIL, without its warnings about odd but readable files.
-
-    Other formats are refused whatever the file's suffix is: PIL starts external programs for some of them.
+def _configure_pillow() -> None:
+    """Switch off PIL's warnings about odd but readable files, and PIL's own limit of pixels.
 
     The warnings would interrupt the progress display in every epoch. warnings.catch_warnings is not thread-safe, so the
-    filter stays installed; it concerns PIL's modules alone.
+    filter stays installed; it concerns PIL's modules alone. The limit is replaced by max_pixels.
     """
     global _warning_filter
     if warnings.filters[:1] != [_warning_filter]:
         warnings.filterwarnings("ignore", module=r"PIL\.")
         _warning_filter = warnings.filters[0]
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=NAMES)
+    Image.MAX_IMAGE_PIXELS = None
+
+
+def open_image(source: BinaryIO | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Open an image (a file or bytes) of a known format with PIL, which reads its header.
+
+    Other formats are refused whatever the file's suffix is: PIL starts external programs for some of them.
+
+    Raises ValueError for an image of more than max_pixels; else what PIL raises.
+    """
+    _configure_pillow()
+    image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=NAMES)
+    if image.width * image.height > max_pixels:
+        image.close()
+        raise ValueError(
+            f"it has {image.width} x {image.height} pixels, more than the {max_pixels} that data.max_pixels allows"
+        )
+    return image
 
 
 @contextmanager
@@ -125,11 +148,11 @@ def are_jpegs(names: Iterable[str]) -> bool:
     return simplejpeg is not None and 2 * sum(jpegs) > len(jpegs)
 
 
-def is_plain_jpeg(data: bytes) -> bool:
+def is_plain_jpeg(data: bytes, max_pixels: int = MAX_PIXELS) -> bool:
     """Whether the bytes of a readable image are a grey or RGB JPEG whose orientation is upright."""
-    if is_simple_jpeg(data):
+    if is_simple_jpeg(data, max_pixels):
         return True
-    with open_image(data) as image:
+    with open_image(data, max_pixels) as image:
         return _is_plain(image)
 
 
@@ -137,8 +160,8 @@ def _is_plain(image: Image.Image) -> bool:
     return image.format == "JPEG" and image.mode in ("L", "RGB") and _orientation(image) is None
 
 
-def is_simple_jpeg(data: bytes) -> bool:
-    """Whether this is a grey or colour JPEG without EXIF and profiles, according to its segments.
+def is_simple_jpeg(data: bytes, max_pixels: int = MAX_PIXELS) -> bool:
+    """Whether this is a grey or colour JPEG of at most max_pixels, without EXIF and profiles, by its segments.
 
     Opening a small image with PIL takes a tenth of the time of decoding it.
     """
@@ -152,7 +175,7 @@ def is_simple_jpeg(data: bytes) -> bool:
                 return bool(marker == _SCAN)
             if marker in (_BASELINE, _PROGRESSIVE):
                 bits, height, width, channels = struct.unpack_from(">BHHB", data, position + 4)
-                if bits != 8 or channels not in (1, 3) or not 0 < height * width <= (Image.MAX_IMAGE_PIXELS or 0):
+                if bits != 8 or channels not in (1, 3) or not 0 < height * width <= max_pixels:
                     return False
             if length < (16 if marker == _JFIF else 2):
                 return False

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from udskd.data.dataset import ImageSet, Pixels, abbreviate, common_classes, content_digest, file_mark
-from udskd.data.decode import are_jpegs, read_area, read_bytes, read_pixels
+from udskd.data.decode import MAX_PIXELS, are_jpegs, read_area, read_bytes, read_pixels
 from udskd.data.formats import SUFFIXES
 from udskd.data.tree import Tree, find_files
 from udskd.errors import DataError
@@ -25,9 +25,16 @@ class FolderSet(ImageSet):
         DataError: the folder is missing, cannot be listed or has no class folder, or a class has no image.
     """
 
-    def __init__(self, split: str | Path, classes: Sequence[str] | None = None, other: Path | None = None) -> None:
+    def __init__(
+        self,
+        split: str | Path,
+        classes: Sequence[str] | None = None,
+        other: Path | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
         """other: the folder of the other split; links to its class folders are not followed."""
-        self.root = split = Path(split)
+        self.root, self.max_pixels = Path(split), max_pixels
+        split = self.root
         tree = Tree(split, other)
         self.classes = tuple(_class_names(tree) if classes is None else classes)
         self.paths, labels = find_files(tree, self.classes)
@@ -50,13 +57,13 @@ class FolderSet(ImageSet):
             return ()
 
     def digest(self, index: int, checksum: str) -> str:
-        return content_digest(read_bytes(self.paths[index]), checksum)
+        return content_digest(read_bytes(self.paths[index], self.max_pixels), checksum)
 
     def pixels(self, index: int) -> Pixels:
-        return read_pixels(self.paths[index])
+        return read_pixels(self.paths[index], self.max_pixels)
 
     def area(self, index: int) -> int:
-        return read_area(self.paths[index])
+        return read_area(self.paths[index], self.max_pixels)
 
 
 def describe_shared_images(train: ImageSet, val: ImageSet) -> str:
@@ -103,8 +110,12 @@ def class_folders(split: Path) -> list[str]:
     return _class_names(Tree(split))
 
 
-def open_folder(root: str | Path, classes: int | None = None) -> tuple[FolderSet, FolderSet]:
+def open_folder(
+    root: str | Path, classes: int | None = None, max_pixels: int = MAX_PIXELS
+) -> tuple[FolderSet, FolderSet]:
     """The train and val splits of an ImageFolder tree, with the first `classes` classes in sorted order (or all).
+
+    Images of more than max_pixels are unreadable.
 
     Raises:
         DataError: the root or a split is missing, the splits have different classes, a class is empty, or there are
@@ -116,4 +127,4 @@ def open_folder(root: str | Path, classes: int | None = None) -> tuple[FolderSet
         raise DataError(f'the data root {root} {what}: give a folder with train/CLASS/* and val/CLASS/*, or "embedded"')
     train, val = root / "train", root / "val"
     names = common_classes(root, class_folders(train), class_folders(val), classes)
-    return FolderSet(train, names, other=val), FolderSet(val, names, other=train)
+    return FolderSet(train, names, val, max_pixels), FolderSet(val, names, train, max_pixels)

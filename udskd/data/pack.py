@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from udskd.data.dataset import Pixels, UnreadableImage, abbreviate, class_hash
-from udskd.data.decode import decode, is_plain_jpeg, read_bytes, translate_errors
+from udskd.data.decode import MAX_PIXELS, decode, is_plain_jpeg, read_bytes, translate_errors
 from udskd.data.folder import FolderSet, describe_shared_images, open_folder
 from udskd.data.packed import ENTRY, MAGIC, PREFIX, SPLITS, VERSION, pack_file
 from udskd.data.workers import in_order, no_op
@@ -49,6 +49,7 @@ def pack(
     quality: int = 90,
     classes: int | None = None,
     workers: int = 2,
+    max_pixels: int = MAX_PIXELS,
     progress: PackProgress = no_op,
 ) -> dict[str, Packed]:
     """Write destination/train.pack and destination/val.pack from an ImageFolder tree. Returns a summary of each split.
@@ -56,16 +57,18 @@ def pack(
     An upright grey or RGB JPEG whose shorter side is at most `short_side` pixels keeps its bytes. Any other image
     becomes a JPEG of `quality` (1 to 100) whose shorter side is at most short_side. With short_side None, the files of
     all formats keep their bytes, and training on the packs gives the same bits as on the tree. Either both packs are
-    written or none.
+    written or none. An image of more than max_pixels counts as unreadable.
 
     Raises:
-        ConfigError: short_side or quality is out of range.
+        ConfigError: short_side, quality or max_pixels is out of range.
         DataError: the tree is invalid or has an unreadable image, or the packs cannot be written.
     """
     if not 1 <= quality <= 100 or (short_side is not None and short_side < 8):
         raise ConfigError(f"quality must be 1 to 100 and short_side at least 8, got {quality} and {short_side}")
+    if max_pixels < 1:
+        raise ConfigError(f"max_pixels must be at least 1, got {max_pixels}")
     source, destination = expand_user(source), expand_user(destination)
-    sets = dict(zip(SPLITS, open_folder(source, classes), strict=True))
+    sets = dict(zip(SPLITS, open_folder(source, classes, max_pixels), strict=True))
     if destination.resolve() == source.resolve():
         raise DataError(f"packs in their tree's folder {source} would be read in its place: name another folder")
     header = {"short_side": short_side, "quality": quality, "source": str(source.resolve())}
@@ -133,7 +136,7 @@ class _Draft:
 def _write(file: BinaryIO, images: FolderSet, header: dict[str, Any], workers: int, progress: PackProgress) -> Packed:
     def convert(index: int) -> _File | UnreadableImage:
         try:
-            return _convert(images.paths[index], header["short_side"], header["quality"])
+            return _convert(images, index, header["short_side"], header["quality"])
         except UnreadableImage as error:
             return error
 
@@ -152,11 +155,12 @@ def _write(file: BinaryIO, images: FolderSet, header: dict[str, Any], workers: i
         return draft.finish(images.describe_ignored())
 
 
-def _convert(path: str, short_side: int | None, quality: int) -> _File:
-    data = read_bytes(path)
-    pixels = decode(data, path)
+def _convert(images: FolderSet, index: int, short_side: int | None, quality: int) -> _File:
+    path, limit = images.paths[index], images.max_pixels
+    data = read_bytes(path, limit)
+    pixels = decode(data, path, limit)
     height, width, _ = pixels.shape
-    if short_side is None or (min(height, width) <= short_side and is_plain_jpeg(data)):
+    if short_side is None or (min(height, width) <= short_side and is_plain_jpeg(data, limit)):
         return _File(data, height, width, len(data), True)
     with translate_errors(path):
         packed, height, width = shrink_to_jpeg(pixels, short_side, quality)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from udskd.data.dataset import ImageSet, Pixels, UnreadableImage, common_classes, content_digest, crc_digest, file_mark
-from udskd.data.decode import are_jpegs, decode
+from udskd.data.decode import MAX_PIXELS, are_jpegs, decode
 from udskd.errors import DataError
 from udskd.files import open_regular
 
@@ -44,8 +44,8 @@ class PackedSet(ImageSet):
 
     checksum = "crc32"
 
-    def __init__(self, path: str | Path, classes: int | None = None) -> None:
-        self.path, self._limit = Path(path), classes
+    def __init__(self, path: str | Path, classes: int | None = None, max_pixels: int = MAX_PIXELS) -> None:
+        self.path, self._limit, self.max_pixels = Path(path), classes, max_pixels
         try:
             # Read with pread: threads and forked processes share no file position, and a disk error is an exception,
             # unlike with mmap, where it is a SIGBUS that ends the process.
@@ -60,7 +60,7 @@ class PackedSet(ImageSet):
         self.releases_gil = self.header["short_side"] is not None or are_jpegs(map(self.name, range(len(self))))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PackedSet, (self.path, self._limit)
+        return PackedSet, (self.path, self._limit, self.max_pixels)
 
     def name(self, index: int) -> str:
         return f"{self.path}: {self._name(index)}"
@@ -84,7 +84,7 @@ class PackedSet(ImageSet):
         return content_digest(self.file(index), checksum)
 
     def pixels(self, index: int) -> Pixels:
-        return decode(self.file(index), self.name(index))
+        return decode(self.file(index), self.name(index), self.max_pixels)
 
     def file(self, index: int) -> bytes:
         """The bytes of one image file. Raises UnreadableImage if they have changed since they were packed."""
@@ -125,14 +125,16 @@ def has_packs(root: Path) -> bool:
     return any(pack_file(root, split).exists() for split in SPLITS)
 
 
-def open_packs(root: Path, classes: int | None = None) -> tuple[PackedSet, PackedSet]:
+def open_packs(root: Path, classes: int | None = None, max_pixels: int = MAX_PIXELS) -> tuple[PackedSet, PackedSet]:
     """The train and val splits from their packs, with the first `classes` classes in sorted order (or all).
+
+    Images of more than max_pixels are unreadable.
 
     Raises:
         DataError: a pack is missing or damaged, the classes differ, or there are fewer than `classes`.
     """
-    train, val = (PackedSet(pack_file(root, split)) for split in SPLITS)
+    train, val = (PackedSet(pack_file(root, split), max_pixels=max_pixels) for split in SPLITS)
     count = len(common_classes(root, train.classes, val.classes, classes))
     if count == len(train.classes):
         return train, val
-    return PackedSet(train.path, count), PackedSet(val.path, count)
+    return PackedSet(train.path, count, max_pixels), PackedSet(val.path, count, max_pixels)

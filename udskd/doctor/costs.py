@@ -136,7 +136,7 @@ def _measure(images: Sample, config: DataConfig, row: int, with_pack: bool) -> C
     """The costs of one image. Raises UnreadableImage."""
     name = images.name(row)
     data, read = _timed(lambda: _stored_bytes(images, row))
-    pixels, decoded = _timed(lambda: images.pixels(row) if data is None else decode(data, name))
+    pixels, decoded = _timed(lambda: images.pixels(row) if data is None else decode(data, name, config.max_pixels))
     view, packed_seconds, packed = _time_view(images, config, row, pixels), 0.0, b""
     if with_pack:
         packed = pack_one(data or b"", pixels)
@@ -151,7 +151,7 @@ def _stored_bytes(images: Sample, row: int) -> bytes | None:
     source, index = images.images, int(images.indices[row])
     if isinstance(source, PackedSet):
         return source.file(index)
-    return read_bytes(source.paths[index]) if isinstance(source, FolderSet) else None
+    return read_bytes(source.paths[index], source.max_pixels) if isinstance(source, FolderSet) else None
 
 
 def _timed(work: Callable[[], T]) -> tuple[T, float]:
