@@ -3,6 +3,7 @@ students' predictions, summary.json."""
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -66,15 +67,24 @@ class RunFolder:
         self.lock()
 
     def lock(self) -> None:
-        """Lock the folder until unlock() or the end of this process. ConfigError if another process has locked it."""
+        """Lock the folder until unlock() or the end of this process.
+
+        Raises ConfigError if another process has locked it, CheckpointError if environment.json cannot be opened.
+        """
         if fcntl is None or not self.writes:
             return
+        file = self.path / "environment.json"
+        try:
+            self._lock_file = open_to_append(file)
+        except OSError as error:
+            if error.errno == errno.EROFS:  # nothing can be written, so nothing must be locked
+                return
+            raise CheckpointError(f"cannot write {file}: {error.strerror or error}") from error
         try:  # lockf: the system frees the lock however this process ends, and worker processes do not inherit it
-            self._lock_file = open_to_append(self.path / "environment.json")
             fcntl.lockf(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             raise ConfigError(f"{self.path} is being trained by another process: stop that one first") from None
-        except OSError:  # a file system without locks, or one that cannot be written, which the next write reports
+        except OSError:  # a file system without locks
             return
 
     def unlock(self) -> None:
