@@ -47,7 +47,7 @@ def replay(file: Path) -> int:
     """Run the case in a file again. Returns the exit code: 1 if it still has a finding."""
     name, one = case.read(file)
     (finding,) = KINDS[name].findings([one])
-    print(f"{name}: {finding or 'nothing is wrong'}")
+    print(f"{name}: {(finding or 'nothing is wrong').rstrip()}")
     return int(finding is not None)
 
 

@@ -122,7 +122,7 @@ def _run(case: Case) -> str | None:
     folder = Path(form.file).parent
     with workspace.copy(str(folder)) as copied:
         path = copied / Path(form.file).name
-        intact = plain(form.read(path)) if case["sealed"] else None
+        intact = plain(form.read(path)) if case.get("sealed") else None
         place(case, path)
         before = sorted(copied.rglob("*"))
         try:
@@ -131,7 +131,7 @@ def _run(case: Case) -> str | None:
             return _wrong_sentence(str(error), path)
         if sorted(copied.rglob("*")) != before:
             return "reading has written a file"
-        return "a damaged file is accepted with other content" if case["sealed"] and value != intact else None
+        return "a damaged file is accepted with other content" if case.get("sealed") and value != intact else None
 
 
 def _wrong_sentence(text: str, path: Path) -> str | None:
