@@ -64,6 +64,8 @@ class Operator:
     def smaller(self, case: Case) -> Iterable[Case]:
         """Without one of the options or changes, and with fewer rows or classes."""
         part = "changes" if "changes" in case else "options"
+        if case.get("module"):
+            yield {**case, "module": False}
         for name in case[part]:
             yield {**case, part: {key: value for key, value in case[part].items() if key != name}}
         for size, least in (("rows", 1), ("classes", 2)) if part == "options" else ():
@@ -128,7 +130,11 @@ def _problem(case: Case, seed: int) -> LossInputs:
 def _draw_hostile(random: Random) -> Case:
     """A good call of which one to three arguments are replaced."""
     names = random.sample(NAMES, random.choice((1, 1, 1, 2, 3)))
-    return {"changes": {name: _draw_value(name, random) for name in names}}
+    return {
+        "changes": {name: _draw_value(name, random) for name in names},
+        "leading": random.choice(([ROWS], [ROWS], [1, ROWS], [ROWS, 1, 1])),
+        "module": random.random() < 0.3,
+    }
 
 
 def _draw_value(name: str, random: Random) -> Any:
@@ -181,9 +187,10 @@ def _run_hostile(case: Case) -> str | None:
 
 def _outcome(backend: str, case: Case) -> Exception | str | None:
     """The exception, what is wrong with the result, or None."""
-    arguments = {**_good(), "backend": backend} | {name: _value(spec) for name, spec in case["changes"].items()}
+    arguments = {**_good(case["leading"]), "backend": backend}
+    arguments |= {name: _value(spec) for name, spec in case["changes"].items()}
     try:
-        out = udskd.dual_student_loss(**arguments)
+        out = _call_module(arguments) if case["module"] else udskd.dual_student_loss(**arguments)
         learning = [x for x in arguments.values() if isinstance(x, Tensor) and x.requires_grad]
         gradients: Iterator[Tensor | None] = iter(())
         if out.loss.requires_grad:
@@ -204,7 +211,14 @@ def _outcome(backend: str, case: Case) -> Exception | str | None:
     return f"gradients of another shape or dtype than {len(wrong)} tensors" if wrong else None
 
 
-def _good() -> dict[str, Any]:
+def _call_module(arguments: dict[str, Any]) -> udskd.DualStudentLossOutput:
+    inputs = {name: x for name, x in arguments.items() if name in INPUTS}
+    module = udskd.DualStudentLoss(**{name: x for name, x in arguments.items() if name not in INPUTS})
+    return module(**inputs)  # type: ignore[no-any-return]
+
+
+def _good(leading: list[int]) -> dict[str, Any]:
+    """Arguments that are right, for logits [*leading, CLASSES]."""
     g = torch.Generator().manual_seed(1)
-    t, a, b = (torch.randn(ROWS, CLASSES, generator=g) for _ in range(3))
-    return {"teacher": t, "student_a": a.requires_grad_(), "student_b": b, "target": torch.arange(ROWS)}
+    t, a, b = (torch.randn(*leading, CLASSES, generator=g) for _ in range(3))
+    return {"teacher": t, "student_a": a.requires_grad_(), "student_b": b, "target": torch.arange(ROWS).view(leading)}
