@@ -1,5 +1,6 @@
 """`python -m udskd COMMAND` is `udskd COMMAND`. Without a command, it describes the build, for a report of a bug."""
 
+import os
 import sys
 
 import udskd
@@ -18,6 +19,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
+    if len(sys.argv) > 1 or "_UDSKD_COMPLETE" in os.environ:  # a shell requests completions without arguments
         sys.exit(entry_point.main())
     main()

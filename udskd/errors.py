@@ -1,5 +1,7 @@
 """Errors that the user can correct. The message is one sentence: what is wrong, where, and what to do."""
 
+import errno
+import re
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +16,13 @@ PACKAGES = {
 """The packages that udskd imports, by the argument of `pip install` that installs them."""
 
 _ESCAPED = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories: control characters, surrogates, ends of lines and paragraphs
+_ORDERS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # change the order in which a terminal shows a line
 
 
 def printable(text: str) -> str:
     """A text as one line that is safe to print on a terminal: control characters, line ends, and bytes that are not
     UTF-8 become escapes; all other characters stay."""
-    return "".join(_escaped(c) if unicodedata.category(c) in _ESCAPED else c for c in text)
+    return "".join(_escaped(c) if unicodedata.category(c) in _ESCAPED or c in _ORDERS else c for c in text)
 
 
 def _escaped(character: str) -> str:
@@ -40,6 +43,10 @@ class DataError(UdskdError):
 
 class CheckpointError(UdskdError):
     """A checkpoint cannot be read, written, or does not belong to this run."""
+
+
+class SystemLimit(UdskdError):
+    """The system refuses something: memory, a file, a thread or a process, space on a disk."""
 
 
 class MissingPackage(UdskdError, ImportError):
@@ -66,3 +73,37 @@ def explain_missing_packages() -> Iterator[None]:
                     f"the package {error.name} is not installed; install it with: pip install '{requirement}'"
                 ) from None
         raise
+
+
+_EXHAUSTED = (
+    errno.ENOMEM,
+    errno.EAGAIN,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+)
+_NO_MEMORY = re.compile(
+    r"(can't|cannot) allocate memory|not enough memory|out of memory|storage size|failed to map segment", re.IGNORECASE
+)
+_NO_THREAD = re.compile(r"can't start new thread|resource temporarily unavailable", re.IGNORECASE)
+
+
+def explain_system_error(error: Exception) -> Exception:
+    """A SystemLimit in place of an error that a limit of the system or a file has caused; any other error unchanged.
+    For errors at places without a sentence of their own."""
+    text = str(error)
+    if isinstance(error, MemoryError) or (isinstance(error, (RuntimeError, ImportError)) and _NO_MEMORY.search(text)):
+        return SystemLimit(
+            "there is too little memory: lower training.batch_size, data.image_size or data.workers, or raise the "
+            "limit (ulimit -v)"
+        )
+    if isinstance(error, RuntimeError) and _NO_THREAD.search(text):
+        return SystemLimit("the system starts no further thread: lower data.workers, or raise the limit (ulimit -u)")
+    if isinstance(error, OSError) and (error.filename is not None or error.errno in _EXHAUSTED):
+        files = " (ulimit -n has the limit)" if error.errno == errno.EMFILE else ""
+        what = f"{error.filename}: " if error.filename is not None else ""
+        return SystemLimit(f"{what}{error.strerror or error}{files}")
+    return error

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import IO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from udskd.errors import printable
+from udskd.streams import LossyOutput
 
 LINE_EVERY = 60.0  # seconds between the plain lines within an epoch
 
 
 class Display:
-    """Prints permanent lines, and the progress of loops."""
+    """Prints permanent lines, and the progress of loops. Where the output cannot be written, the work goes on."""
 
     def __init__(self, silent: bool = False) -> None:
         """silent: print nothing, because another process of the run does."""
         self._silent = silent
-        self._terminal = sys.stdout.isatty() and not silent
-        self._console = Console(highlight=False, markup=False)
+        self._output = cast("IO[str]", LossyOutput())
+        self._terminal = self._output.isatty() and not silent
+        self._console = Console(file=self._output, highlight=False, markup=False)
 
     def line(self, text: str) -> None:
         """Print one permanent line; control characters, which names of files can hold, become escapes."""
@@ -30,7 +32,7 @@ class Display:
         if self._terminal:
             self._console.print(text, soft_wrap=True)
         elif not self._silent:
-            print(text, flush=True)
+            print(text, file=self._output, flush=True)
 
     @contextmanager
     def steps(self, title: str, total: int, done: int = 0) -> Iterator[Callable[[], None]]:
@@ -54,6 +56,6 @@ class Display:
             done += 1
             if not self._silent and time.monotonic() - last > LINE_EVERY and done < total:
                 last = time.monotonic()
-                print(f"{title}: step {done}/{total}", flush=True)
+                print(f"{title}: step {done}/{total}", file=self._output, flush=True)
 
         yield advance

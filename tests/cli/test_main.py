@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -135,6 +136,16 @@ def test_resume_auto_continues_what_was_begun_and_begins_what_was_not(
         ("doctor data nowhere.toml", ["no recipe at nowhere.toml"]),
         ("study uncertainty --sed 1", ["Did you mean '--seeds'"]),
         ("demo --outptu x", ["Did you mean '--output'"]),
+        ("pack images packs --workers 1000000000000", ["workers must be from 0 to 1024"]),
+        ("pack images packs --classes -5", ["-5"]),
+        ("study uncertainty --seeds -1", ["--seeds must be at least 1"]),
+        ("train recipe.toml --data.root images --training.device cuda:999", ['"cuda:999"', "PyTorch sees"]),
+        (f"train recipe.toml --data.root {'x/' * 3000}", ["File name too long"]),
+        (f"train recipe.toml --data.root images --output {'x' * 5000}", ["File name too long"]),
+        (f"eval {'x' * 5000}", ["x"]),
+        (f"compare {'x' * 5000}", ["x"]),
+        ("help trian", ["No such command 'trian'", "Did you mean 'train'"]),
+        ("help train recipe", ["udskd train has no command 'recipe'"]),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
@@ -204,6 +215,115 @@ def test_each_command_has_help(capsys: pytest.CaptureFixture[str], command: str,
     assert option in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("option", ["--training.wandb", "--weight.lr", "--xyz", "--data.zzz"])
+def test_an_option_that_resembles_none_has_no_suggestion(capsys: pytest.CaptureFixture[str], option: str) -> None:
+    assert run(f"train recipe.toml {option} 3") == 2
+    assert "Did you mean" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "near"),
+    [("--training.learning_rate", ""), ("--trainng.lr", "--training.lr"), ("--data.worker", "--data.workers")],
+)
+def test_an_option_is_suggested_where_section_and_name_are_alike(
+    capsys: pytest.CaptureFixture[str], option: str, near: str
+) -> None:
+    assert run(f"train recipe.toml {option} 3") == 2
+    assert (f"Did you mean {near!r}" if near else option) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["", "train", "doctor", "doctor data", "cache-teacher", "help"])
+def test_help_shows_what_the_option_shows(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert run(f"help {command}") == 0
+    shown = capsys.readouterr().out
+    assert run(f"{command} --help") == 0
+    assert capsys.readouterr().out == shown
+
+
+def test_of_the_processes_of_torchrun_the_first_reports_a_mistake(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
+    codes = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        codes.append(run("trian"))
+    assert codes == [2, 0]
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_without_torchrun_each_process_reports_a_mistake(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert run("trian") == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), "Too many open files"),
+        (OSError(errno.EACCES, "Permission denied", "a/b"), "a/b: Permission denied"),
+        (MemoryError(), "too little memory"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 12 bytes"),
+            "too little memory",
+        ),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "too little memory"),
+        (RuntimeError("can't start new thread"), "starts no further thread"),
+    ],
+    ids=["files", "permission", "memory", "allocator", "import", "threads"],
+)
+def test_a_limit_of_the_system_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, words: str
+) -> None:
+    def fail(runs: list[Path], output: Path | None) -> int:
+        raise error
+
+    monkeypatch.setattr(table, "compare", fail)
+    assert run("compare out") == 2
+    err = capsys.readouterr().err
+    assert err.startswith("udskd: error: ")
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_another_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(runs: list[Path], output: Path | None) -> int:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(table, "compare", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        run("compare out")
+
+
+def test_training_goes_on_without_its_output(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert run("train recipe.toml --data.root images --output out") == 0
+    assert (folder / "out" / "summary.json").exists()
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "the work goes on without it" in err
+
+
+def test_compare_writes_its_files_where_its_output_fails(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train recipe.toml --data.root images --output out") == 0
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert run("compare out --output compared") == 2
+    assert sorted(path.name for path in (folder / "compared").iterdir()) == [
+        *("accuracy.png", "calibration.png", "curves.png", "table.md"),
+    ]
+    assert "the output cannot be written: No space left" in capsys.readouterr().err
+
+
 def test_help_and_errors_of_the_command_line_need_no_pytorch() -> None:
     program = "import sys; from udskd.cli import main; main.main(sys.argv[1:]); assert 'torch' not in sys.modules"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -250,7 +370,7 @@ def test_an_interruption_is_exit_code_130(
     assert capsys.readouterr().err.count("\n") == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_the_whole_process_group_ends_in_one_line_and_a_run_that_continues(
     folder: Path, number: signal.Signals, train_calls: list[tuple[Config, Path | None, bool]]
 ) -> None:

@@ -19,7 +19,7 @@ from udskd.config.schema import Config, DataConfig, LossConfig, TeacherConfig, T
 from udskd.errors import ConfigError
 
 weights = st.floats(0, 1e6, allow_nan=False)
-texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 
 
 def load_text(path: Path, text: str) -> Config:

@@ -22,6 +22,21 @@ def root() -> None:
     """Distil a frozen teacher into two students that also teach each other."""
 
 
+@root.command("help")
+@click.argument("command", nargs=-1)
+@click.pass_context
+def show_help(context: click.Context, command: Sequence[str]) -> None:
+    """Show the help of a command, such as: udskd help train."""
+    shown, found = context.find_root(), context.find_root().command
+    for name in command:
+        if not isinstance(found, click.Group):
+            raise click.UsageError(f"{shown.command_path} has no command {name!r}")
+        _, inner, _ = found.resolve_command(shown, [name])
+        assert inner is not None  # resolve_command raises for a name that it does not find
+        found, shown = inner, click.Context(inner, info_name=name, parent=shown, **SETTINGS)
+    print(found.get_help(shown))
+
+
 @root.command("recipes")
 def list_recipes() -> None:
     """List the recipes that commands take by name."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import select
 import sys
-import time
 import traceback
 from collections.abc import Sequence
 
 import click
 from click.shell_completion import shell_complete
 
+from udskd import streams
 from udskd.cli.commands import root
-from udskd.errors import Interrupted, PeerFailed, UdskdError, printable
+from udskd.errors import Interrupted, PeerFailed, SystemLimit, UdskdError, explain_system_error
 
 COMPLETE = "_UDSKD_COMPLETE"  # click's name for the environment variable in which a shell requests completions
 
@@ -21,6 +21,7 @@ COMPLETE = "_UDSKD_COMPLETE"  # click's name for the environment variable in whi
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0; 2 for a mistake that the user can correct; 130 when interrupted; 141
     when the reader of the output has ended, as in `udskd recipes | head -1`."""
+    streams.open_missing()
     try:
         code = _run(list(sys.argv[1:] if argv is None else argv))
     except Exception:
@@ -29,8 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         code = 1
     if code and _on_several_gpus():  # at exit, NCCL would wait for the other processes, which wait for this one
-        _flush()
-        sys.stderr.flush()
+        sys.stdout.flush()
         os._exit(code)
     return code
 
@@ -43,7 +43,7 @@ def _on_several_gpus() -> bool:
 def _run(argv: list[str]) -> int:
     try:
         code = _dispatch(argv)
-        _flush()
+        sys.stdout.flush()
         return code
     except click.ClickException as error:
         return _mistake(error)
@@ -64,14 +64,16 @@ def _run(argv: list[str]) -> int:
     except BrokenPipeError:
         if not _is_output_closed():
             raise
-        _discard_output()
+        streams.discard(sys.stdout)
         return 141
     except OSError as error:
-        if not _is_output_failing():
-            raise
-        _discard_output()
+        if error.filename is not None or not _is_output_failing():
+            return _system_error(error)
+        streams.discard(sys.stdout)
         _print_error(f"error: the output cannot be written: {error.strerror}")
         return 2
+    except (MemoryError, RuntimeError, ImportError) as error:
+        return _system_error(error)
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -88,28 +90,27 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _mistake(error: click.ClickException) -> int:
-    """Report a mistake in the command line. All processes of a run find the same one; only the first process on each
-    machine reports it at once. The others wait, because torchrun ends all processes as soon as one has ended."""
-    if not (is_first := os.environ.get("LOCAL_RANK", "0") == "0"):
-        time.sleep(20)
+    """Report a mistake in the command line. All processes that torchrun started find the same one. Only the first on
+    each machine reports it; the others end with 0, which torchrun does not take for the cause of a failure."""
+    if os.environ.get("TORCHELASTIC_RUN_ID") and os.environ.get("LOCAL_RANK", "0") != "0":
+        return 0
     message, context = error.format_message(), getattr(error, "ctx", None)
     hint = f" (see {context.command_path} --help)" if context else ""
     _print_error(f"error: {message.rstrip('.')}{hint}")
-    return 2 if is_first else 1
+    return 2
+
+
+def _system_error(error: Exception) -> int:
+    """Report an error that a limit of the system or a file has caused. Raises any other error."""
+    explained = explain_system_error(error)
+    if not isinstance(explained, SystemLimit):
+        raise error
+    _print_error(f"error: {explained}")
+    return 2
 
 
 def _print_error(message: str) -> None:
-    print(printable(f"udskd: {message}"), file=sys.stderr)
-
-
-def _flush() -> None:
-    if sys.stdout is not None:  # None where the process starts with a closed standard output
-        sys.stdout.flush()
-
-
-def _discard_output() -> None:
-    """Redirect the standard output to /dev/null: the interpreter flushes it again at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    streams.print_error(f"udskd: {message}")
 
 
 def _is_output_failing() -> bool:

@@ -15,6 +15,7 @@ from click.core import ParameterSource
 
 from udskd.config import recipes, rules, schema, toml
 from udskd.config.schema import Config
+from udskd.config.suggest import near
 from udskd.errors import ConfigError
 
 SETTINGS: dict[str, Any] = {
@@ -38,10 +39,10 @@ class RecipeCommand(click.Command):
         try:
             return super().parse_args(ctx, list(_explicit_booleans(args)))
         except click.NoSuchOption as error:
-            if not (names := _without_section(error.option_name)):
-                raise
-            near = ", ".join(map(repr, names))  # click would offer only those that are spelled alike
-            raise click.UsageError(f"No such option {error.option_name!r}. (Did you mean {near}?)", ctx) from None
+            # click would compare whole names, so that any two options of one section are alike
+            names = _without_section(error.option_name) or near(error.option_name, _names(self, ctx))[:3]
+            suggestion = f" (Did you mean {', '.join(map(repr, names))}?)" if names else ""
+            raise click.UsageError(f"No such option {error.option_name!r}.{suggestion}", ctx) from None
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one section of the help for each section of a recipe."""
@@ -107,6 +108,10 @@ def _option(prefix: str, name: str, hint: Any, default: Any, text: str) -> click
         expose_value=False,
         callback=_keep,
     )
+
+
+def _names(command: click.Command, ctx: click.Context) -> list[str]:
+    return [name for option in command.get_params(ctx) for name in option.opts]
 
 
 def _without_section(name: str) -> list[str]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import tomli_w
 
-from udskd.config.rules import check
+from udskd.config.rules import check, convert, shown
 from udskd.config.schema import Config, value_type
 from udskd.config.suggest import did_you_mean
 from udskd.errors import ConfigError
@@ -39,6 +39,11 @@ def load(path: str | Path) -> Config:
         raise ConfigError(f"the recipe {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    except (RecursionError, ValueError) as error:  # arrays in arrays, an integer of thousands of digits
+        reason = (
+            "its values are nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
+        )
+        raise ConfigError(f"{path} cannot be read as a recipe: {reason}") from None
     try:
         config = _from_table(Config, table, "")
         check(config)
@@ -72,31 +77,10 @@ def _from_table(cls: type[T], table: dict[str, Any], section: str) -> T:
             raise ConfigError(f'unknown {kind} "{key}" {place}{did_you_mean(key, sorted(names))}')
         if is_dataclass(hints[key]):
             if not isinstance(value, dict):
-                raise ConfigError(f"{name} is a section: write [{name}] and its keys below, not {name} = {value!r}")
+                raise ConfigError(
+                    f"{name} is a section: write [{name}] and its keys below, not {name} = {shown(value)}"
+                )
             values[key] = _from_table(hints[key], value, name)
         else:
-            values[key] = _convert(name, value, value_type(hints[key]))
+            values[key] = convert(name, value, value_type(hints[key]))
     return cls(**values)
-
-
-def _convert(name: str, value: Any, kind: Any) -> Any:
-    """The TOML value as the option's type; an integer is accepted for a float, an array for a tuple."""
-    if get_origin(kind) is Literal and isinstance(value, str) and value in get_args(kind):
-        return value
-    if get_origin(kind) is tuple and isinstance(value, list) and len(value) == len(get_args(kind)):
-        return tuple(_convert(name, v, k) for v, k in zip(value, get_args(kind), strict=True))
-    if kind is float and type(value) in (int, float):
-        return float(value)
-    if kind in (int, str, bool) and type(value) is kind:
-        return value
-    found = f'"{value}"' if isinstance(value, str) else f"{value!r} ({type(value).__name__})"
-    near = did_you_mean(value, get_args(kind)) if isinstance(value, str) and get_origin(kind) is Literal else ""
-    raise ConfigError(f"{name} must be {_in_words(kind)}, got {found}{near}")
-
-
-def _in_words(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return "one of " + ", ".join(f'"{choice}"' for choice in get_args(hint))
-    if get_origin(hint) is tuple:
-        return f"an array of {len(get_args(hint))} numbers"
-    return {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}[hint]

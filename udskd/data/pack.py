@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image
 
+from udskd.config.rules import MAX_WORKERS, shown
 from udskd.data.dataset import Pixels, UnreadableImage, abbreviate, class_hash
 from udskd.data.decode import MAX_PIXELS, decode, is_plain_jpeg, read_bytes, translate_errors
 from udskd.data.folder import FolderSet, describe_shared_images, open_folder
@@ -64,9 +65,13 @@ def pack(
         DataError: the tree is invalid or has an unreadable image, or the packs cannot be written.
     """
     if not 1 <= quality <= 100 or (short_side is not None and short_side < 8):
-        raise ConfigError(f"quality must be 1 to 100 and short_side at least 8, got {quality} and {short_side}")
+        raise ConfigError(
+            f"quality must be 1 to 100 and short_side at least 8, got {shown(quality)} and {shown(short_side)}"
+        )
+    if not 0 <= workers <= MAX_WORKERS:
+        raise ConfigError(f"workers must be from 0 to {MAX_WORKERS}, got {shown(workers)}")
     if max_pixels < 1:
-        raise ConfigError(f"max_pixels must be at least 1, got {max_pixels}")
+        raise ConfigError(f"max_pixels must be at least 1, got {shown(max_pixels)}")
     source, destination = expand_user(source), expand_user(destination)
     sets = dict(zip(SPLITS, open_folder(source, classes, max_pixels), strict=True))
     if destination.resolve() == source.resolve():

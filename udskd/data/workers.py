@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from abc import ABC, abstractmethod
 from collections import deque
@@ -29,6 +30,9 @@ MOST_THREADS = 4
 """Up to this number of workers, data.loader = "auto" means threads for JPEGs, see `choose_loader`."""
 AHEAD = 4
 """Batches that are made at the same time, including the one that the caller waits for."""
+_EXHAUSTED = re.compile(
+    "shared memory|No space left|allocate memory|not enough memory|MemoryError|Too many open files", re.IGNORECASE
+)
 _ROWS = 8
 """Images that a thread decodes before it takes the next ones."""
 
@@ -83,10 +87,20 @@ def translate_worker_death(error: Exception) -> Exception:
     return _worker_died(error) if killed else error
 
 
+def _is_exhausted(error: Exception) -> bool:
+    """Whether an error that a worker passed on, with its traceback as the text, is about memory, files or disks."""
+    return "in DataLoader worker process" in str(error) and _EXHAUSTED.search(_last_line(error)) is not None
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().rpartition("\n")[2]
+
+
 def _worker_died(error: Exception) -> DataError:
+    reason = " ".join(_last_line(error).split())
     return DataError(
-        f"a process that decodes images died ({' '.join(str(error).split())}): too little memory or shared memory is "
-        "the usual cause; use fewer of them (data.workers), threads (data.loader) or a smaller batch"
+        f"a process that decodes images died ({reason}): too little memory or shared memory is the usual cause; "
+        "use fewer of them (data.workers), threads (data.loader) or a smaller batch"
     )
 
 
@@ -204,12 +218,15 @@ class ProcessWorkers(Workers):
         """Closes the workers and raises DataError if one of them dies."""
         try:
             yield
-        except (RuntimeError, ConnectionError, EOFError) as error:
-            # The queue raises the last two if a worker dies while it passes on a tensor.
-            if isinstance(error, RuntimeError) and (died := translate_worker_death(error)) is error:
+        except (RuntimeError, OSError, MemoryError, EOFError) as error:
+            # The queue raises ConnectionError or EOFError if a worker dies while it passes on a tensor.
+            died = translate_worker_death(error)
+            if isinstance(error, (ConnectionError, EOFError)) or _is_exhausted(error):
+                died = _worker_died(error)
+            if died is error:
                 raise
             self.close()
-            raise (died if isinstance(error, RuntimeError) else _worker_died(error)) from error
+            raise died from error
 
     def close(self) -> None:
         loader, self._loader = self._loader, None
@@ -237,9 +254,11 @@ def _identity(result: Any) -> Any:
 
 
 def _init_worker(_: int) -> None:
-    # Ctrl-C reaches every process of the group, but the main process decides when the workers stop. Python sends
-    # SIGTERM to the workers when it exits: os._exit avoids PyTorch's error about a killed worker.
+    # Ctrl-C and the end of a terminal reach every process of the group, but the main process decides when the workers
+    # stop. Python sends SIGTERM to the workers when it exits: os._exit avoids PyTorch's error about a killed worker.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _exit_at_once)
     torch.set_num_threads(1)
 

@@ -13,8 +13,10 @@ from udskd.config import toml
 from udskd.config.schema import Config
 from udskd.data import EmbeddedSet, EvalLoader, normalize_batch
 from udskd.demo.figure import TeacherUncertainty, draw
+from udskd.errors import printable
 from udskd.loss.uncertainty import certainty
 from udskd.models.loading import load_network
+from udskd.progress import Display
 from udskd.results import table as report
 from udskd.results.runs import group_runs, read_runs
 from udskd.training import train
@@ -37,25 +39,26 @@ def main(output: Path | None = None) -> int:
         0, the exit code.
     """
     folder = output or Path("runs/demo")
-    config, val = toml.load(RECIPE), EmbeddedSet("val")
+    config, val, display = toml.load(RECIPE), EmbeddedSet("val"), Display()
     best = 100 * float((val.posterior.argmax(axis=1) == val.labels).mean())
-    print(
+    display.line(
         f"Generated images, {len(val.classes)} overlapping classes: knowing p(class | image) gives {best:.1f} % top-1."
     )
     for step, (method, description) in enumerate(METHODS.items(), 1):
-        print(f"\n[{step}/{len(METHODS)}] {method}: {description}", flush=True)
+        display.line("")
+        display.line(f"[{step}/{len(METHODS)}] {method}: {description}")
         run(config, folder, method)
 
     groups = group_runs(read_runs([folder / method for method in ("ce", "kd", "udskd")]))
     teacher = teacher_uncertainty(folder / "kd" / "teacher.safetensors", config, val)
+    draw(groups, teacher, best, folder / "demo.png")  # before the table, which may have no output to go to
     print()
     report.show(report.table(groups))
     print(f"\nBest possible top-1 on these labels: {best:.2f} %.")
     print(
         "KL truth: mean KL(true p || predicted p). H corr.: rank correlation of the predicted and the true entropies."
     )
-    draw(groups, teacher, best, folder / "demo.png")
-    print(f"figure: {folder / 'demo.png'}")
+    print(printable(f"figure: {folder / 'demo.png'}"))
     return 0
 
 

@@ -99,9 +99,9 @@ def teacher_stage(config: Config) -> TeacherStage | None:
 def check(config: Config) -> None:
     """ConfigError naming options that exclude each other in the method, and values out of range. Called before a run
     starts."""
+    rules.check(config)
     build(config)
     teacher_stage(config)
-    rules.check(config)
 
 
 def _find(what: str, name: str, known: dict[str, T], others: tuple[str, ...] = ()) -> T:

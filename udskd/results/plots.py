@@ -37,6 +37,7 @@ STYLE: Any = {
     "figure.constrained_layout.use": True,
     "font.family": "DejaVu Sans",
     "font.size": 10,
+    "text.parse_math": False,  # labels hold options of runs, in which $ begins no formula
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": "#999999",

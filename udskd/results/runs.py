@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from udskd.config import schema, toml
 from udskd.errors import DataError, printable
 from udskd.results.run_files import LOG, read_events, read_predictions, read_summary
 from udskd.results.statistics import Floats, disagreement
+from udskd.streams import print_error
 
 INCIDENTAL_OPTIONS = {
     *("seed", "output", "teacher.checkpoint", "teacher.cache", "data.root", "data.loader", "data.workers"),
@@ -49,11 +49,11 @@ class Group:
     def label(self) -> str:
         """The method and the distinguishing options."""
         options = (f"{name.split('.')[-1]}={format_value(value)}" for name, value in self.options.items())
-        return " ".join([self.method, *options])
+        return printable(" ".join([self.method, *options]))
 
     def model(self, role: str) -> str:
         """The name of a student's network."""
-        return str(self.runs[0].summary[role]["model"])
+        return printable(str(self.runs[0].summary[role]["model"]))
 
     def values(self, role: str, metric: str) -> list[float]:
         """The metric of each run that has it. "disagreement" is one value of all runs together."""
@@ -136,7 +136,7 @@ def warn_left_out(path: Path, reason: str) -> None:
 
 
 def warn(text: str) -> None:
-    print(printable(f"udskd: warning: {text}"), file=sys.stderr)
+    print_error(f"udskd: warning: {text}")
 
 
 def dataset(run: Run) -> tuple[Any, ...]:

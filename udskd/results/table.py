@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from udskd.config.schema import STUDENTS
+from udskd.errors import printable
 from udskd.files import make_folder, write_atomic
 from udskd.results.runs import Group, group_runs, read_runs
 
@@ -61,14 +62,14 @@ def compare(runs: Sequence[Path], output: Path | None = None) -> int:
 
     groups = group_runs(read_runs(runs))
     sections = table(groups)
-    show(sections)
     folder = output or runs[0].resolve().parent / "compare"
     make_folder(folder)
     write_atomic(folder / "table.md", f"{markdown(sections)}\n".encode())
     plots.draw_accuracy(groups, folder / "accuracy.png")
     plots.draw_calibration(groups, folder / "calibration.png")
     plots.draw_curves(groups, folder / "curves.png")
-    print(f"\ntable and figures: {folder}")
+    show(sections)  # after the files are written: there may be no output to print to
+    print(f"\ntable and figures: {printable(str(folder))}")
     return 0
 
 
@@ -120,7 +121,7 @@ def cell(values: Sequence[float], digits: int) -> str:
 
 def show(sections: Sequence[Section]) -> None:
     """Print a drawn table on a terminal, Markdown elsewhere."""
-    console = Console()
+    console = Console(markup=False, emoji=False)
     if not console.is_terminal:
         print(markdown(sections))
         return

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from udskd.config.schema import STUDENTS, Config
 from udskd.data import EmbeddedSet
-from udskd.errors import ConfigError
+from udskd.errors import ConfigError, printable
 from udskd.files import write_atomic
 from udskd.results import table
 from udskd.study import figure, training_runs
@@ -50,15 +50,14 @@ def uncertainty(output: Path | None = None, seeds: int = 1, epochs: int | None =
     measured, truth = merge_seeds(tables), merge_seeds([true_tables])
     models = {role: str(getattr(shared, role).model) for role in STUDENTS}
     report = chapters(measured, truth, models, images)
-    show(report)
-
     command = " ".join(_command(output, seeds, epochs))
     settings = {"seeds": seeds, "teacher_epochs": teacher_epochs(shared), "epochs": shared.training.epochs}
     numbers = {"command": command, **settings, "images": len(images), "measured": measured, "truth": truth}
     _write(folder / f"{NAME}.md", document(command, shared, seeds, report))
     _write(folder / f"{NAME}.json", json.dumps(numbers, indent=2) + "\n")
     figure.draw_study(measured, truth, (weights[0], true_weights), models, images, folder / f"{NAME}.png")
-    print(f"\ntables, numbers and figure: {folder / NAME}.md, .json, .png")
+    show(report)  # after the files are written: there may be no output to print to
+    print(f"\ntables, numbers and figure: {printable(str(folder / NAME))}.md, .json, .png")
     return 0
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from udskd.config import schema, toml
 from udskd.config.schema import Config
 from udskd.demo import demo
+from udskd.progress import Display
 from udskd.training import train
 
 TEACHER_RUN = "kd"
@@ -73,9 +74,10 @@ def configs_of(shared: Config, output: Path, seed: int) -> dict[str, Config]:
 
 def train_all(shared: Config, output: Path, seeds: int) -> None:
     """Train the runs that are not complete; interrupted runs continue. Raises what train() raises."""
-    total = seeds * len(RUNS)
+    total, display = seeds * len(RUNS), Display()
     for number, (seed, name) in enumerate(itertools.product(range(seeds), RUNS), 1):
-        print(f"\n[{number}/{total}] {name}, seed {seed}", flush=True)
+        display.line("")
+        display.line(f"[{number}/{total}] {name}, seed {seed}")
         folder = folder_of(output, name, seed)
         started = (folder / "config.toml").exists()
         train(config_of(shared, output, name, seed), resume=folder if started else None)

@@ -36,8 +36,8 @@ def evaluate_run(run: Path, data_root: str | None = None) -> dict[str, Any]:
             results = _evaluate(run, data_root, world, display, stop)
         except Stopped:
             raise Interrupted("stopped before the evaluation was complete") from None
-    for role, metrics in results.items():
-        display.line(f"{role}: {format_metrics(metrics)}  top-5 {metrics['top5']:.2f} %  brier {metrics['brier']:.3f}")
+    for role, metrics in results.items() if world.is_rank0 else ():  # print() fails where the output does
+        print(f"{role}: {format_metrics(metrics)}  top-5 {metrics['top5']:.2f} %  brier {metrics['brier']:.3f}")
     return results
 
 

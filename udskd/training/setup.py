@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from udskd import methods
 from udskd.config import schema
-from udskd.config.schema import ROLES, Config
+from udskd.config.schema import ROLES, STUDENTS, Config
 from udskd.data import EvalLoader, ImageSet, Shard, TrainLoader, check_readable, class_hash, describe_shared_images
 from udskd.data.manifest import content_hash
 from udskd.errors import ConfigError
@@ -95,6 +98,7 @@ def prepare(
     session = _open_session(config, folder, world, display, consensus, sets)
     models = _build_models(session)
     setup = StudentsSetup.from_config(config, len(session.classes), models)
+    _check_batch_norm(session, models)
     if "teacher" in models:
         _check_cache(session, models["teacher"])
     if world.local_rank == 0:  # the processes of one machine read the same images
@@ -160,6 +164,31 @@ def _build_models(session: Session) -> dict[str, Model]:
     if methods.get(config.method).uses_teacher:
         models["teacher"] = teacher.load_or_build(session)
     return models
+
+
+def _check_batch_norm(session: Session, models: dict[str, Model]) -> None:
+    """ConfigError if each batch holds a single image, and a network that is trained has a batch-norm layer for which
+    this is a single value."""
+    shard, runtime = session.train.shard, session.runtime
+    if shard.rows(session.train.batch_size) > 1 or (runtime.sync_batchnorm and not session.world.is_single):
+        return
+    for role, model in models.items():
+        if role in STUDENTS or teacher.is_trained(session):
+            _check_single_image(role, model, session)
+
+
+def _check_single_image(role: str, model: Model, session: Session) -> None:
+    twin, side = copy.deepcopy(model.module).to("meta").train(), session.config.data.image_size
+    try:
+        with torch.no_grad():
+            twin(torch.zeros(1, 3, side, side, device="meta"))
+    except ValueError as error:
+        shard = session.train.shard
+        raise ConfigError(
+            f"a batch would hold 1 image ({session.train.batch_size} images in a step, {shard.ranks} processes x "
+            f"{shard.parts} parts), but batch-norm in {role} ({model.name}) needs two: {str(error).splitlines()[0]}; "
+            "raise training.batch_size, or lower training.accumulate"
+        ) from None
 
 
 def _check_cache(session: Session, model: Model) -> None:

@@ -12,7 +12,7 @@ from udskd.config import schema
 from udskd.config.schema import METHOD_SECTIONS, Config
 from udskd.data import open_sets
 from udskd.data.workers import translate_worker_death
-from udskd.errors import CheckpointError, Interrupted
+from udskd.errors import CheckpointError, Interrupted, SystemLimit, explain_system_error
 from udskd.models.zoo import Model
 from udskd.progress import Display
 from udskd.training.engine.loop import fit
@@ -66,7 +66,7 @@ def _train(config: Config, folder: RunFolder, world: World, display: Display, st
         raise _interrupted(session, folder) from None
     except CheckpointError as error:
         if isinstance(error.__cause__, OSError) and folder.begun:  # the disk is at fault, not the file
-            raise CheckpointError(f"{error}; correct that, then run: udskd train --resume {folder.path}") from None
+            raise _correctable(error, folder) from None
         raise
     except Exception as error:
         if stop.requested and not world.is_peer_failure(error):
@@ -74,6 +74,8 @@ def _train(config: Config, folder: RunFolder, world: World, display: Display, st
             raise _interrupted(session, folder) from None
         if (translated := translate_worker_death(error)) is not error:
             raise translated from error
+        if isinstance(limit := explain_system_error(error), SystemLimit) and limit is not error and folder.begun:
+            raise _correctable(limit, folder) from error
         raise
     finally:
         if session is not None:
@@ -124,6 +126,10 @@ def _summary(
         "unreadable": len(unreadable_images(session.folder, session.train.images)),
         "options": {k: v for k, v in schema.flatten(config).items() if v != defaults[k]},
     }
+
+
+def _correctable(error: CheckpointError | SystemLimit, folder: RunFolder) -> CheckpointError | SystemLimit:
+    return type(error)(f"{error}; correct that, then run: udskd train --resume {folder.path}")
 
 
 def _interrupted(session: Session | None, folder: RunFolder) -> Interrupted:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
@@ -65,7 +66,11 @@ class Step:
             with self._keep_buffers():  # the other processes wait for this one's gradients, although they are 0
                 self._backward(inputs.zeros(self._rows), 0.0)
             return {}
-        return self._backward(inputs, rows / (self._rows * self._parts))
+        fraction = rows / (self._rows * self._parts)
+        if rows == 1 < self._rows:  # the others could not be read, and batch-norm of 1 x 1 pixels needs two
+            terms = self._backward(inputs.map(lambda values: torch.cat([values, values])), fraction)
+            return {name: value[:1] if value.dim() else value for name, value in terms.items()}
+        return self._backward(inputs, fraction)
 
     def _backward(self, inputs: Inputs, fraction: float) -> dict[str, Tensor]:
         """fraction: of the images that the step's mean gradient is taken over."""

@@ -41,16 +41,17 @@ class Runtime:
         world, name = world or World(), training.device
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
-        device = torch.device(name)
-        if device.type == "cuda" and not world.is_single:
-            if ":" in name:
+        kind, _, number = name.partition(":")
+        if kind == "cuda" and not world.is_single:
+            if number:
                 raise ConfigError(f'training.device is "{name}", but several processes cannot share it: use "cuda"')
-            device = torch.device("cuda", world.local_rank)
-        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            count = torch.cuda.device_count()
+            number = str(world.local_rank)
+        if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+            wanted, count = f"{kind}:{number}" if number else kind, torch.cuda.device_count()
             raise ConfigError(
-                f'training.device is "{device}", but PyTorch sees {count or "no"} CUDA device{"s" * (count > 1)}'
+                f'training.device is "{wanted}", but PyTorch sees {count or "no"} CUDA device{"s" * (count > 1)}'
             )
+        device = torch.device(kind, int(number)) if number else torch.device(kind)
         _check(training, device, world)
         if device.type == "cuda":
             device = torch.device("cuda", device.index or 0)

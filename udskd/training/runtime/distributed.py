@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from udskd.errors import Interrupted, PeerFailed, UdskdError
+from udskd.errors import Interrupted, PeerFailed, UdskdError, explain_system_error
 from udskd.training.runtime.signals import Stopped, StopRequest
 
 T = TypeVar("T")
@@ -165,7 +165,8 @@ def joined_processes() -> Iterator[tuple[World, StopRequest]]:
             yield world, stop
         failed = False
     except Exception as error:
-        if (reported := world.report_once(error, stop)) is error:
+        reported = world.report_once(explain_system_error(error), stop)
+        if reported is error:
             raise
         raise reported from None
     finally:

@@ -1,13 +1,15 @@
-"""Ctrl-C and SIGTERM set a flag that training reads between two steps, so that no step and no file is cut short."""
+"""Ctrl-C, SIGTERM and SIGHUP (a terminal is closed) set a flag that training reads between two steps, so that no step
+and no file is cut short."""
 
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 import time
 from types import FrameType, TracebackType
 from typing import Any
+
+from udskd.streams import print_error
 
 
 class Stopped(Exception):
@@ -15,13 +17,14 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM sets `requested`; a second one has its usual effect at once.
+    """While entered, the first SIGINT, SIGTERM or SIGHUP sets `requested`; a second one has its usual effect at once.
+    A SIGHUP that the process ignores, as under nohup, stays ignored.
 
     ignore_repeats: further signals have no effect. Under torchrun a process receives each signal twice, once from the
     terminal and once from torchrun, and the second one may arrive while the process already saves its state.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
     def __init__(self, ignore_repeats: bool = False) -> None:
         self.requested = False
@@ -41,7 +44,9 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # Python allows no handlers in other threads
-            self._previous = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+            self._previous = {
+                number: signal.signal(number, self._handle) for number in self.SIGNALS if not _is_ignored_hangup(number)
+            }
         return self
 
     def __exit__(
@@ -60,4 +65,8 @@ class StopRequest:
         if self._ignore_repeats:
             return
         self._restore()
-        print("\nudskd: stopping after this step (again to stop at once)", file=sys.stderr, flush=True)
+        print_error("udskd: stopping after this step (again to stop at once)")
+
+
+def _is_ignored_hangup(number: signal.Signals) -> bool:
+    return number.name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN

@@ -105,6 +105,11 @@ def load_or_build(session: Session) -> Model:
     return build_model("teacher", config.teacher, len(session.classes), config.data.image_size, config.seed)
 
 
+def is_trained(session: Session) -> bool:
+    """Whether this run trains the teacher, or trains it further."""
+    return _existing_weights(session) is None or methods.teacher_stage(session.config) is not None
+
+
 def train_and_freeze(
     session: Session, model: Model, build_forward: Callable[[nn.Module], TeacherForward]
 ) -> FrozenTeacher:
