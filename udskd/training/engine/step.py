@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from udskd.training.engine.cuda_graph import StepGraph
@@ -28,7 +27,8 @@ class Step:
         """Part `part` of step `step` (counted from 0 over all epochs); after the last part the networks are updated.
 
         Returns the task's terms for these images, in memory that the next call may overwrite. An unreadable image
-        counts as a gradient of 0, so a part may have fewer rows than the others, or none.
+        counts as a gradient of 0, so a part may have fewer rows than the others, or none; so does a single image that
+        is left of several, if there is batch-norm.
         """
         last = part == self._parts - 1
         if last:
@@ -60,17 +60,18 @@ class Step:
 
     def _gradients(self, inputs: Inputs) -> dict[str, Tensor]:
         rows = len(inputs.images)
-        if rows == 0:
+        if rows == 0 or (rows == 1 < self._rows and self._has_batch_norm()):
             if self._runtime.world.is_single:
                 return {}
             with self._keep_buffers():  # the other processes wait for this one's gradients, although they are 0
                 self._backward(inputs.zeros(self._rows), 0.0)
             return {}
-        fraction = rows / (self._rows * self._parts)
-        if rows == 1 < self._rows:  # the others could not be read, and batch-norm of 1 x 1 pixels needs two
-            terms = self._backward(inputs.map(lambda values: torch.cat([values, values])), fraction)
-            return {name: value[:1] if value.dim() else value for name, value in terms.items()}
-        return self._backward(inputs, fraction)
+        return self._backward(inputs, rows / (self._rows * self._parts))
+
+    def _has_batch_norm(self) -> bool:
+        """Whether an image that is left alone in a batch cannot be trained on: batch-norm of 1 x 1 pixels needs two."""
+        modules = (module for trained in self._task.trained for module in trained.module.modules())
+        return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules)
 
     def _backward(self, inputs: Inputs, fraction: float) -> dict[str, Tensor]:
         """fraction: of the images that the step's mean gradient is taken over."""
