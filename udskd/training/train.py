@@ -35,7 +35,7 @@ def train(config: Config, *, resume: Path | None = None, previous: bool = False)
     With resume, continue that run after the last step that it saved; with previous, after the save before the last one,
     for when the last file is damaged. Under torchrun all processes train together, and a restarted one continues.
 
-    Raises UdskdError's subclasses: for options, data, checkpoints, and Interrupted after Ctrl-C, SIGTERM or SIGHUP, when
+    Raises UdskdError's subclasses: for options, data, checkpoints, and Interrupted after a signal that stops it, when
     everything complete is saved.
     """
     with joined_processes() as (world, stop):
