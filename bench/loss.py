@@ -6,7 +6,8 @@ The measured loss is the paper's: labels, teacher, peers, weights by entropy. Be
 loss and gradients are compared with float64. A wrong result of another library excludes it from the case; a wrong
 result of udskd or eager PyTorch ends the run. GB/s and the share of a copy count only the bytes that every
 implementation moves, so that more traffic does not count as more speed. Small cases stay in the caches and can exceed
-100 %; with `--caches cold` every call has logits that have left the caches.
+100 %; with `--caches cold` every call has logits that have left the caches. Students start independent of the teacher
+and end near it: `--students` measures both.
 """
 
 from __future__ import annotations
@@ -62,9 +63,9 @@ def run(options: argparse.Namespace, chosen: Sequence[Provider]) -> list[dict[st
 def cases(options: argparse.Namespace) -> Iterator[Case]:
     """All combinations, without cold cases that would need too many batches."""
     cache_bytes = caches.last_level_bytes(options.device)
-    combinations = itertools.product(options.shapes, options.dtypes, options.passes, options.caches)
-    for (rows, classes), dtype, kind, cache in combinations:
-        case = Case(rows, classes, dtype, kind, cache)
+    combinations = itertools.product(options.shapes, options.dtypes, options.passes, options.caches, options.students)
+    for (rows, classes), dtype, kind, cache, apart in combinations:
+        case = Case(rows, classes, dtype, kind, cache, None if apart == INDEPENDENT else float(apart))
         if caches.batch_count(case, cache_bytes) <= caches.MAX_BATCHES:
             yield case
         else:
@@ -81,9 +82,23 @@ def save(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
 
 
 def command(options: argparse.Namespace) -> str:
-    names = ("shapes", "dtypes", "passes", "caches", "temperature", "providers", "rounds", "kernels")
+    names = ("shapes", "dtypes", "passes", "caches", "students", "temperature", "providers", "rounds", "kernels")
     given = {name: getattr(options, name) for name in names}
     return command_line("loss", device=options.device, threads=torch.get_num_threads(), **given)
+
+
+INDEPENDENT = "independent"
+
+
+def student_logits(text: str) -> str:
+    """INDEPENDENT, or a number above 0."""
+    try:
+        known = text == INDEPENDENT or 0 < float(text) < float("inf")
+    except ValueError:
+        known = False
+    if not known:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither {INDEPENDENT} nor a number above 0")
+    return text
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
@@ -99,6 +114,8 @@ def make_loss_parser() -> argparse.ArgumentParser:
     add("--passes", type=comma_separated(one_of("pass", PASSES)), default=list(PASSES))
     states = "whether the caches hold the logits: warm, cold or both"
     add("--caches", type=comma_separated(one_of("state", CACHES)), default=["warm"], help=states)
+    near = "how far the students' logits are from the teacher's: independent, or standard deviations such as 0.25"
+    add("--students", type=comma_separated(student_logits), default=[INDEPENDENT, "0.25"], help=near)
     add("--temperature", type=float, default=4.0)
     known = one_of("provider", list(providers.FACTORIES))
     add("--providers", type=comma_separated(known), default=providers.DEFAULT)

@@ -164,6 +164,7 @@ def timed_row(case: Case, name: str, times: Mapping[str, Times], copy: float) ->
         "dtype": case.dtype,
         "pass": case.kind,
         "cache": case.cache,
+        "apart": case.apart,
         "threads": torch.get_num_threads(),
         **times[name].as_row(wall=True),
         "minimal_bytes": case.minimal_bytes,

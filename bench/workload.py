@@ -21,10 +21,12 @@ LOSS_OPTIONS = {"ce_weight": 1.0, "kd_weight": 0.9, "peer_weight": 0.5, "uncerta
 
 @dataclass(frozen=True)
 class Case:
-    """A shape, a dtype, a pass and the state of the caches.
+    """A shape, a dtype, a pass, the state of the caches, and how near the students are to the teacher.
 
     kind: "forward" (the loss under no_grad) or "forward+backward" (the loss and both students' gradients).
     cache: "warm" (every call has the same logits) or "cold" (every call has logits that have left the caches).
+    apart: the standard deviation of the differences between the logits of a student and of the teacher, as late in a
+        training; None for independent logits.
     """
 
     rows: int
@@ -32,11 +34,13 @@ class Case:
     dtype: str
     kind: str
     cache: str = "warm"
+    apart: float | None = None
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Case:
-        """The case of a row of results; older rows do not name the state of the caches."""
-        return cls(row["rows"], row["classes"], row["dtype"], row["pass"], row.get("cache", "warm"))
+        """The case of a row of results; older rows name neither the state of the caches nor the students' logits."""
+        cache, apart = row.get("cache", "warm"), row.get("apart")
+        return cls(row["rows"], row["classes"], row["dtype"], row["pass"], cache, apart)
 
     @property
     def gradients(self) -> bool:
@@ -57,7 +61,8 @@ class Case:
 
     @property
     def conditions(self) -> str:
-        return self.kind if self.cache == "warm" else f"{self.kind}, {self.cache}"
+        near = [] if self.apart is None else [f"students {self.apart:g} from the teacher"]
+        return ", ".join([self.kind, *["cold"] * (self.cache == "cold"), *near])
 
     def __str__(self) -> str:
         return f"{self.size}, {self.conditions}"
@@ -90,13 +95,17 @@ Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 def make_workload(case: Case, device: str, seed: int = 0) -> Workload:
     """Logits as large as those of trained networks, of a teacher that is mostly right.
 
-    They are drawn on the device, because a large case leaves no memory for copies.
+    They are drawn on the device and changed in place, because a large case leaves no memory for copies.
     """
     g = torch.Generator(device).manual_seed(seed)
     shape, dtype = (case.rows, case.classes), DTYPES[case.dtype]
     labels = torch.randint(0, case.classes, (case.rows,), generator=g, device=device)
-    teacher, a, b = (torch.empty(shape, dtype=dtype, device=device).normal_(0, 2, generator=g) for _ in range(3))
+    scales = (2.0, *[2.0 if case.apart is None else case.apart] * 2)
+    teacher, a, b = (torch.empty(shape, dtype=dtype, device=device).normal_(0, x, generator=g) for x in scales)
     teacher[torch.arange(case.rows, device=device), labels] += 4
+    if case.apart is not None:
+        a += teacher
+        b += teacher
     return Workload(teacher, a.requires_grad_(case.gradients), b.requires_grad_(case.gradients), labels)
 
 

@@ -24,11 +24,12 @@ from tests.loss.helpers import eager
 KEYS = {
     *("provider", "rows", "classes", "dtype", "pass", "threads", "median_us", "p10_us", "p90_us", "wall_us"),
     *("minimal_bytes", "gb_per_s", "share_of_copy", "peak_bytes", "max_error", "speedup_vs_eager", "cache"),
+    "apart",
     "kernels_us",
     *("machine", "versions", "command", "copy_gb_per_s"),
 }
 LOSS: dict[str, Any] = LOSS_OPTIONS | {"temperature": 4.0}
-TINY = "--threads 1 --shapes 4x10 --rounds 1 --dtypes float32"
+TINY = "--threads 1 --shapes 4x10 --rounds 1 --dtypes float32 --students independent"
 
 
 @pytest.fixture(autouse=True)
@@ -249,6 +250,27 @@ def test_the_rows_of_a_case_are_written_before_the_next_begins(monkeypatch: pyte
     assert "4 x 10" in text.read_text()
 
 
+# --- students that are near the teacher ------------------------------------------------------------------------------
+
+
+def test_independent_and_trained_students_are_measured_by_default(tmp_path: Path) -> None:
+    file, command = tmp_path / "rows.json", TINY.replace("--students independent", "")
+    assert run(f"{command} --passes forward --providers eager,udskd --json {file} --plot {tmp_path}") == 0
+    rows = json.loads(file.read_text())
+    assert [row["apart"] for row in rows] == [None, None, 0.25, 0.25]
+    assert "--students independent,0.25" in rows[0]["command"]
+    titles = [section.title for section in loss_table.sections(rows)]
+    assert titles == ["4 x 10, float32, forward", "4 x 10, float32, forward, students 0.25 from the teacher"]
+
+
+def test_trained_students_differ_from_the_teacher_by_what_the_case_says() -> None:
+    for apart in (0.25, 1.0):
+        made = make_workload(Case(64, 100, "float32", "forward+backward", apart=apart), "cpu")
+        assert (made.student_a - made.teacher).std().item() == pytest.approx(apart, rel=0.05)
+        assert (made.student_b - made.student_a).std().item() == pytest.approx(apart * 2**0.5, rel=0.05)
+        assert all(x.is_leaf and x.requires_grad for x in made.students)
+
+
 # --- caches ----------------------------------------------------------------------------------------------------------
 
 
@@ -410,6 +432,8 @@ def test_compositions_compute_the_loss(monkeypatch: pytest.MonkeyPatch, name: st
         ("--passes backward", "unknown pass 'backward'; known are forward, forward+backward"),
         ("--providers eager,udsdk", "unknown provider 'udsdk'; known are eager, compile"),
         ("--caches lukewarm", "unknown state 'lukewarm'; known are warm, cold"),
+        ("--students near", "'near' is neither independent nor a number above 0"),
+        ("--students 0", "'0' is neither independent nor a number above 0"),
         ("--rounds 0", "'0' is not an integer of at least 1"),
         ("--threads two", "'two' is not an integer of at least 1"),
         ("--temperature 0", "--temperature: it must be above 0"),
