@@ -117,7 +117,7 @@ wheel: export FORCE_CUDA := $(or $(FORCE_CUDA),1)
 wheel: INPLACE =
 wheel: $(VENV)/installed  ## build an sdist and wheels in dist, for every python3.10 to python3.14 on PATH and all GPUs, and test them
 	@[ "$$(uname -s)" = Linux ] || { echo "make wheel needs Linux: its wheels are manylinux wheels"; exit 1; }
-	@[ $(FORCE_CUDA) = 0 ] || $(MAKE) --no-print-directory $(VENV)/nvcc
+	@[ $(FORCE_CUDA) = 0 ] || $(MAKE) -s --no-print-directory $(VENV)/nvcc
 	$(SAY) "compiling the library $(if $(filter 0,$(FORCE_CUDA)),without CUDA kernels,with CUDA kernels for $${TORCH_CUDA_ARCH_LIST:-all architectures} (many minutes))"
 	@rm -f dist/udskd-*; $(COMPILE)
 	@$(WITH_NVCC); \
@@ -126,7 +126,7 @@ wheel: $(VENV)/installed  ## build an sdist and wheels in dist, for every python
 	for python in $(PYTHONS); do \
 	  version=$$($$python -c '$(VERSION)' 2>/dev/null) || continue; \
 	  there=$(VENV)-$$version; \
-	  [ $$version = $$own ] || $(MAKE) --no-print-directory VENV=$$there PYTHON=$$python $$there/installed wheel-here test-wheel || exit; \
+	  [ $$version = $$own ] || $(MAKE) -s --no-print-directory VENV=$$there PYTHON=$$python $$there/installed wheel-here test-wheel || exit; \
 	done
 	@ls dist
 
