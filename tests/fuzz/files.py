@@ -39,7 +39,7 @@ from udskd.data.formats import FORMATS
 from udskd.data.manifest import MAGIC as MANIFEST_MAGIC
 from udskd.data.manifest import read_manifest
 from udskd.data.packed import PREFIX, open_packs
-from udskd.errors import UdskdError
+from udskd.errors import UdskdError, printable
 from udskd.models.checkpoints import STATE
 from udskd.models.loading import load_network
 from udskd.results.runs import group_runs, read_runs
@@ -135,7 +135,7 @@ def _run(case: Case) -> str | None:
 
 
 def _wrong_sentence(text: str, path: Path) -> str | None:
-    if len(text.splitlines()) != 1:
+    if len(printable(text).splitlines()) != 1:  # as the command line prints it
         return f"not one sentence: {text!r}"
     if "none of the runs given is complete" in text:  # after a warning that names the run
         return None
