@@ -7,6 +7,7 @@ a folder of a run that is begun can be continued.
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterable
 from functools import partial
@@ -178,15 +179,16 @@ def _run(case: Case) -> str | None:
 
 
 def _main(argv: list[str], output: str) -> int:
-    """In the child: the command, whose standard output is a file, a full disk, closed, or a pipe without a reader."""
+    """In the child: the command, whose standard output is a file, a full disk, closed, or a pipe without a reader, as
+    Python starts with it."""
     if output == "closed":
         os.close(1)
-    elif output == "ended pipe":
+        sys.stdout = None  # type: ignore[assignment]
+    elif output != "file":
         reading, writing = os.pipe()
         os.close(reading)
-        os.dup2(writing, 1)
-    elif output != "file":
-        os.dup2(os.open(output, os.O_WRONLY), 1)
+        os.dup2(writing if output == "ended pipe" else os.open(output, os.O_WRONLY), 1)
+        sys.stdout = open(1, "w", encoding="utf-8")  # noqa: SIM115
     return main(argv)
 
 
