@@ -120,7 +120,7 @@ def _run_program(main: Callable[[], int], folder: Path, out: Path, err: Path, me
         for number, file in ((0, Path(os.devnull)), (1, out), (2, err)):
             _to_file(number, file)
         for name, number in (("stdout", 1), ("stderr", 2)):  # pytest has replaced these
-            setattr(sys, name, open(number, "w", encoding="utf-8", errors="backslashreplace"))  # noqa: SIM115
+            setattr(sys, name, open(number, "w", encoding="utf-8", errors="backslashreplace", closefd=False))  # noqa: SIM115
         code = main()
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)

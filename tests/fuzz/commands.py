@@ -183,12 +183,12 @@ def _main(argv: list[str], output: str) -> int:
     Python starts with it."""
     if output == "closed":
         os.close(1)
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
     elif output != "file":
         reading, writing = os.pipe()
         os.close(reading)
         os.dup2(writing if output == "ended pipe" else os.open(output, os.O_WRONLY), 1)
-        sys.stdout = open(1, "w", encoding="utf-8")  # noqa: SIM115
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     return main(argv)
 
 
