@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench import machine, providers
+from bench import providers
 from bench.arguments import add_device, count, make_parser
 from bench.files import write_json
 from bench.machine import check_device
@@ -74,7 +74,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(argv)
     check_device(parser, options.device)
-    machine.keep_memory()
     torch.set_num_threads(options.threads)
     rows = measure(options.device, options.rounds)
     table.show([section(rows)])

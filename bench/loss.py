@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from bench import caches, loss_table, machine, providers, timing
+from bench import caches, loss_table, providers, timing
 from bench.arguments import add_device, comma_separated, count, make_parser, one_of, shape
 from bench.files import write_json, write_text
 from bench.loss_case import Disagreement, measure
@@ -144,7 +144,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
-    machine.keep_memory()
     if options.threads:
         torch.set_num_threads(options.threads)
     chosen, skipped = providers.available(options.providers, options.device, options.loss)

@@ -8,7 +8,6 @@ prints the properties and state of the GPU as JSON; it changes no setting.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import platform
@@ -92,22 +91,6 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return out
-
-
-def keep_memory() -> bool:
-    """Makes glibc keep freed memory for the rest of the process; False where there is no glibc.
-
-    By default glibc returns every large block to the kernel, and the next call takes a page fault for each 4 KiB of a
-    temporary: up to twice the time, and most of its variance. A training loop with a caching allocator has no such
-    faults. The setting favours the baseline, which has the most temporaries.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    mallopt = ctypes.CDLL(None).mallopt
-    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # malloc.h
-    mallopt(trim_threshold, 2**31 - 1)
-    # Older versions of glibc refuse thresholds above 32 MiB; there, mmap is switched off.
-    return bool(mallopt(mmap_threshold, 1 << 30) or mallopt(mmap_max, 0))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,7 +16,6 @@ from unittest import mock
 
 import torch
 
-from bench import machine
 from bench.arguments import count, make_parser
 from bench.formatting import time
 from bench.timing import TimedLoop, Times, interleaved
@@ -67,11 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=count, default=64, help="images in a batch")
     parser.add_argument("--size", type=count, default=224)
     parser.add_argument("--threads", type=count, default=1, help="PyTorch's threads")
-    parser.add_argument("--keep-memory", action="store_true", help="measure without page faults")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
-    if options.keep_memory and not machine.keep_memory():
-        parser.error("--keep-memory needs glibc")
     sections = []
     for mixed in (False, True):
         times = interleaved(loops_of(make_batch(options.images, options.size, mixed)), options.rounds, "cpu")

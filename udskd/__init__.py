@@ -7,8 +7,9 @@ PyTorch, and the loss needs no package but PyTorch and NumPy.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from udskd._version import __version__
 from udskd.errors import explain_missing_packages
+
+__version__ = "0.1.0.dev0"
 
 __all__ = [
     "DualStudentLoss",

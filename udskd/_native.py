@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from udskd._version import __version__
+from udskd import __version__
 
 native: dict[str, Any] = {}
 """The facts that the compiled library reports about its build; empty without a library."""

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from udskd.errors import printable
-from udskd.streams import LossyOutput
+from udskd.process.streams import LossyOutput
 
 LINE_EVERY = 60.0  # seconds between the plain lines within an epoch
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench import caches, call, kernel_time, loss, loss_case, loss_style, loss_table, machine, memory, providers, timing
+from bench import caches, call, kernel_time, loss, loss_case, loss_style, loss_table, memory, providers, timing
 from bench import workload as workload_module
 from bench.providers import FACTORIES, Provider
 from bench.workload import LOSS_OPTIONS, Case, Oracle, evaluate, make_workload
@@ -34,10 +34,9 @@ TINY = "--threads 1 --shapes 4x10 --rounds 1 --dtypes float32 --students indepen
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short samples, a copy that is not measured, and this process's memory as it is."""
+    """Short samples, and a copy that is not measured."""
     monkeypatch.setattr(timing, "MIN_SAMPLE_US", 1.0)
     monkeypatch.setattr(timing, "copy_bandwidth", lambda device: 10.0)
-    monkeypatch.setattr(machine, "keep_memory", lambda: True)
 
 
 def run(command: str) -> int:

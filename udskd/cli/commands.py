@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from udskd._version import __version__
+from udskd import __version__
 from udskd.cli.options import SETTINGS, RecipeCommand, read_config
 from udskd.config import recipes, schema
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import click
 from click.shell_completion import shell_complete
 
-from udskd import streams
 from udskd.cli.commands import root
 from udskd.errors import Interrupted, PeerFailed, SystemLimit, UdskdError, explain_system_error
+from udskd.process import streams
 
 COMPLETE = "_UDSKD_COMPLETE"  # click's name for the environment variable in which a shell requests completions
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from udskd.config import schema, toml
 from udskd.errors import DataError, printable
+from udskd.process.streams import print_error
 from udskd.results.run_files import LOG, read_events, read_predictions, read_summary
 from udskd.results.statistics import Floats, disagreement
-from udskd.streams import print_error
 
 INCIDENTAL_OPTIONS = {
     *("seed", "output", "teacher.checkpoint", "teacher.cache", "data.root", "data.loader", "data.workers"),

@@ -14,6 +14,7 @@ from udskd.data import open_sets
 from udskd.data.workers import translate_worker_death
 from udskd.errors import CheckpointError, Interrupted, SystemLimit, explain_system_error
 from udskd.models.zoo import Model
+from udskd.process.settings import apply_settings
 from udskd.progress import Display
 from udskd.training.engine.loop import fit
 from udskd.training.engine.session import Session
@@ -38,6 +39,7 @@ def train(config: Config, *, resume: Path | None = None, previous: bool = False)
     Raises UdskdError's subclasses: for options, data, checkpoints, and Interrupted after a signal that stops it, when
     everything complete is saved.
     """
+    apply_settings()
     with joined_processes() as (world, stop):
         methods.check(config)  # here, so that only one process reports a mistake
         display, run = Display(silent=not world.is_rank0), find_run_to_resume(config, resume, world)

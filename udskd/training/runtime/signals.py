@@ -9,7 +9,7 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
-from udskd.streams import print_error
+from udskd.process.streams import print_error
 
 
 class Stopped(Exception):

@@ -22,7 +22,7 @@ try:
 except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
-from udskd._version import __version__
+from udskd import __version__
 from udskd.config import toml
 from udskd.config.schema import Config
 from udskd.data.manifest import FILE as MANIFEST

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from udskd import streams
-from udskd.streams import LossyOutput, print_error
+from udskd.process import streams
+from udskd.process.streams import LossyOutput, print_error
 
 
 def test_an_output_that_fails_is_reported_once_and_then_discarded(
@@ -60,7 +60,7 @@ def test_characters_that_an_encoding_lacks_become_escapes(monkeypatch: pytest.Mo
 @pytest.mark.subprocess
 def test_closed_streams_are_opened_so_that_no_other_file_gets_their_numbers() -> None:
     program = (
-        "from udskd import streams; streams.open_missing(); print('lost'); "
+        "from udskd.process import streams; streams.open_missing(); print('lost'); "
         "file = open('/dev/null'); assert file.fileno() > 2"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
