@@ -18,7 +18,7 @@ from udskd.config.toml import tomllib
 from udskd.errors import PACKAGES
 
 PROJECT: dict[str, Any] = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
-CORE, TRAIN, TENSORBOARD = PACKAGES
+CORE, TRAIN, TENSORBOARD, TIMM = PACKAGES
 WITHOUT_EXTRAS = ("loss.functional", "_native", "cli.entry_point")
 RUN_COMMAND = "import sys; from udskd.cli import entry_point; sys.exit(entry_point.main())"
 SENTENCE = "the package {} is not installed; install it with: pip install '{}'"
@@ -73,6 +73,7 @@ def test_the_extras_declare_exactly_what_the_other_modules_import() -> None:
     extras = PROJECT["optional-dependencies"]
     assert packages(extras["train"]) == set(PACKAGES[TRAIN])
     assert packages(extras["tensorboard"]) == set(PACKAGES[TENSORBOARD])
+    assert packages(extras["timm"]) == set(PACKAGES[TIMM])
     assert found == {package for packages in PACKAGES.values() for package in packages}
 
 
@@ -91,7 +92,7 @@ def test_the_loss_works_without_the_packages_of_the_extras() -> None:
         assert udskd.DualStudentLoss()(*logits, target).loss == loss
         udskd.build_info()
     """
-    done = python(f"exec({program!r})", hidden=PACKAGES[TRAIN] + PACKAGES[TENSORBOARD])
+    done = python(f"exec({program!r})", hidden=PACKAGES[TRAIN] + PACKAGES[TENSORBOARD] + PACKAGES[TIMM])
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -129,6 +130,15 @@ def test_load_of_a_torchvision_model_without_torchvision_raises_import_error() -
     )
     done = python(f"exec({program!r})", hidden=("torchvision",))
     assert (done.stdout, done.stderr) == (SENTENCE.format("torchvision", TRAIN) + "\n", "")
+
+
+def test_a_network_of_timm_needs_timm() -> None:
+    program = (
+        "from udskd.models import zoo\n"
+        "try: zoo.build('timm:resnet18', 5, 32)\nexcept ImportError as error: print(error)"
+    )
+    done = python(f"exec({program!r})", hidden=("timm",))
+    assert (done.stdout, done.stderr) == (SENTENCE.format("timm", TIMM) + "\n", "")
 
 
 def test_a_run_with_tensorboard_events_needs_tensorboard() -> None:

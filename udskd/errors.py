@@ -12,6 +12,7 @@ PACKAGES = {
         *("torchvision", "PIL", "simplejpeg", "safetensors", "rich", "click", "matplotlib", "tomli", "tomli_w"),
     ),
     "udskd[tensorboard]": ("tensorboard",),
+    "udskd[timm]": ("timm",),
 }
 """The packages that udskd imports, by the argument of `pip install` that installs them."""
 
@@ -35,6 +36,15 @@ class UdskdError(Exception):
 
 class ConfigError(UdskdError):
     """A recipe or an option is wrong: unknown key, wrong type, value out of range."""
+
+
+class NetworkCodeError(ConfigError):
+    """The code of a network that is not udskd's raised an error."""
+
+    def __init__(self, message: str, details: str = "") -> None:
+        """details: the traceback of that error, which the command line prints below the message."""
+        super().__init__(message)
+        self.details = details
 
 
 class DataError(UdskdError):

@@ -418,3 +418,28 @@ def test_a_command_with_commands_of_its_own_lists_them(
     assert subject in text
     assert cli.main([command, "--help"]) == 0
     assert capsys.readouterr().out == text
+
+
+def test_the_error_of_a_networks_own_code_is_printed_below_one_sentence(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "nets_of_the_command.py").write_text("def net(num_classes, depth):\n    return 1 // depth\n")
+    options = ["--data.root", "images", "--student_a.model", "nets_of_the_command:net"]
+    assert cli.main(["train", "recipe.toml", *options, "--student_a.options", "{depth = 0}"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith('udskd: error: model "nets_of_the_command:net" cannot be built')
+    assert lines[0].endswith(
+        f"ZeroDivisionError: integer division or modulo by zero in {folder}/nets_of_the_command.py, line 2"
+    )
+    assert "    return 1 // depth" in lines
+    assert lines[-1] == "ZeroDivisionError: integer division or modulo by zero"
+
+
+def test_the_options_of_a_network_are_an_inline_table(
+    folder: Path, train_calls: list[tuple[Config, Path | None, bool]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["train", "recipe.toml", "--student_a.options", '{width = 8, act = "relu"}']) == 0
+    assert train_calls[0][0].student_a.options == {"width": 8, "act": "relu"}
+    for text in ("width = 8", "{width = }", "[8]", "{day = 2020-01-01}"):
+        assert cli.main(["train", "recipe.toml", "--student_a.options", text]) == 2
+        assert "student_a.options" in capsys.readouterr().err

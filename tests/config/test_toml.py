@@ -162,3 +162,18 @@ def test_a_name_that_no_recipe_has_is_one_sentence() -> None:
 
 def test_every_recipe_has_a_title() -> None:
     assert all(len(recipes.title(path)) > 20 for path in recipes.recipes().values())
+
+
+def test_the_options_of_a_network_survive_a_recipe(tmp_path: Path) -> None:
+    table = {"width": 8, "act": "relu", "depths": [1, 2], "norm": {"eps": 0.5, "affine": True}}
+    config = schema.with_values(Config(), {"student_a.options": table})
+    (tmp_path / "recipe.toml").write_text(toml.dump(config))
+    assert toml.load(tmp_path / "recipe.toml") == config
+    assert "[teacher.options]" not in toml.dump(config)
+
+
+@pytest.mark.parametrize("text", ["options = 3", "[student_a.options]\nday = 2020-01-01", "options = [[2020-01-01]]"])
+def test_options_of_a_network_that_cannot_be_recorded_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "recipe.toml").write_text(f"[student_a]\n{text}\n")
+    with pytest.raises(ConfigError, match=r"student_a\.options"):
+        toml.load(tmp_path / "recipe.toml")

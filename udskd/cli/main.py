@@ -57,6 +57,8 @@ def _run(argv: list[str]) -> int:
         return 1
     except UdskdError as error:
         _print_error(f"error: {error}")
+        for line in getattr(error, "details", "").splitlines():
+            streams.print_error(line)
         return 2
     except KeyboardInterrupt:
         _print_error("interrupted")

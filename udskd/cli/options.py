@@ -147,6 +147,8 @@ def _click_type(kind: Any) -> Any:
         return _BOOLEAN
     if get_origin(kind) is Literal:
         return click.Choice(get_args(kind))
+    if get_origin(kind) is dict:
+        return _Table()
     return tuple(map(_click_type, get_args(kind))) if get_origin(kind) is tuple else kind
 
 
@@ -159,6 +161,20 @@ class _Optional(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return None if value == "None" else self.inner.convert(value, param, ctx)
+
+
+class _Table(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """An inline table of TOML."""
+
+    name = "table"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return toml.parse_table(param.opts[0].lstrip("-") if param else self.name, value)
+        except ConfigError as error:
+            raise click.ClickException(str(error)) from None
 
 
 @cache

@@ -46,6 +46,9 @@ def convert(name: str, value: Any, kind: Any) -> Any:
         return value
     if get_origin(kind) is tuple and isinstance(value, (list, tuple)) and len(value) == len(get_args(kind)):
         return tuple(convert(name, v, k) for v, k in zip(value, get_args(kind), strict=True))
+    if get_origin(kind) is dict and isinstance(value, dict):
+        _check_plain(name, value)
+        return value
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return _to_float(name, value)
     if kind in (int, str) and isinstance(value, kind) and not isinstance(value, bool):
@@ -55,6 +58,21 @@ def convert(name: str, value: Any, kind: Any) -> Any:
     found = f'"{shown(value)[1:-1]}"' if isinstance(value, str) else f"{shown(value)} ({type(value).__name__})"
     near = did_you_mean(value, get_args(kind)) if isinstance(value, str) and get_origin(kind) is Literal else ""
     raise ConfigError(f"{name} must be {_in_words(kind)}, got {found}{near}")
+
+
+def _check_plain(name: str, value: Any) -> None:
+    """ConfigError unless TOML and JSON can both hold the value, and it equals itself after reading."""
+    if isinstance(value, (dict, list)):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_text(name, str(key))
+            _check_plain(f"{name}.{key}", inner)
+    elif isinstance(value, str):
+        _check_text(name, value)
+    elif not (
+        (isinstance(value, int) and value.bit_length() < 64) or (isinstance(value, float) and math.isfinite(value))
+    ):
+        expected = "a string, a finite number, true or false, or an array or a table of these"
+        raise ConfigError(f"{name} must be {expected}, got {shown(value)}")
 
 
 def _to_float(name: str, value: float) -> float:
@@ -69,6 +87,8 @@ def _in_words(hint: Any) -> str:
         return "one of " + ", ".join(f'"{choice}"' for choice in get_args(hint))
     if get_origin(hint) is tuple:
         return f"an array of {len(get_args(hint))} numbers"
+    if get_origin(hint) is dict:
+        return "a table of keyword arguments"
     return {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}[hint]
 
 
@@ -103,7 +123,7 @@ def _check_type(name: str, value: Any) -> None:
     kind = value_type(hint)
     if value is None and kind is not hint:
         return
-    if isinstance(value, list):
+    if isinstance(value, list) and get_origin(kind) is tuple:
         raise ConfigError(f"{name} must be {_in_words(kind)} in a tuple, got a list")
     convert(name, value, kind)
 

@@ -50,7 +50,11 @@ class DataConfig:
 @dataclass(frozen=True)
 class TeacherConfig:
     model: str = "resnet50"
-    """A torchvision classification model, or one of udskd's tiny networks."""
+    """A torchvision classification model, one of udskd's tiny networks, timm:NAME for one of timm's, or
+    package.module:function for your own."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of a network of timm or of your own, as the section [teacher.options]; on the command line as
+    an inline table, such as "{drop_rate = 0.1}"."""
     stem: Stem = "auto"
     """First layers: "imagenet" (stride 4), "half" (stride 2), "small" (stride 1); "auto" is that of the checkpoint
     ("imagenet" if the file names none), and without a checkpoint "small" below 96 px, else "imagenet"."""
@@ -76,7 +80,10 @@ class TeacherConfig:
 @dataclass(frozen=True)
 class StudentConfig:
     model: str = "resnet18"
-    """A torchvision classification model, or one of udskd's tiny networks."""
+    """A torchvision classification model, one of udskd's tiny networks, timm:NAME for one of timm's, or
+    package.module:function for your own."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of a network of timm or of your own, as for the teacher."""
     stem: Stem = "auto"
     """First layers, as for the teacher; "auto" is "small" below 96 px, else "imagenet"."""
     lr: float | None = None

@@ -61,7 +61,7 @@ def _without_none(table: dict[str, Any]) -> dict[str, Any]:
     return {
         key: _without_none(value) if isinstance(value, dict) else value
         for key, value in table.items()
-        if value is not None
+        if value is not None and value != {}
     }
 
 
@@ -84,3 +84,15 @@ def _from_table(cls: type[T], table: dict[str, Any], section: str) -> T:
         else:
             values[key] = convert(name, value, value_type(hints[key]))
     return cls(**values)
+
+
+def parse_table(name: str, text: str) -> dict[str, Any]:
+    """An inline table, such as "{depth = 3}". ConfigError if it is none."""
+    try:
+        table = tomllib.loads(f"value = {text.strip()}")
+    except (RecursionError, ValueError):
+        table = {}
+    if table.keys() != {"value"} or not isinstance(table["value"], dict):
+        raise ConfigError(f'{name} must be an inline table, such as "{{depth = 3}}", got {shown(text)}')
+    found: dict[str, Any] = convert(name, table["value"], dict[str, Any])
+    return found

@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -42,6 +42,8 @@ class WeightsInfo:
     std: tuple[float, ...]
     eval_crop: float | None = None
     """data.eval_crop of the run; None if an older udskd wrote the file, without recording it."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of a network that timm or the user's own code builds."""
 
     @property
     def class_hash(self) -> str:
@@ -70,6 +72,8 @@ def save_weights(path: Path, tensors: dict[str, Tensor], info: WeightsInfo) -> N
     }
     if info.eval_crop is not None:
         metadata["eval_crop"] = str(info.eval_crop)
+    if info.options:
+        metadata["options"] = json.dumps(info.options)
     metadata["metadata_sha256"] = _metadata_sum(metadata)
     write_atomic(path, save_safetensors(contiguous | stem_mark(info.model, info.stem), metadata=metadata))
 
@@ -131,10 +135,12 @@ def _info(metadata: Mapping[str, str]) -> WeightsInfo:
     """The metadata, parsed. ValueError for entries that save_weights cannot have written."""
     values: dict[str, Any] = {}
     for name, (read, check) in _METADATA.items():
-        if name not in metadata and name != "eval_crop":
+        if name not in metadata and name in _OPTIONAL:
+            continue
+        if name not in metadata:
             raise ValueError(f"there is no {name}")
         try:
-            values[name] = read(metadata[name]) if name in metadata else None
+            values[name] = read(metadata[name])
             is_valid = check(values[name])
         except (ValueError, TypeError):
             is_valid = False
@@ -158,8 +164,10 @@ _METADATA: dict[str, tuple[Callable[[str], Any], Callable[[Any], bool]]] = {
     "image_size": (int, lambda size: size > 0),
     "mean": (_floats, lambda mean: len(mean) == 3 and all(map(math.isfinite, mean))),
     "std": (_floats, lambda std: len(std) == 3 and all(math.isfinite(s) and s > 0 for s in std)),
-    "eval_crop": (float, lambda crop: crop is None or 0 < crop <= 1),
+    "eval_crop": (float, lambda crop: 0 < crop <= 1),
+    "options": (json.loads, lambda options: isinstance(options, dict)),
 }
+_OPTIONAL = ("eval_crop", "options")
 
 
 _MARK = "udskd: stem '{}' is not torchvision's, so load this file with udskd.load"

@@ -9,14 +9,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from udskd.config.schema import DataConfig, Stem, TeacherConfig
-from udskd.errors import CheckpointError, ConfigError
-from udskd.models import tiny, zoo
+from udskd.config.schema import DataConfig, Stem, StudentConfig, TeacherConfig
+from udskd.errors import CheckpointError, ConfigError, NetworkCodeError
+from udskd.models import imported, tiny, zoo
 from udskd.models.checkpoints import WeightsInfo, load_safetensors_file, load_state_dict, load_weights, take_stem_mark
 
 
-def load_network(path: Path, options: TeacherConfig | None, classes: tuple[str, ...], data: DataConfig) -> zoo.Model:
-    """A trained network for images of these classes. With options, it must have their model and stem.
+def load_network(
+    path: Path, options: TeacherConfig | StudentConfig | None, classes: tuple[str, ...], data: DataConfig
+) -> zoo.Model:
+    """A trained network for images of these classes. With options, it must have their model, stem and options, of which
+    none stands for those of the file.
 
     Stem "auto" is the stem that the file names. In a file that names none, it is torchvision's, at every image size.
 
@@ -29,6 +32,8 @@ def load_network(path: Path, options: TeacherConfig | None, classes: tuple[str, 
             raise CheckpointError(f"{path} does not name its model: give a .safetensors file of udskd's")
         return _plain_network(path, tensors, options, len(classes), data.image_size)
     _check(path, info, options, classes, data)
+    if options is None:
+        _refuse_any_call(path, info)
     model = _own_network(path, tensors, info, data.image_size)
     return replace(model, trained_at=info.image_size)
 
@@ -36,6 +41,7 @@ def load_network(path: Path, options: TeacherConfig | None, classes: tuple[str, 
 def load_own_network(path: Path) -> tuple[zoo.Model, WeightsInfo]:
     """The network in a file of save_weights, for the image size of its training. CheckpointError as in load_network."""
     tensors, info = load_weights(path)
+    _refuse_any_call(path, info)
     return _own_network(path, tensors, info, info.image_size), info
 
 
@@ -50,12 +56,19 @@ def _read(path: Path) -> tuple[dict[str, Tensor], WeightsInfo | None]:
 
 
 def _check(
-    path: Path, info: WeightsInfo, options: TeacherConfig | None, classes: tuple[str, ...], data: DataConfig
+    path: Path,
+    info: WeightsInfo,
+    options: TeacherConfig | StudentConfig | None,
+    classes: tuple[str, ...],
+    data: DataConfig,
 ) -> None:
     if options is not None and info.model != options.model:
         raise CheckpointError(f'{path} holds a "{info.model}", but the recipe asks for "{options.model}"')
     if options is not None:
         _stem(path, info.stem, options)
+        if options.options not in ({}, info.options):
+            asked = f"the recipe asks for {options.options}"
+            raise CheckpointError(f'{path} holds a "{info.model}" of the options {dict(info.options)}, but {asked}')
     if info.classes != classes:
         raise CheckpointError(f"{path} was trained for other classes: {_difference(info.classes, classes)}")
     if (info.mean, info.std) != (data.mean, data.std):
@@ -65,7 +78,22 @@ def _check(
         )
 
 
-def _stem(path: Path, named: str, options: TeacherConfig) -> zoo.BuiltStem:
+def _refuse_any_call(path: Path, info: WeightsInfo) -> None:
+    """CheckpointError if the file, not the recipe, names a function that can be called with any arguments."""
+    try:
+        refused = imported.is_imported(info.model) and imported.takes_any_caller(info.model)
+    except NetworkCodeError:
+        raise
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    if refused:
+        raise CheckpointError(
+            f"{path} holds a network of {info.model}, which takes any arguments, and a file must not decide what is "
+            "called: name num_classes among its arguments, or build the network yourself and load the file's tensors"
+        )
+
+
+def _stem(path: Path, named: str, options: TeacherConfig | StudentConfig) -> zoo.BuiltStem:
     """The stem that a file names. CheckpointError if the recipe asks for another one."""
     if options.stem not in ("auto", named):
         raise CheckpointError(f'{path} has stem "{named}", but the recipe asks for "{options.stem}": set it to "auto"')
@@ -76,7 +104,10 @@ def _stem(path: Path, named: str, options: TeacherConfig) -> zoo.BuiltStem:
 def _own_network(path: Path, tensors: dict[str, Tensor], info: WeightsInfo, image_size: int) -> zoo.Model:
     stem: zoo.BuiltStem = info.stem  # type: ignore[assignment]
     try:
-        model = zoo.build(info.model, len(info.classes), image_size, stem, untried=image_size != info.image_size)
+        untried = image_size != info.image_size
+        model = zoo.build(info.model, len(info.classes), image_size, stem, info.options, untried=untried)
+    except NetworkCodeError:
+        raise
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from None
     _load_into(path, model.module, tensors)
@@ -84,15 +115,17 @@ def _own_network(path: Path, tensors: dict[str, Tensor], info: WeightsInfo, imag
 
 
 def _plain_network(
-    path: Path, tensors: dict[str, Tensor], options: TeacherConfig, classes: int, image_size: int
+    path: Path, tensors: dict[str, Tensor], options: TeacherConfig | StudentConfig, classes: int, image_size: int
 ) -> zoo.Model:
     tensors, stem = _plain_stem(path, tensors, options)
-    model = zoo.build(options.model, classes, image_size, stem)
+    model = zoo.build(options.model, classes, image_size, stem, options.options)
     _load_into(path, model.module, tensors)
     return model
 
 
-def _plain_stem(path: Path, tensors: dict[str, Tensor], options: TeacherConfig) -> tuple[dict[str, Tensor], Stem]:
+def _plain_stem(
+    path: Path, tensors: dict[str, Tensor], options: TeacherConfig | StudentConfig
+) -> tuple[dict[str, Tensor], Stem]:
     """A state dict without its stem mark, and its stem.
 
     A state dict copied from a file of udskd's has a mark. torchvision's own files do not record a stem, so that an

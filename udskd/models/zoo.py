@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from udskd.config.schema import Stem
 from udskd.config.suggest import did_you_mean
 from udskd.errors import ConfigError, explain_missing_packages
-from udskd.models import tiny
+from udskd.models import imported, tiny
 from udskd.models.features import meta_copy, trace
 
 BuiltStem = Literal["imagenet", "half", "small"]
@@ -30,10 +33,13 @@ class Model:
     module: nn.Module
     trained_at: int | None = None
     """Image size in pixels that the weights were trained at, if their file records it."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments with which it was built, if it is imported."""
 
     def describe(self) -> str:
         """One line for the log: name, parameters, stem, and the image size of its training if that is another."""
-        text = f"{self.name}, {parameter_count(self.module) / 1e6:.3g} M parameters, stem {self.stem}"
+        stem = "" if imported.is_imported(self.name) else f", stem {self.stem}"
+        text = f"{self.name}, {parameter_count(self.module) / 1e6:.3g} M parameters{stem}"
         other = self.trained_at not in (None, self.image_size)
         return f"{text}, trained on images of {self.trained_at} px" if other else text
 
@@ -43,17 +49,31 @@ def parameter_count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def build(name: str, num_classes: int, image_size: int, stem: Stem = "auto", *, untried: bool = True) -> Model:
+def build(
+    name: str,
+    num_classes: int,
+    image_size: int,
+    stem: Stem = "auto",
+    options: Mapping[str, Any] | None = None,
+    *,
+    untried: bool = True,
+) -> Model:
     """A randomly initialised network for images [B, 3, image_size, image_size] -> logits [B, num_classes].
 
     Most of torchvision's networks down-sample the image by four before their first stage, which suits 224 px. Stem
     "imagenet" keeps that, "half" down-samples by two, "small" not at all. "auto" is "small" below 96 px and "imagenet"
     otherwise; for networks without a stem to change (vision transformers) it is always "imagenet".
 
+    options: keyword arguments of an imported network (udskd.models.imported), which has no stem to change.
     untried: whether the network may be one that does not take images of this size, so that it has to be tried.
 
-    Raises ConfigError for an unknown name, a stem that the network cannot have, and images too small for it.
+    Raises ConfigError for an unknown name or option, a stem that the network cannot have, images too small for it, and
+    an output other than logits.
     """
+    if imported.is_imported(name):
+        return _imported(name, num_classes, image_size, stem, options or {}, untried)
+    if options:
+        raise ConfigError(f'model "{name}" takes no options, got {", ".join(options)}: they are for imported networks')
     if tiny.is_tiny(name):
         model = Model(name, "small", num_classes, image_size, tiny.build(name, num_classes))
         if stem not in ("auto", "small"):
@@ -74,6 +94,19 @@ def build(name: str, num_classes: int, image_size: int, stem: Stem = "auto", *, 
     return Model(name, wanted, num_classes, image_size, module)
 
 
+def _imported(
+    name: str, num_classes: int, image_size: int, stem: Stem, options: Mapping[str, Any], untried: bool
+) -> Model:
+    if stem not in ("auto", "imagenet"):
+        raise ConfigError(f'model "{name}" has no stem "{stem}", only torchvision\'s networks have: use "auto"')
+    module = imported.build(name, num_classes, image_size, options)
+    if any(isinstance(p, UninitializedParameter) for p in module.parameters()):
+        raise ConfigError(f'model "{name}" has lazy layers without shapes: give their input sizes')
+    if untried:
+        _check_imported(name, module, num_classes, image_size)
+    return Model(name, "imagenet", num_classes, image_size, module, options=dict(options))
+
+
 def _torchvision(name: str, num_classes: int, image_size: int) -> nn.Module:
     with explain_missing_packages():
         import torchvision
@@ -81,8 +114,11 @@ def _torchvision(name: str, num_classes: int, image_size: int) -> nn.Module:
 
     zoo = list_models(module=torchvision.models)
     if name not in zoo:
-        known = "any of torchvision's classification models, tiny_plain_W or tiny_separable_W"
-        raise ConfigError(f'unknown model "{name}"{did_you_mean(name, [*zoo, *tiny.FAMILIES])}; known are {known}')
+        known = (
+            "any of torchvision's classification models, tiny_plain_W, tiny_separable_W, timm:NAME, and "
+            "package.module:function"
+        )
+        raise ConfigError(f'unknown model "{name}"{_near_models(name, zoo)}; known are {known}')
     options: dict[str, object] = {"num_classes": num_classes}
     if name in ("googlenet", "inception_v3"):  # one output in training as well, and torchvision's own initialisation
         options |= {"aux_logits": False, "init_weights": True}
@@ -96,6 +132,13 @@ def _torchvision(name: str, num_classes: int, image_size: int) -> nn.Module:
         reason = str(error).splitlines()[0]
         raise ConfigError(f'model "{name}" cannot be built for images of {image_size} px: {reason}') from None
     return module
+
+
+def _near_models(name: str, zoo: list[str]) -> str:
+    own = did_you_mean(name, [*zoo, *tiny.FAMILIES])
+    if f"{imported.TIMM}{name.partition('.')[0]}" in (of_timm := imported.timm_names()):
+        return f' (did you mean "{imported.TIMM}{name}"?)'
+    return own or did_you_mean(imported.TIMM + name, of_timm)
 
 
 def _reduce_stride(module: nn.Module, stem: BuiltStem) -> bool:
@@ -153,12 +196,36 @@ def _first_convolution(old: nn.Conv2d, stride: int) -> nn.Conv2d:
 
 def _check_image_size(name: str, module: nn.Module, num_classes: int, image_size: int) -> None:
     """ConfigError if the network cannot take images of this size, from one pass on the meta device."""
-    twin = meta_copy(module).eval()
     try:
-        with torch.no_grad():
-            logits = twin(torch.zeros(2, 3, image_size, image_size, device="meta"))
+        _check_logits(name, _try(meta_copy(module), image_size, "meta"), num_classes)
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f'model "{name}" does not take images of {image_size} px: {reason}') from None
+
+
+def _check_imported(name: str, module: nn.Module, num_classes: int, image_size: int) -> None:
+    """As _check_image_size. A network that the meta device cannot run, since its code reads values, runs on the CPU."""
+    try:
+        logits = _try(meta_copy(module), image_size, "meta")
+    except Exception:
+        try:
+            logits = _try(copy.deepcopy(module), image_size, "cpu")
+        except ConfigError as error:
+            raise ConfigError(f'model "{name}": {error}') from None
+        except Exception as error:
+            raise imported.code_error(name, error, f"does not take images of {image_size} px") from error
+    _check_logits(name, logits, num_classes)
+
+
+def _try(module: nn.Module, image_size: int, device: str) -> torch.Tensor:
+    """The output for two images that are zero, in eval mode."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        logits: torch.Tensor = module.eval()(torch.zeros(2, 3, image_size, image_size, device=device))
+    return logits
+
+
+def _check_logits(name: str, logits: torch.Tensor, num_classes: int) -> None:
     if logits.shape != (2, num_classes):
         raise ConfigError(f'model "{name}" gives {list(logits.shape)} instead of [2, {num_classes}] logits')
+    if not logits.is_floating_point():
+        raise ConfigError(f'model "{name}" gives logits of {str(logits.dtype).removeprefix("torch.")}, not floats')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -127,7 +128,8 @@ def read_run(path: Path) -> Run | None:
     if summary.get("status") != "complete":
         warn_left_out(path, f"it is not complete (udskd train --resume {path} finishes it)")
         return None
-    options = schema.flatten(toml.load(path / "config.toml"))
+    flat = schema.flatten(toml.load(path / "config.toml"))
+    options = {name: json.dumps(value) if isinstance(value, dict) else value for name, value in flat.items()}
     return Run(path, summary, options, [event for event in events if event.get("event") == "epoch"])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from udskd.config.schema import ROLES, STUDENTS, DataConfig
+from udskd.config.schema import ROLES, STUDENTS, DataConfig, StudentConfig, TeacherConfig
 from udskd.data import EvalLoader, ImageSet, Shard, open_sets
 from udskd.data.manifest import describe_changes, list_images
 from udskd.data.workers import Poll
@@ -59,8 +59,12 @@ def _load(
     if not set(STUDENTS) <= files.keys():
         raise CheckpointError(f"{run} holds no trained students yet: udskd train --resume {run} continues it")
     runtime, (_, images) = Runtime.from_config(config.training, world), open_sets(data)
+    options: dict[str, TeacherConfig | StudentConfig] = {
+        **{"teacher": config.teacher, SHAPED_TEACHER: config.teacher},
+        **{"student_a": config.student_a, "student_b": config.student_b},
+    }
     networks = {
-        role: runtime.place(loading.load_network(file, None, images.classes, data).module)
+        role: runtime.place(loading.load_network(file, options[role], images.classes, data).module)
         for role, file in files.items()
     }
     size = min(config.training.batch_size, MAX_EVALUATION_BATCH)

@@ -50,5 +50,8 @@ class Session:
         if not self.world.is_rank0:
             return
         data = self.config.data
-        info = WeightsInfo(model.name, model.stem, self.classes, data.image_size, data.mean, data.std, data.eval_crop)
+        info = WeightsInfo(
+            *(model.name, model.stem, self.classes, data.image_size),
+            *(data.mean, data.std, data.eval_crop, model.options),
+        )
         save_weights(path, result.state_dict(), info)

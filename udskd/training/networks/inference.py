@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from udskd.models.imported import take_logits
 from udskd.training.runtime.device import Runtime
 
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -48,6 +49,8 @@ def fold(module: nn.Module) -> nn.Module:
         traced = fx.symbolic_trace(module)
     except Exception:  # tracing raises errors of many types where control flow depends on values
         return module
+    if take_logits in module._forward_hooks.values():  # a trace has no hooks
+        traced.register_forward_hook(take_logits)
     layers = dict(traced.named_modules())
     for node in list(traced.graph.nodes):
         if node.op != "call_module" or not isinstance(layers[node.target], _NORMS):

@@ -171,4 +171,4 @@ def build_model(
     """The network of a role. Its weights depend on the seed and the role only, not on what was built before it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, ROLES.index(role)))
-        return zoo.build(options.model, num_classes, image_size, options.stem)
+        return zoo.build(options.model, num_classes, image_size, options.stem, options.options)

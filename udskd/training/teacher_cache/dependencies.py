@@ -33,6 +33,7 @@ def collect(config: Config, images: ImageSet, model: Model, runtime: Runtime) ->
         "seed": config.seed,
         "teacher.model": model.name,
         "teacher.stem": model.stem,
+        "teacher.options": model.options or None,
         "teacher.sha256": fingerprint(model.module.state_dict()),
         "data.classes": len(images.classes),
         "data.class_hash": class_hash(images.classes),
