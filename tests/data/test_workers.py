@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from udskd.data import (
     open_sets,
     pack,
 )
-from udskd.data.batch import ReadCheck
+from udskd.data.batch import BatchRequest, ReadCheck
 from udskd.data.workers import AHEAD, MOST_THREADS, ProcessWorkers, SerialWorkers, ThreadWorkers, make_workers
 from udskd.errors import DataError
 
@@ -54,6 +55,37 @@ def test_closing_ends_threads_and_processes(loader: str, workers: int) -> None:
         assert len(multiprocessing.active_children()) == processes
     assert sum(len(batch) for batch in train_loader.epoch(2)) == 200
     train_loader.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (RuntimeError, "unable to write to file </torch_12_34>: No space left on device (28)"),
+        (
+            RuntimeError,
+            "unable to allocate shared memory(shm) for file </torch_12_34>: Resource temporarily unavailable",
+        ),
+        (OSError, "[Errno 24] Too many open files"),
+        (MemoryError, ""),
+    ],
+)
+def test_a_limit_that_a_process_reaches_is_one_sentence(error: type[Exception], text: str) -> None:
+    workers = make_workers(Failing(MemorySet(20), error(text)), "processes", 1)
+    with pytest.raises(DataError, match="too little memory or shared memory is the usual cause") as caught:
+        list(workers.run([BatchRequest(0, 0, np.arange(4))]))
+    assert "\n" not in str(caught.value)
+    assert text in str(caught.value)
+
+
+class Failing(ReadCheck):
+    """Views that fail in the process that makes them."""
+
+    def __init__(self, images: MemorySet, error: Exception) -> None:
+        super().__init__(images)
+        self.error = error
+
+    def __getitem__(self, request: BatchRequest) -> NoReturn:
+        raise self.error
 
 
 def test_threads_decode_ahead_and_stop_when_the_epoch_is_closed() -> None:

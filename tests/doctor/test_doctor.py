@@ -338,3 +338,9 @@ def test_a_pack_is_thought_of_as_it_would_be_made() -> None:
     assert pack_one(b"\xff\xd8 large", large).startswith(b"\xff\xd8\xff")
     assert pack_one(b"\xff\xd8 small", large[:200]) == b"\xff\xd8 small"
     assert pack_one(b"\x89PNG", large[:200]).startswith(b"\xff\xd8\xff")
+
+
+def test_control_characters_of_the_root_are_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_tree(tmp_path / "a\x1b[31mred", train=4, val=2)
+    doctor.data(schema.with_values(tiny_config(root, tmp_path / "run"), {"method": "ce"}))
+    assert "\x1b" not in capsys.readouterr().out

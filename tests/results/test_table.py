@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from PIL import Image
+from rich.console import Console
 
 from udskd.errors import DataError, UdskdError
 from udskd.results import table as report
@@ -245,3 +248,25 @@ def test_damaged_predictions_are_named(tmp_path: Path) -> None:
     (tmp_path / "1" / "predictions.safetensors").write_bytes(b"damaged")
     with pytest.raises(DataError, match=r"1/predictions.safetensors is damaged"):
         report.table(group_runs(read_runs(runs)))
+
+
+def test_labels_are_shown_as_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither rich's markup, nor matplotlib's mathematics, nor a terminal's escape sequences."""
+    names = ("a[/red]", "$_{$", "\x1b[31mred", ":smile:")
+    toml = '[student_a]\nmodel = "{}"'.format
+    runs = [
+        write_run(tmp_path / str(number), toml=toml(name.replace("\x1b", "\\u001b")), student_a=student(name))
+        for number, name in enumerate(names)
+    ]
+    terminal = io.StringIO()
+    monkeypatch.setattr(
+        report, "Console", partial(Console, file=terminal, force_terminal=True, no_color=True, width=200)
+    )
+    assert report.compare(runs, tmp_path / "compared") == 0
+    shown = terminal.getvalue()
+    assert all(f"student_a: {name}" in shown for name in ("a[/red]", "$_{$", "\\x1b[31mred", ":smile:"))
+    assert (tmp_path / "compared" / "curves.png").exists()
+
+
+def student(model: str) -> dict[str, Any]:
+    return {"model": model, "top1": 60.0, "top5": 90.0, "nll": 1.25, "ece": 0.05, "brier": 0.5}

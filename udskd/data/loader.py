@@ -15,7 +15,7 @@ from udskd.data.dataset import ImageSet, abbreviate
 from udskd.data.resident import ResidentEvaluation, ResidentTraining
 from udskd.data.shard import Shard
 from udskd.data.workers import Poll, Progress, Workers, make_workers, no_op
-from udskd.errors import DataError
+from udskd.errors import DataError, printable
 
 OnUnreadable = Callable[[str, str], None]
 _WHOLE = Shard()
@@ -199,4 +199,4 @@ def _list_errors(unreadable: Iterable[ReadError]) -> str:
 
 
 def _warn_unreadable(name: str, reason: str) -> None:
-    warnings.warn(f"skipping an image that cannot be read: {name} ({reason})", stacklevel=2)
+    warnings.warn(printable(f"skipping an image that cannot be read: {name} ({reason})"), stacklevel=2)

@@ -46,10 +46,8 @@ def data(config: Config) -> int:
     if int(os.environ.get("WORLD_SIZE") or 1) > 1:
         raise ConfigError("udskd doctor is for one process: start it without torchrun")
     runtime, (images, val) = Runtime.from_config(config.training), open_sets(config.data)
-    some = sample(images, IMAGES)
-    print(
-        f"{config.data.root}: {len(images)} training images of {len(images.classes)} classes, a sample of {len(some)}"
-    )
+    some, classes = sample(images, IMAGES), len(images.classes)
+    print(f"{printable(config.data.root)}: {len(images)} training images of {classes} classes, a sample of {len(some)}")
     print(f"{runtime.describe()}; {cores()} cores, {torch.get_num_threads()} threads\n")
     print(f"{'':<58}images/s", flush=True)
     found = _measure(config, images, val, some, runtime)
@@ -166,7 +164,7 @@ def _loader_rate(
     except DataError as error:
         if each == chosen:
             raise
-        print(f"{name}: {error}", flush=True)
+        print(printable(f"{name}: {error}"), flush=True)
         return None
     _row(name, value, "as in the recipe" if each == chosen else "")
     return value
