@@ -24,6 +24,7 @@ build: $(VENV)/built  ## create the environment in .venv and compile the library
 build-all: $(VENV)/built-all  ## compile the CUDA kernels too, for all architectures (or those of TORCH_CUDA_ARCH_LIST)
 
 demo: build  ## train a teacher, then ce, kd and udskd on generated images; prints a table and draws a figure
+	$(SAY) "starting the demo (the first import of PyTorch can take a minute)"
 	@$(BIN)/udskd demo
 
 # worksteal: a worker takes a block of consecutive tests, so that most modules set up their fixtures once.
