@@ -100,9 +100,11 @@ def test_features_of_an_own_network_can_be_named(config: Config) -> None:
     assert train(options(config, {**OF_MY_OWN, **layers, "method": "sdkd", "training.epochs": 1}))
 
 
-def test_a_network_that_reads_values_is_trained(config: Config) -> None:
-    values = {"teacher.model": OWN + "ValueReader", "student_a.model": OWN + "ValueReader", "training.epochs": 1}
+@pytest.mark.parametrize("name", ["ValueReader", "Tied"])
+def test_a_network_that_reads_values_or_shares_weights_is_trained_and_loaded(config: Config, name: str) -> None:
+    values = {"teacher.model": OWN + name, "student_a.model": OWN + name, "training.epochs": 1}
     assert train(options(config, values))["status"] == "complete"
+    assert udskd.load(run_of(config) / "student_a.safetensors").name == OWN + name
 
 
 @pytest.mark.parametrize("role", ["teacher", "student_a", "student_b"])

@@ -58,7 +58,7 @@ def save_weights(path: Path, tensors: dict[str, Tensor], info: WeightsInfo) -> N
     """
     tensors, _ = take_stem_mark(tensors)
     # safetensors stores no strides: channels_last is set again after loading
-    contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    contiguous = _without_shared_memory({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
     metadata = {
         "format": FORMAT,
         "sha256": fingerprint(contiguous),
@@ -76,6 +76,12 @@ def save_weights(path: Path, tensors: dict[str, Tensor], info: WeightsInfo) -> N
         metadata["options"] = json.dumps(info.options)
     metadata["metadata_sha256"] = _metadata_sum(metadata)
     write_atomic(path, save_safetensors(contiguous | stem_mark(info.model, info.stem), metadata=metadata))
+
+
+def _without_shared_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, with a copy in place of each that shares another's memory, which safetensors refuses."""
+    first = {tensor.untyped_storage().data_ptr(): name for name, tensor in reversed(tensors.items())}
+    return {name: t if first[t.untyped_storage().data_ptr()] == name else t.clone() for name, t in tensors.items()}
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], WeightsInfo]:
