@@ -173,8 +173,8 @@ def _run(case: Case) -> str | None:
         ended = children.program(command, folder, Path(streams), SECONDS, MEMORY)
         if ended is None:
             return "no end within 30 seconds after SIGINT"
-        left = [name for name in _files(folder) - before if name.endswith(".tmp") or ".pack." in name]
-        left += [path.name for path in folder.glob("*/environment.json") if not (path.parent / "config.toml").exists()]
+        new = _files(folder) - before
+        left = [name for name in new if name.endswith(".tmp") or ".pack." in name or _is_half_a_run(folder, name)]
         return _wrong_end(ended) or (f"leaves {', '.join(left)}" if left else None)
 
 
@@ -190,6 +190,11 @@ def _main(argv: list[str], output: str) -> int:
         os.dup2(writing if output == "ended pipe" else os.open(output, os.O_WRONLY), 1)
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     return main(argv)
+
+
+def _is_half_a_run(folder: Path, name: str) -> bool:
+    path = folder / name
+    return path.name == "environment.json" and not (path.parent / "config.toml").exists()
 
 
 def _files(folder: Path) -> set[str]:
