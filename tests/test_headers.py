@@ -44,6 +44,7 @@ def test_headers_are_found() -> None:
     assert {"csrc/common/simd.h", "csrc/common/cpu/vector.h", "csrc/loss/problem.h"} <= set(headers())
 
 
+@pytest.mark.slow_for(cases=lambda header: header not in ("csrc/common/simd.h", "csrc/loss/problem.h"))
 @pytest.mark.skipif(not shutil.which(COMPILER), reason="no C++ compiler")
 @pytest.mark.parametrize("header", headers())
 def test_a_header_compiles_alone(header: str) -> None:

@@ -147,6 +147,7 @@ def test_the_table_has_all_architectures() -> None:
     assert kernels == merged(kernels)
 
 
+@pytest.mark.slow
 @needs_table
 def test_the_compiler_agrees_with_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     home = cuda_toolkit.home()

@@ -370,6 +370,7 @@ def test_an_interruption_is_exit_code_130(
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.slow_for(cases=lambda number: number != signal.SIGINT)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_the_whole_process_group_ends_in_one_line_and_a_run_that_continues(
     folder: Path, number: signal.Signals, train_calls: list[tuple[Config, Path | None, bool]]

@@ -16,7 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.data.helpers.resizing import ROOT, RUNNABLE
+from tests.data.helpers.resizing import OTHER_LEVELS, ROOT, RUNNABLE
 from tests.helpers.threads import threads
 from udskd import _native
 from udskd.config.schema import DataConfig
@@ -105,7 +105,7 @@ def test_images_are_exact_without_the_library(case: Case) -> None:
         assert_exact(case)
 
 
-@pytest.mark.parametrize("level", RUNNABLE)
+@pytest.mark.parametrize("level", OTHER_LEVELS)
 def test_every_simd_level_is_exact(level: str) -> None:
     command = [
         "-m",
@@ -233,6 +233,7 @@ print("passed")
 """
 
 
+@pytest.mark.slow_for(cases=lambda level: level in OTHER_LEVELS)
 @needs_operator
 @pytest.mark.skipif(sys.platform == "win32", reason="needs mprotect")
 @pytest.mark.parametrize("level", RUNNABLE)

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import example, given
 
 from tests.data.helpers.resizing import (
+    OTHER_LEVELS,
     ROOT,
     RUNNABLE,
     ViewCase,
@@ -71,7 +72,7 @@ def test_the_order_of_the_passes_is_pillows(more: int) -> None:
 
 @pytest.mark.subprocess
 @needs_library
-@pytest.mark.parametrize("level", RUNNABLE)
+@pytest.mark.parametrize("level", OTHER_LEVELS)
 def test_every_simd_level_has_pillows_bits(level: str) -> None:
     command = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "pillows_bits and not level", __file__]
     environment = os.environ | {"UDSKD_SIMD": level}
@@ -177,6 +178,7 @@ print("passed")
 """
 
 
+@pytest.mark.slow_for(cases=lambda level: level in OTHER_LEVELS)
 @pytest.mark.subprocess
 @needs_13
 @needs_library

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.loss.helpers.emulated_build import cuda_headers
+from tests.loss.helpers.emulated_build import alone, cuda_headers
 
 HERE = Path(__file__).parent
 FLAGS = ("-std=c++20", "-O1", "-fPIC", "-Wall", "-Wextra", "-Werror", f"-I{HERE}")
@@ -64,9 +64,18 @@ def build(folder: Path, kernels: str, *flags: str) -> Path:
     return library
 
 
+def build_once(factory: pytest.TempPathFactory, name: str, kernels: str, *flags: str) -> Path:
+    """The library of a session, which one of pytest-xdist's workers builds for all."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with alone(folder / "lock"):
+        library = folder / "kernels.so"
+        return library if library.exists() else build(folder, kernels, *flags)
+
+
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("emulator"), "*")
+    return build_once(tmp_path_factory, "emulator", "*")
 
 
 def runtime(name: str) -> str:
@@ -78,7 +87,7 @@ def runtime(name: str) -> str:
 def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not Path(runtime("libasan.so")).is_absolute():
         pytest.skip("no AddressSanitizer")
-    return build(tmp_path_factory.mktemp("sanitized"), "[mr]*", *SANITIZERS)  # mistakes, reductions
+    return build_once(tmp_path_factory, "sanitized", "[mr]*", *SANITIZERS)  # mistakes, reductions
 
 
 class Library:
@@ -504,6 +513,7 @@ def under_sanitizers(library: Path, code: str) -> subprocess.CompletedProcess[st
     return python(library, code, LD_PRELOAD=runtimes, ASAN_OPTIONS=options)
 
 
+@pytest.mark.slow
 @in_every_order
 def test_correct_kernels_run_under_the_sanitizers(sanitized: Path, order: int) -> None:
     code = f"""
@@ -527,6 +537,7 @@ OVERRUNS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", OVERRUNS)
 def test_the_sanitizers_see_what_leaves_its_memory(sanitized: Path, mistake: str) -> None:
     done = under_sanitizers(sanitized, f"gpu('run_{mistake}')")

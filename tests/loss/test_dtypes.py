@@ -48,6 +48,7 @@ def assert_exact(loss: Any, given: dict[str, Any], which: str, arithmetic: torch
         assert (ours.double().cpu() - truth).abs().max().item() <= allowed
 
 
+@pytest.mark.slow_for(cases=lambda backend, students: backend == "emulated" and students != torch.float32)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("which", INPUTS)
 @pytest.mark.parametrize("students", DTYPES, ids=str)

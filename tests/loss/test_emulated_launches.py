@@ -91,6 +91,7 @@ def test_a_captured_step_replays(form: Any, shape: tuple[int, int], learning: tu
 # --- other GPUs -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow_for(cases=lambda sms: sms == 3)
 @pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize("sms", [1, 3])
 def test_few_multiprocessors_take_rows_in_turn(sms: int, regime: str) -> None:

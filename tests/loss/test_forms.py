@@ -46,6 +46,7 @@ def fusable(backend: str) -> list[dict[str, Any]]:
     return [options for options in REDUCED.values() if can_fuse(backend, options)]
 
 
+@pytest.mark.slow_for(cases=lambda backend, dtype: backend == "emulated" and dtype != torch.float32)
 @pytest.mark.parametrize("options", REDUCED.values(), ids=REDUCED)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("form", FORMS)

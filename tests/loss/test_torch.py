@@ -130,7 +130,7 @@ def train_step(model: nn.Module, x: Tensor, teacher: Tensor, target: Tensor, bac
     ).loss  # type: ignore[arg-type]
 
 
-@pytest.mark.slow_for(cases=lambda backend: backend == "reference")
+@pytest.mark.slow_for(cases=lambda backend, dynamic: backend == "reference" or not dynamic)
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("backend", backends())
 def test_compiled_without_graph_breaks_equals_eager(backend: str, dynamic: bool) -> None:

@@ -87,6 +87,7 @@ def test_every_option_agrees_with_the_oracle_in_float64(backend: str, options: d
     assert_as_exact_as_eager(backend, make(9, 13), torch.float64, **options)
 
 
+@pytest.mark.slow_for(cases=lambda backend, dtype: backend == "emulated" and dtype != torch.bfloat16)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("learning", [(0, 1, 2), (1, 2)], ids=["all learn", "students learn"])

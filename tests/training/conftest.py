@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.training.helpers.parallel import ForkServer
 from tests.training.helpers.variants import options
 from udskd.config.schema import Config, DataConfig, StudentConfig, TeacherConfig, TrainingConfig
 from udskd.training import train
@@ -56,3 +58,10 @@ def teacher_weights(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> str
     run = tmp_path_factory.mktemp("teacher") / "run"
     train(options(tiny_config(tree, run), {"method": "kd", "training.epochs": 1, "teacher.epochs": 3}))
     return str(run / "teacher.safetensors")
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[ForkServer]:
+    fork_server = ForkServer()
+    yield fork_server
+    fork_server.close()

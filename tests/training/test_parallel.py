@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,6 @@ BASE = {  # batch-norm, dropout, averages, mixup, saved after every step
     "training.epochs": 2,
     "training.save_every": 1e-9,
 }
-
-
-@pytest.fixture(scope="module")
-def fork_server() -> Iterator[ForkServer]:
-    fork_server = ForkServer()
-    yield fork_server
-    fork_server.close()
 
 
 def place(folder: Path, tree: Path, **values: Any) -> Path:
@@ -320,6 +313,7 @@ def test_a_full_disk_is_told_once_and_the_run_continues_exactly(
 # --- stopping and going on -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow_for(cases=lambda ranks: ranks == 3)
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_when_one_process_is_told_to_stop_all_stop_after_the_same_step_and_continue_exactly(
     fork_server: ForkServer, tree: Path, straight: dict[int, tuple[Path, Ended]], tmp_path: Path, ranks: int
@@ -334,6 +328,7 @@ def test_when_one_process_is_told_to_stop_all_stop_after_the_same_step_and_conti
     assert different(tmp_path / RUN, straight[ranks][0]) == []
 
 
+@pytest.mark.slow_for(cases=lambda ranks: ranks == 3)
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_when_one_process_is_killed_the_others_end_and_the_run_continues_exactly(
     fork_server: ForkServer, tree: Path, straight: dict[int, tuple[Path, Ended]], tmp_path: Path, ranks: int
@@ -346,6 +341,7 @@ def test_when_one_process_is_killed_the_others_end_and_the_run_continues_exactly
     assert different(tmp_path / RUN, straight[ranks][0]) == []
 
 
+@pytest.mark.slow_for(cases=lambda ranks: ranks == 3)
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_another_number_of_processes_may_continue_and_says_so(
     fork_server: ForkServer, tree: Path, tmp_path: Path, ranks: int
@@ -383,6 +379,7 @@ def test_torchrun_shows_our_sentence_and_leaves_no_process(tree: Path, tmp_path:
     assert "exitcode  : 2 " in root_cause, err
 
 
+@pytest.mark.slow_for(cases=lambda whole_group: whole_group)
 @pytest.mark.parametrize("whole_group", [False, True])
 def test_a_signal_to_torchrun_saves_and_the_run_continues_exactly(
     fork_server: ForkServer, tree: Path, straight: dict[int, tuple[Path, Ended]], tmp_path: Path, whole_group: bool
@@ -407,6 +404,7 @@ def test_a_signal_to_torchrun_saves_and_the_run_continues_exactly(
     assert different(tmp_path / RUN, straight[2][0]) == []
 
 
+@pytest.mark.slow
 def test_torchrun_starts_a_run_again_of_which_a_process_was_killed(
     tree: Path, straight: dict[int, tuple[Path, Ended]], tmp_path: Path
 ) -> None:
@@ -455,6 +453,7 @@ def test_any_number_of_processes_warns_of_a_teacher_once_and_alike(
     assert "3 of 3 classes" in found[0][0][0]
 
 
+@pytest.mark.slow_for(cases=lambda ranks: ranks == 3)
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_answers_that_are_not_finite_are_refused_once(
     fork_server: ForkServer, odd_teachers: Path, tmp_path: Path, ranks: int

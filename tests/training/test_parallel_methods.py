@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def fork_server() -> Iterator[ForkServer]:
-    fork_server = ForkServer()
-    yield fork_server
-    fork_server.close()
-
-
+@pytest.mark.slow_for(cases=lambda name: name != "sdkd")
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_of_two_processes_that_was_stopped_ends_as_an_undisturbed_one(
     name: str, fork_server: ForkServer, tree: Path, tmp_path: Path
@@ -44,6 +37,7 @@ def test_a_run_of_two_processes_that_was_stopped_ends_as_an_undisturbed_one(
     assert different(stopped / RUN, straight / RUN) == []
 
 
+@pytest.mark.slow_for(cases=lambda name: name == "sdkd")
 @pytest.mark.parametrize("name", ["sdkd", "akd, learned"])
 def test_two_processes_train_a_methods_parts_as_one_does(
     name: str, fork_server: ForkServer, tree: Path, tmp_path: Path

@@ -40,6 +40,7 @@ def plain(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return result(tiny_config(tree, output), output, **{"data.workers": 0})
 
 
+@pytest.mark.slow_for(cases=lambda source, workers: source == "files" and workers == 3)
 @pytest.mark.parametrize(
     ("source", "loader", "workers"),
     [

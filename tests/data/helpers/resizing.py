@@ -20,6 +20,7 @@ from udskd.data.resize import View, crop_resize
 ROOT = Path(__file__).parents[3]
 LEVELS = list(udskd.build_info()["simd_levels"])
 RUNNABLE = LEVELS[: LEVELS.index(udskd.build_info()["simd"]) + 1] if udskd.build_info()["simd"] else []
+OTHER_LEVELS = RUNNABLE[:-1]  # all but the level in use, which the tests of this process run
 needs_library = pytest.mark.skipif(not resize.has_kernel("cpu"), reason="there is no compiled library")
 # Before version 13, Pillow always resizes rows before columns.
 needs_13 = pytest.mark.skipif(int(PIL.__version__.split(".")[0]) < 13, reason="Pillow before 13 has other bits")

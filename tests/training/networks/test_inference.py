@@ -12,7 +12,8 @@ from udskd.models import zoo
 from udskd.training.networks.inference import FrozenNetwork, fold
 from udskd.training.runtime.device import Runtime
 
-NETWORKS = ["tiny_plain_4", "tiny_separable_4", "resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", "vgg11_bn", "alexnet"]
+NETWORKS = ["tiny_plain_4", "tiny_separable_4", "resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", "alexnet"]
+VGG = pytest.param("vgg11_bn", marks=pytest.mark.slow)  # 130 million weights
 
 
 def with_statistics(name: str, size: int = 64) -> nn.Module:
@@ -32,7 +33,7 @@ def runtime(precision: str = "fp32") -> Runtime:
     return Runtime.from_config(TrainingConfig(device="cpu", precision=precision))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [*NETWORKS, VGG])
 def test_the_folded_network_has_the_logits_of_the_network(name: str) -> None:
     module, images = with_statistics(name), torch.randn(4, 3, 64, 64)
     with torch.no_grad():
@@ -42,6 +43,14 @@ def test_the_folded_network_has_the_logits_of_the_network(name: str) -> None:
 @pytest.mark.parametrize("name", ["tiny_separable_4", "resnet18", "mobilenet_v2", "shufflenet_v2_x0_5"])
 def test_no_batch_norm_is_left_behind_a_convolution(name: str) -> None:
     assert not [m for m in fold(with_statistics(name)).modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+def test_a_convolution_with_a_bias_is_folded() -> None:
+    module, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval(), torch.randn(2, 3, 8, 8)
+    module[1].running_mean, module[1].running_var = torch.randn(4), torch.rand(4) + 0.5
+    folded = fold(module)
+    assert not [m for m in folded.modules() if isinstance(m, nn.BatchNorm2d)]
+    torch.testing.assert_close(folded(x), module(x), rtol=1e-4, atol=1e-4)
 
 
 def test_a_batch_norm_whose_convolution_is_used_elsewhere_too_stays() -> None:

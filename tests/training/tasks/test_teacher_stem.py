@@ -53,6 +53,7 @@ def with_teacher(config: Config, file: str) -> Config:
     return schema.with_values(config, {"teacher.checkpoint": file})
 
 
+@pytest.mark.slow_for(cases=lambda method: method == "cud")
 @pytest.mark.parametrize(("method", "task"), [("kd", StudentsTask), ("cud", StageTask), ("cud", StudentsTask)])
 def test_a_run_is_not_continued_with_another_stem_of_the_same_weights(
     config: Config, files: tuple[str, str], monkeypatch: pytest.MonkeyPatch, method: str, task: type[Task]
