@@ -270,7 +270,7 @@ def test_what_is_wrong_is_said_as_training_would(config: Config, tmp_path: Path)
         doctor.data(schema.with_values(config, {"data.root": str(tmp_path / "nowhere")}))
     with pytest.raises(ConfigError, match="unknown model"):
         doctor.data(schema.with_values(config, {"teacher.model": "resnet51"}))
-    with pytest.raises(ConfigError, match="image_size must be at least 8"):
+    with pytest.raises(ConfigError, match="image_size must be from 8 to 8192"):
         doctor.data(schema.with_values(config, {"data.image_size": 4}))
 
 
