@@ -12,6 +12,7 @@ import io
 import os
 import stat
 import warnings
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -110,6 +111,7 @@ def read_pickle(path: Path, data: memoryview) -> dict[str, Any]:
     import torch  # takes a second, and reading a recipe does not need it
 
     try:
+        _check_zip(data)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols, for files that are no pickles
             loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -118,6 +120,14 @@ def read_pickle(path: Path, data: memoryview) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{path} is not a checkpoint: it holds a {type(loaded).__name__} instead of a dict")
     return loaded
+
+
+def _check_zip(data: memoryview) -> None:
+    """ValueError for a zip archive whose entries are longer than the file: torch.save compresses none."""
+    if bytes(data[:4]) == b"PK\3\4":
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > len(data):
+                raise ValueError("its entries are longer than the file")
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

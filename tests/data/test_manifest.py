@@ -103,7 +103,7 @@ def test_a_copy_with_other_times_is_the_same_set(root: Path, tmp_path: Path) -> 
 def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     reads: list[str] = []
     read = folder_module.read_bytes
-    monkeypatch.setattr(folder_module, "read_bytes", lambda path: (reads.append(path), read(path))[1])
+    monkeypatch.setattr(folder_module, "read_bytes", lambda path, *limit: (reads.append(path), read(path, *limit))[1])
     return reads
 
 

@@ -76,7 +76,7 @@ class Files:
 
     def findings(self, cases: list[Case]) -> list[str | None]:
         workspace.template()
-        return children.findings(cases, _run, SECONDS)
+        return children.findings(cases, finding, SECONDS)
 
     def smaller(self, case: Case) -> Iterable[Case]:
         return []
@@ -89,8 +89,8 @@ def draw_damage(file: str, random: Random) -> Case:
     data = (workspace.template() / file).read_bytes()
     harm = _harm_state if data.startswith(STATE) else HARM.get(Path(file).suffix)
     if harm and random.random() < 0.5:
-        return {"content": _packed(harm(data, random)), "sealed": False}
-    return {"content": _packed(damage_bytes(data, random)), "sealed": True}
+        return {"content": pack_content(harm(data, random)), "sealed": False}
+    return {"content": pack_content(damage_bytes(data, random)), "sealed": True}
 
 
 def place(case: Case, path: Path) -> None:
@@ -113,11 +113,13 @@ def place(case: Case, path: Path) -> None:
         path.symlink_to(path.name if kind == "loop" else kind)
 
 
-def _packed(data: bytes) -> str:
+def pack_content(data: bytes) -> str:
+    """A file's content as text, for a case."""
     return b64encode(zlib.compress(data, 9)).decode()
 
 
-def _run(case: Case) -> str | None:
+def finding(case: Case) -> str | None:
+    """What is wrong with the outcome of a case, None for nothing."""
     form = FORMS[case["form"]]
     folder = Path(form.file).parent
     with workspace.copy(str(folder)) as copied:

@@ -7,6 +7,7 @@ import json
 import pickle
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from udskd.config import schema, toml
 from udskd.data import EvalLoader, normalize_batch, open_sets
 from udskd.errors import CheckpointError, DataError
 from udskd.models import zoo
-from udskd.models.checkpoints import WeightsInfo, save_weights
+from udskd.models.checkpoints import WeightsInfo, load_state_dict, save_weights
 from udskd.models.loading import load_network
 from udskd.training import train
 
@@ -335,3 +336,14 @@ def test_the_name_is_there_before_it_is_imported() -> None:
 def test_an_unknown_name_is_still_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'udskd' has no attribute 'loads'"):
         udskd.loads  # noqa: B018
+
+
+def test_a_compressed_archive_of_weights_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    """A few kilobytes could decompress to more than the memory."""
+    torch.save({"x": torch.zeros(2_000_000)}, tmp_path / "stored.pt")
+    with zipfile.ZipFile(tmp_path / "stored.pt") as stored, zipfile.ZipFile(tmp_path / "x.pt", "w", 8) as compressed:
+        for entry in stored.namelist():
+            compressed.writestr(entry, stored.read(entry))
+    assert (tmp_path / "x.pt").stat().st_size < 50_000
+    with pytest.raises(CheckpointError, match=r"x\.pt is truncated or not a checkpoint"):
+        load_state_dict(tmp_path / "x.pt")

@@ -243,11 +243,35 @@ def test_seeds_evaluated_on_different_images_are_named_and_not_compared(
     assert ("validation images of different contents" in capsys.readouterr().err) == differ
 
 
-def test_damaged_predictions_are_named(tmp_path: Path) -> None:
+def test_a_run_with_damaged_predictions_is_named_and_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     runs = [predict(write_run(tmp_path / str(s), seed=s), [0.5, 0.5]) for s in range(2)]
     (tmp_path / "1" / "predictions.safetensors").write_bytes(b"damaged")
-    with pytest.raises(DataError, match=r"1/predictions.safetensors is damaged"):
-        report.table(group_runs(read_runs(runs)))
+    assert [run.path for run in read_runs(runs)] == runs[:1]
+    assert "1/predictions.safetensors is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line", [b"\xff\xfe", b"[]", b"{}", b'{"event": 3}', b'{"event": "epoch", "epoch": "one"}', b"[" * 5_000]
+)
+def test_a_damaged_line_of_the_log_is_named_and_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], line: bytes
+) -> None:
+    log = write_run(tmp_path / "a") / "log.jsonl"
+    intact = read_runs([tmp_path / "a"])[0].epochs
+    log.write_bytes(line + b"\n" + log.read_bytes())
+    assert read_runs([tmp_path / "a"])[0].epochs == intact
+    assert "a/log.jsonl is damaged, left out: line 1 (" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["method", "student_a", "student_b", "dataset", "teacher"])
+@pytest.mark.parametrize("value", [3, [], {"top1": "x"}])
+def test_a_summary_with_a_value_of_another_type_is_named(tmp_path: Path, key: str, value: object) -> None:
+    file = write_run(tmp_path / "a") / "summary.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+    with pytest.raises(DataError, match=rf"a/summary\.json is damaged \({key}"):
+        read_runs([tmp_path / "a"])
 
 
 def test_labels_are_shown_as_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

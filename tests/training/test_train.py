@@ -196,6 +196,21 @@ def test_a_stop_during_evaluation_keeps_all_steps(config: Config, monkeypatch: p
     assert train(config, resume=Path(config.output or ""))["status"] == "complete"
 
 
+@pytest.mark.parametrize("line", [0, -1])
+def test_a_damaged_line_of_the_log_does_not_prevent_resuming(
+    config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: int
+) -> None:
+    on_call(monkeypatch, StudentsTask, "losses", 5, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(Interrupted):
+        train(config)
+    log = Path(config.output or "") / "log.jsonl"
+    lines = log.read_bytes().splitlines()
+    lines[line] = b'{"event": "epoch", "epoch": "\xff"}'
+    log.write_bytes(b"\n".join(lines) + b"\n")
+    assert train(config, resume=Path(config.output or ""))["status"] == "complete"
+    assert "log.jsonl is damaged, left out: line" in capsys.readouterr().err
+
+
 def test_a_full_disk_keeps_the_previous_checkpoint_and_says_how_to_go_on(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

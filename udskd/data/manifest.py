@@ -10,6 +10,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from udskd.config.validation import parse_json, reading
 from udskd.data.dataset import ImageSet, UnreadableImage, abbreviate
 from udskd.data.workers import Poll, in_order, no_op
 from udskd.errors import CheckpointError
@@ -122,16 +123,12 @@ def _digests(manifest: Manifest) -> dict[str, str]:
 
 def read_manifest(path: Path) -> Manifest | None:
     """The manifest in a file, or None if there is no such file. CheckpointError if the file is damaged."""
+    advice = "put it back, or delete it to continue without knowing whether the images are still the same"
     try:
-        return from_bytes(read_regular(path))
+        with reading(path, CheckpointError, advice, damaged="lists the images and is damaged"):
+            return from_bytes(read_regular(path))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise CheckpointError(
-            f"{path}, the list of the images, cannot be read ({reason}): put it back, or delete it to continue without "
-            "knowing whether the images are still the same"
-        ) from None
 
 
 def to_bytes(manifest: Manifest) -> bytes:
@@ -147,10 +144,19 @@ def from_bytes(data: bytes) -> Manifest:
     if head != MAGIC + hashlib.sha256(content).hexdigest().encode():
         raise ValueError("its contents do not match their SHA-256")
     try:
-        manifest = {split: Listing(**values) for split, values in json.loads(zlib.decompress(content)).items()}
+        manifest: Manifest = parse_json(_decompress(content), Manifest)
         is_complete = all(len(one.names) == len(one.digests) == len(one.marks) for one in manifest.values())
-    except (zlib.error, ValueError, TypeError, AttributeError):
+    except (zlib.error, ValueError, RecursionError):
         is_complete = False
     if not is_complete:
         raise ValueError("it was not written by udskd")
     return manifest
+
+
+def _decompress(content: bytes) -> bytes:
+    """ValueError for more than 64 times the bytes, which no list has: half of a list are digests."""
+    stream = zlib.decompressobj()
+    data = stream.decompress(content, 64 * len(content))
+    if not stream.eof:
+        raise ValueError("it is cut short, or decompresses to too much")
+    return data

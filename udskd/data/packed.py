@@ -7,15 +7,15 @@ The file, little-endian: PREFIX (magic, version, SHA-256 of the index, lengths);
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import struct
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
+from udskd.config.validation import Count, Invalid, parse_json, reading
 from udskd.data.dataset import ImageSet, Pixels, UnreadableImage, common_classes, content_digest, crc_digest, file_mark
 from udskd.data.decode import MAX_PIXELS, are_jpegs, decode
 from udskd.errors import DataError
@@ -28,6 +28,13 @@ ENTRY = np.dtype(
     [("offset", "<u8"), ("name_end", "<u8")] + [(k, "<u4") for k in ("size", "crc", "label", "height", "width")]
 )
 SPLITS = ("train", "val")
+
+
+class Header(TypedDict):
+    """The JSON object of a pack."""
+
+    classes: list[str]
+    short_side: Count | None
 
 
 def pack_file(root: Path, split: str) -> Path:
@@ -102,7 +109,7 @@ class PackedSet(ImageSet):
         return int(entry["height"]) * int(entry["width"])
 
 
-def _read_index(path: Path, file: int) -> tuple[dict[str, Any], Any, bytes]:
+def _read_index(path: Path, file: int) -> tuple[Header, Any, bytes]:
     """The JSON object, ENTRY [N] and names of a pack, after all checks that need no image."""
     prefix = os.pread(file, PREFIX.size, 0)
     if len(prefix) < PREFIX.size or not prefix.startswith(MAGIC):
@@ -113,11 +120,28 @@ def _read_index(path: Path, file: int) -> tuple[dict[str, Any], Any, bytes]:
     size = os.fstat(file).st_size
     if size != total:
         raise DataError(f"{path} has {size} bytes instead of {total}, it was not copied completely: copy it again")
-    index = os.pread(file, json_bytes + count * ENTRY.itemsize + name_bytes, PREFIX.size)
-    if hashlib.sha256(index).digest() != digest:
-        raise DataError(f"{path} is damaged (its index has another SHA-256): copy it again, or pack it again")
-    entries = np.frombuffer(index, ENTRY, count, json_bytes)
-    return json.loads(index[:json_bytes]), entries, index[json_bytes + entries.nbytes :]
+    with reading(path, DataError, "copy it again, or pack it again"):
+        index_bytes = json_bytes + count * ENTRY.itemsize + name_bytes
+        if PREFIX.size + index_bytes > size:  # before anything of this length is read
+            raise Invalid("its index is longer than the file")
+        index = os.pread(file, index_bytes, PREFIX.size)
+        if hashlib.sha256(index).digest() != digest:
+            raise Invalid("its index has another SHA-256")
+        entries = np.frombuffer(index, ENTRY, count, json_bytes)
+        header = parse_json(index[:json_bytes], Header)
+        _check_entries(entries, len(header["classes"]), name_bytes, PREFIX.size + index_bytes, size)
+        return header, entries, index[json_bytes + entries.nbytes :]
+
+
+def _check_entries(entries: Any, classes: int, name_bytes: int, begin: int, end: int) -> None:
+    """Invalid unless every image is between two offsets of the file, and has a label of a class and a name."""
+    offsets, sizes, names = entries["offset"], entries["size"], entries["name_end"]
+    if not ((offsets >= begin) & (offsets <= end) & (sizes <= end - np.minimum(offsets, end))).all():
+        raise Invalid("an image is outside the file")
+    if not (entries["label"] < classes).all():
+        raise Invalid("an image has the label of no class")
+    if not ((names <= name_bytes).all() and (names[1:] >= names[:-1]).all()):
+        raise Invalid("a name is outside the names")
 
 
 def has_packs(root: Path) -> bool:

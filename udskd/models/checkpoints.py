@@ -11,14 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypedDict, get_args
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
+from safetensors import torch as safetensors_torch
 from torch import Tensor, nn
 
+from udskd.config.validation import Invalid, parse_json, reading
 from udskd.data import class_hash
 from udskd.errors import CheckpointError
 from udskd.files import read_bytes, read_pickle, write_atomic
@@ -27,7 +26,12 @@ from udskd.models.zoo import BuiltStem
 
 FORMAT = "udskd-weights-3"
 _OLDER = "udskd-weights-2"  # without stem mark, eval_crop and hash of the metadata
+_OWN_KEYS = {"class_hash", "classes", "sha256"}  # also where the format itself is damaged
 STATE = b"udskd-state-1 "  # the first bytes of a file of training state, which is no file of weights
+
+
+class _Header(TypedDict, total=False):
+    __metadata__: dict[str, str] | None
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ def save_weights(path: Path, tensors: dict[str, Tensor], info: WeightsInfo) -> N
     if info.options:
         metadata["options"] = json.dumps(info.options)
     metadata["metadata_sha256"] = _metadata_sum(metadata)
-    write_atomic(path, save_safetensors(contiguous | stem_mark(info.model, info.stem), metadata=metadata))
+    write_atomic(path, safetensors_torch.save(contiguous | stem_mark(info.model, info.stem), metadata=metadata))
 
 
 def _without_shared_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -99,34 +103,32 @@ def load_safetensors_file(path: Path) -> tuple[dict[str, Tensor], WeightsInfo | 
 
 
 def is_own(metadata: Mapping[str, str]) -> bool:
-    """Whether a safetensors file's metadata are of any version of save_weights."""
-    return metadata.get("format", "").startswith("udskd-weights-")
+    """Whether a safetensors file's metadata are of any version of save_weights, damaged or not."""
+    return metadata.get("format", "").startswith("udskd-weights-") or metadata.keys() >= _OWN_KEYS
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     data = read_bytes(path)
-    try:
-        tensors = load_safetensors(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is truncated or not a safetensors file ({error})") from None
+    with reading(path, CheckpointError, damaged="is truncated or not a safetensors file"):
+        tensors = safetensors_torch.load(data)
+        header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")], _Header)
     return tensors, header.get("__metadata__") or {}
 
 
 def _checked(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> tuple[dict[str, Tensor], WeightsInfo]:
-    version = metadata["format"]
+    version = metadata.get("format")
     if version not in (FORMAT, _OLDER):
         raise CheckpointError(
-            f"{path} has the format {version}, which this version of udskd does not support: update it"
+            f"{path} has the format {str(version)[:40]}, which this version of udskd does not support: update it"
         )
-    try:
+    with reading(path, CheckpointError, damaged="is damaged: its metadata cannot be understood"):
         info = _info(metadata)
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: its metadata cannot be understood ({error})") from None
     tensors, mark = take_stem_mark(tensors)
     expected = info.stem if version == FORMAT and stem_mark(info.model, info.stem) else None
     sums = metadata.get("class_hash"), metadata.get("sha256")
-    is_whole = version == _OLDER or _metadata_sum(metadata) == metadata.get("metadata_sha256")
+    # One flipped bit makes the older format, which has no hash of the metadata, of the present one.
+    is_older = version == _OLDER and "metadata_sha256" not in metadata
+    is_whole = is_older or _metadata_sum(metadata) == metadata.get("metadata_sha256")
     if (info.class_hash, fingerprint(tensors)) != sums or mark != expected or not is_whole:
         raise CheckpointError(f"{path} is damaged: its contents do not match their SHA-256")
     return tensors, info
@@ -144,19 +146,19 @@ def _info(metadata: Mapping[str, str]) -> WeightsInfo:
         if name not in metadata and name in _OPTIONAL:
             continue
         if name not in metadata:
-            raise ValueError(f"there is no {name}")
+            raise Invalid(f"there is no {name}")
         try:
             values[name] = read(metadata[name])
             is_valid = check(values[name])
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError, RecursionError):
             is_valid = False
         if not is_valid:
-            raise ValueError(f"{name} is {metadata[name]!r}"[:200])
+            raise Invalid(f"{name} is {metadata[name]!r}")
     return WeightsInfo(**values)
 
 
 def _floats(text: str) -> tuple[float, ...]:
-    return tuple(map(float, json.loads(text)))
+    return tuple(parse_json(text, list[float]))
 
 
 # For each entry of the metadata: its parser, and the check of the parsed value.
@@ -164,14 +166,14 @@ _METADATA: dict[str, tuple[Callable[[str], Any], Callable[[Any], bool]]] = {
     "model": (str, bool),
     "stem": (str, lambda stem: stem in get_args(BuiltStem)),
     "classes": (
-        lambda text: tuple(json.loads(text)),
-        lambda classes: len(classes) > 1 and all(isinstance(name, str) for name in classes),
+        lambda text: tuple(parse_json(text, list[str])),
+        lambda classes: len(classes) > 1,
     ),
-    "image_size": (int, lambda size: size > 0),
+    "image_size": (int, lambda size: 0 < size < 2**31),
     "mean": (_floats, lambda mean: len(mean) == 3 and all(map(math.isfinite, mean))),
     "std": (_floats, lambda std: len(std) == 3 and all(math.isfinite(s) and s > 0 for s in std)),
     "eval_crop": (float, lambda crop: 0 < crop <= 1),
-    "options": (json.loads, lambda options: isinstance(options, dict)),
+    "options": (partial(parse_json, schema=dict[str, Any]), lambda options: True),
 }
 _OPTIONAL = ("eval_crop", "options")
 

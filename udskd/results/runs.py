@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from udskd.config import schema, toml
-from udskd.errors import DataError, printable
+from udskd.errors import DataError, UdskdError, printable
 from udskd.process.streams import print_error
 from udskd.results.run_files import LOG, read_events, read_predictions, read_summary
 from udskd.results.statistics import Floats, disagreement
@@ -22,6 +23,10 @@ INCIDENTAL_OPTIONS = {
     *("training.tensorboard", "training.save_every", "training.cuda_graph"),
 }
 """Options that say where and how a run was made, not what was trained. The teacher's file differs from seed to seed."""
+
+
+class DamagedRun(DataError):
+    """A file of a run cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +87,18 @@ def _probabilities(run: Path, role: str) -> Floats | None:
 
 def read_runs(paths: Iterable[Path]) -> list[Run]:
     """The complete runs among the folders, each once. DataError if none is complete, or if their datasets differ."""
-    runs = [run for path in dict.fromkeys(Path(p) for p in paths) if (run := read_run(path))]
+    runs, damaged = [], {}
+    for path in dict.fromkeys(Path(p) for p in paths):
+        try:
+            if run := read_run(path):
+                runs.append(run)
+        except DamagedRun as error:
+            damaged[path] = error
     if not runs:
-        raise DataError("none of the runs given is complete, so there is nothing to compare")
+        none = DataError("none of the runs given is complete, so there is nothing to compare")
+        raise next(iter(damaged.values()), none)
+    for path, reason in damaged.items():
+        warn_left_out(path, str(reason))
     for run in runs[1:]:
         if dataset(run) != dataset(runs[0]):
             pair = f"{runs[0].path} ({describe_dataset(runs[0])}) and {run.path} ({describe_dataset(run)})"
@@ -117,20 +131,35 @@ def _val_digest(run: Run) -> str:
 
 
 def read_run(path: Path) -> Run | None:
-    """The run in a folder; None, with a warning, if it is not complete. DataError if it cannot be read."""
+    """The run in a folder; None, with a warning, if it is not complete.
+
+    DataError if the folder holds none, DamagedRun if a file of it cannot be read.
+    """
     if not (path / "config.toml").exists():
         raise DataError(f"{path} is not a run folder (no config.toml in it): give a folder that udskd train wrote")
     try:
-        summary = read_summary(path)
-        events = read_events(path / LOG)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as a run: {error}") from error
-    if summary.get("status") != "complete":
+        return _read_complete(path)
+    except FileNotFoundError as error:  # a link to nothing
+        raise DamagedRun(f"there is no {error.filename}") from None
+    except UdskdError as error:
+        raise DamagedRun(str(error)) from None
+
+
+def _read_complete(path: Path) -> Run | None:
+    log = path / LOG
+    events, damage = read_events(log) if os.path.lexists(log) else ([], "")
+    summary = read_summary(path)
+    if not summary:
         warn_left_out(path, f"it is not complete (udskd train --resume {path} finishes it)")
         return None
+    if not os.path.lexists(log):
+        raise DamagedRun(f"there is no {log}")
+    if damage:
+        warn(damage)
+    read_predictions(path)  # now, so that damaged ones leave out this run alone
     flat = schema.flatten(toml.load(path / "config.toml"))
     options = {name: json.dumps(value) if isinstance(value, dict) else value for name, value in flat.items()}
-    return Run(path, summary, options, [event for event in events if event.get("event") == "epoch"])
+    return Run(path, summary, options, [event for event in events if event["event"] == "epoch"])
 
 
 def warn_left_out(path: Path, reason: str) -> None:

@@ -109,7 +109,7 @@ def _summary(
     session: Session, teacher: dict[str, Any] | None, networks: tuple[Network, Network], metrics: dict[str, Any]
 ) -> dict[str, Any]:
     config, epochs = session.config, session.folder.events("epoch")
-    seconds = sum(e["seconds"] for e in epochs)
+    images, seconds = (sum(e.get(key, 0) for e in epochs) for key in ("images", "seconds"))
     students = {
         n.role: {"model": n.model.name, **metrics[n.role], "best_top1": n.best["top1"], "best_epoch": n.best["epoch"]}
         for n in networks
@@ -121,7 +121,7 @@ def _summary(
         "seed": config.seed,
         "status": "complete",
         "epochs": config.training.epochs,
-        "images_per_second": sum(e["images"] for e in epochs) / seconds,
+        "images_per_second": images / seconds if seconds else 0.0,  # none if all lines of the log are damaged
         "teacher": teacher,
         **students,
         "dataset": describe_dataset(session),

@@ -15,7 +15,7 @@ from udskd.results.run_files import LOG, read_events
 
 
 def events(run: Path, name: str) -> list[dict[str, Any]]:
-    return [event for event in read_events(run / LOG) if event["event"] == name]
+    return [event for event in read_events(run / LOG)[0] if event["event"] == name]
 
 
 def outcome(run: Path) -> dict[str, Any]:

@@ -152,7 +152,7 @@ def test_a_run_of_an_earlier_version_is_refused_another_number_of_images(stopped
 @pytest.mark.parametrize("content", [b"", b"udskd-images-1 ", b"\0" * 100])
 def test_a_damaged_list_is_one_sentence(stopped: Config, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "run" / "images.manifest").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"images\.manifest, the list of the images, cannot be read") as error:
+    with pytest.raises(CheckpointError, match=r"images\.manifest lists the images and is damaged") as error:
         train(stopped, resume=tmp_path / "run")
     assert "\n" not in str(error.value)
 

@@ -271,7 +271,7 @@ def test_a_cache_of_an_earlier_version_has_no_manifest_to_compare_with(
 def test_a_damaged_manifest_of_a_cache_is_named(config: Config, tmp_path: Path) -> None:
     config = cached(config, tmp_path / "cache")
     (tmp_path / "cache/images.manifest").write_bytes(b"udskd")
-    with pytest.raises(CheckpointError, match=r"cache/images\.manifest, the list of the images, cannot be read"):
+    with pytest.raises(CheckpointError, match=r"cache/images\.manifest lists the images and is damaged"):
         train(config)
 
 
@@ -339,11 +339,11 @@ def test_truncated_and_altered_epochs_are_refused_and_can_be_made_again(config: 
     file = tmp_path / "cache" / "epoch-0002.npy"
     intact = file.read_bytes()
     file.write_bytes(intact[:-1])
-    with pytest.raises(CheckpointError, match=f"{file} is truncated or altered: delete it"):
+    with pytest.raises(CheckpointError, match=f"{file} is truncated or altered"):
         train(config)
     assert not (tmp_path / "run").exists()
     file.write_bytes(intact[:-1] + bytes([intact[-1] ^ 1]))
-    with pytest.raises(CheckpointError, match=f"{file} is truncated or altered: delete it"):
+    with pytest.raises(CheckpointError, match=f"{file} is truncated or altered"):
         train(config)
     file.unlink()
     with pytest.raises(ConfigError, match="holds 2 epochs"):

@@ -136,8 +136,8 @@ class StateFile:
             state = TrainState(
                 int(saved["epoch"]), int(saved["step"]), float(saved["seconds"]), saved["metrics"], Meter.merged(meters)
             )
-        except (KeyError, RuntimeError, ValueError, TypeError) as error:
-            reason = str(error).splitlines()[0]
+        except (LookupError, RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise CheckpointError(f"{self._path} does not belong to this run's networks ({reason})") from None
         self._check_fingerprints(fingerprints)
         if processes != world.ranks:

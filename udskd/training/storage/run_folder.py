@@ -25,10 +25,12 @@ except ImportError:  # not on Windows
 from udskd import __version__
 from udskd.config import toml
 from udskd.config.schema import Config
+from udskd.config.validation import parse_json, reading
 from udskd.data.manifest import FILE as MANIFEST
 from udskd.data.manifest import Manifest, read_manifest, to_bytes
 from udskd.errors import CheckpointError, ConfigError
-from udskd.files import make_folder, open_to_append, read_text, write_atomic
+from udskd.files import make_folder, open_to_append, read_regular, write_atomic
+from udskd.process.streams import print_error
 from udskd.results.run_files import LOG, SUMMARY, read_events, read_summary
 from udskd.training.storage.checkpoint import previous
 
@@ -46,6 +48,7 @@ class RunFolder:
         self._unreadable: set[str] | None = None
         self._unreadable_lock = threading.Lock()
         self._lock_file: Any = None
+        self._damage = ""
 
     def check_free(self) -> None:
         """ConfigError unless the path is free: nothing, an empty folder, or what a killed create() has left."""
@@ -144,10 +147,9 @@ class RunFolder:
 
     def summary(self) -> dict[str, Any]:
         """The summary of a complete run."""
-        try:
-            return read_summary(self.path)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{self.path / SUMMARY} cannot be read: {error}") from None
+        if summary := read_summary(self.path):
+            return summary
+        raise CheckpointError(f"{self.path / SUMMARY} is not that of a complete run: remove it to continue the run")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write the last file of a run, which makes the run complete."""
@@ -176,8 +178,10 @@ class RunFolder:
     def started_by(self, torchrun: str | None) -> bool:
         """Whether this torchrun (by its run id, which restarts share) started the run."""
         try:
-            starter = json.loads(read_text(self.path / "environment.json")).get("torchrun")
-        except (OSError, ValueError):
+            file = self.path / "environment.json"
+            with reading(file, CheckpointError):
+                starter = parse_json(read_regular(file), dict[str, Any]).get("torchrun")
+        except (CheckpointError, FileNotFoundError):
             return False
         return self.begun and torchrun is not None and starter == torchrun
 
@@ -207,8 +211,14 @@ class RunFolder:
             raise CheckpointError(f"cannot write {self.path / name}: {error.strerror or error}") from error
 
     def _events(self) -> list[dict[str, Any]]:
-        log = self.path / LOG
-        return read_events(log) if log.exists() else []
+        try:
+            events, damage = read_events(self.path / LOG)
+        except FileNotFoundError:
+            return []
+        if damage and self._damage != damage:
+            self._damage = damage
+            print_error(f"udskd: warning: {damage}")
+        return events
 
 
 def environment() -> dict[str, Any]:

@@ -8,21 +8,34 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
+from udskd.config.validation import Count, Invalid, parse_json, reading
 from udskd.data import ImageSet
 from udskd.data.manifest import FILE as MANIFEST
 from udskd.data.manifest import describe_changes, list_images, read_manifest, to_bytes
 from udskd.data.workers import Poll, no_op
 from udskd.errors import CheckpointError, ConfigError
-from udskd.files import make_folder, open_regular, read_text, write_atomic
+from udskd.files import make_folder, open_regular, read_regular, write_atomic
 from udskd.training.teacher_cache.dependencies import Dependencies, first_difference
 
 FORMAT = "udskd-teacher-cache-1"
 DESCRIPTION = "cache.json"
 Logits = npt.NDArray[np.float16]
+_NO_CACHE = "does not describe a teacher cache, or is damaged"
+_DELETE = "delete it and run udskd cache-teacher again, which computes what is missing"
+_MadeOf = TypedDict("_MadeOf", {"data.images": Count, "data.classes": Count})
+
+
+class _Description(TypedDict):
+    """cache.json."""
+
+    format: Literal["udskd-teacher-cache-1"]
+    made_of: _MadeOf
+    epochs: dict[str, str]
 
 
 @dataclass
@@ -40,16 +53,11 @@ class CacheFolder:
         """The cache in a folder, None if there is none. CheckpointError if cache.json cannot be read."""
         file = path / DESCRIPTION
         try:
-            content = json.loads(read_text(file))
-            if content["format"] != FORMAT:
-                raise ValueError(f"its format is {content['format']!r}, not {FORMAT!r}")
-            return CacheFolder(path, dict(content["made_of"]), dict(content["epochs"]))
+            with reading(file, CheckpointError, "make the cache anew", damaged=_NO_CACHE):
+                content = parse_json(read_regular(file), _Description)
+                return CacheFolder(path, content["made_of"], content["epochs"])
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"{file} does not describe a teacher cache, or is damaged ({error}): make the cache anew"
-            ) from None
 
     @staticmethod
     def open_or_create(path: Path, dependencies: Dependencies) -> CacheFolder:
@@ -140,17 +148,12 @@ class CacheFolder:
         file = self.epoch_file(epoch)
         shape = (self.dependencies["data.images"], self.dependencies["data.classes"])
         try:
-            open_regular(file).close()  # np.load would wait for a FIFO
-            rows: Logits = np.load(file, mmap_mode="r")
-            intact = rows.dtype == np.float16 and rows.shape == shape
-            intact = intact and (not verify or _sha256(rows) == self.checksums[file.name])
-        except (OSError, ValueError, EOFError):
-            intact = False
-        if not intact:
-            raise CheckpointError(
-                f"{file} is truncated or altered: delete it and run udskd cache-teacher again, which "
-                "computes what is missing"
-            )
+            with reading(file, CheckpointError, _DELETE, damaged="is truncated or altered"):
+                rows = _map(file, shape)
+        except FileNotFoundError:
+            raise CheckpointError(f"there is no {file}: {_DELETE}") from None
+        if verify and _sha256(rows) != self.checksums.get(file.name):
+            raise CheckpointError(f"{file} is truncated or altered: {_DELETE}")
         return rows
 
     def write_epoch(self, epoch: int, rows: Logits) -> None:
@@ -164,6 +167,18 @@ class CacheFolder:
         content = {"format": FORMAT, "made_of": self.dependencies, "epochs": dict(sorted(checksums.items()))}
         write_atomic(self.path / DESCRIPTION, (json.dumps(content, indent=2) + "\n").encode())
         self.checksums = checksums
+
+
+def _map(file: Path, shape: tuple[int, int]) -> Logits:
+    """The float16 array of a .npy file, memory-mapped. np.load would also open archives and pickles."""
+    with open_regular(file) as opened:
+        version = np.lib.format.read_magic(opened)
+        if version != (1, 0):
+            raise Invalid(f"its version is {version}")
+        header = np.lib.format.read_array_header_1_0(opened)
+        if header != (shape, False, np.dtype("<f2")):
+            raise Invalid("its header is of other logits")
+        return np.memmap(opened, "<f2", "r", opened.tell(), shape)
 
 
 def _sha256(rows: Logits) -> str:
