@@ -94,7 +94,7 @@ def summary(one: Case) -> Case:
     return {key: summary(x) if isinstance(x, dict) else x for key, x in one.items() if key != "content"}
 
 
-@pytest.mark.parametrize(("name", "count"), [("operator", 40), ("raw", 4), ("commands", 12)])
+@pytest.mark.parametrize(("name", "count"), [("operator", 40), ("raw", 4), ("commands", 12), ("files", 150)])
 def test_a_short_hunt_finds_nothing(name: str, count: int) -> None:
     kind = fuzz.KINDS[name]
     cases = [kind.draw(Random(f"suite {seed}")) for seed in range(count)]
