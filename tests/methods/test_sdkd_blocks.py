@@ -72,7 +72,7 @@ def test_the_distance_does_not_see_the_length_of_a_vector_and_is_at_most_4(scale
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"sdkd__teacher_layers": "features.7"}, ["sdkd.teacher_layers", '"features.7"', "did you mean"]),
+        ({"sdkd__teacher_layers": "features.7"}, ["sdkd.teacher_layers", '"features.7"', "features.6 (2 px)"]),
         ({"sdkd__student_b_layers": "features.4,features.2"}, ["sdkd.student_b_layers", "order"]),
         ({"sdkd__student_a_layers": "features.4"}, ["sdkd.teacher_layers and sdkd.student_a_layers", "2 and 1"]),
         ({"sdkd__stages": 4}, ["sdkd.stages", "1 to 3", "features.2 (8 px)"]),

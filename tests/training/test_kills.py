@@ -42,6 +42,7 @@ def test_runs_disturbed_at_random_moments_end_as_if_they_had_not_been(kind: str,
 
 
 RUN = Path("run")  # in a folder of its own: the name of a run is in its log
+TEACHER = {"top1": 50.0, "nll": 1.0, "fingerprint": "0"}
 
 
 def often(tree: Path) -> Config:
@@ -200,14 +201,14 @@ def test_a_folder_with_a_state_but_no_options_is_not_free(tree: Path, here: Path
 def test_a_torn_line_of_the_log_swallows_no_other(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text('{"event": "start"}\n{"event": "teach')
     folder = RunFolder(tmp_path)
-    folder.log("teacher", top1=50.0)
+    folder.log("teacher", **TEACHER)
     folder.log("epoch", epoch=1)
     assert [len(folder.events(name)) for name in ("start", "teacher", "epoch")] == [1, 1, 1]
 
 
 def test_going_back_forgets_what_was_logged_later(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    for event, values in (("teacher", {}), ("epoch", {"epoch": 1}), ("epoch", {"epoch": 2}), ("end", {})):
+    for event, values in (("teacher", TEACHER), ("epoch", {"epoch": 1}), ("epoch", {"epoch": 2}), ("end", {})):
         folder.log(event, **values)
     assert folder.log_unreadable("red/a.png", "/set/train/red/a.png", "torn")
     folder.truncate_log("epoch", 1)

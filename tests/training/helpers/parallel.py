@@ -224,7 +224,7 @@ def serve() -> None:
 def _run_forked(ranks: int, command: str, folder: str, patch: str) -> Ended:
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     addresses = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": str(ranks)}
-    addresses["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    addresses |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "none"}  # as torchrun does
     pids = [_fork(command, Path(folder), patch, rank, addresses) for rank in range(ranks)]
     codes: dict[int, int] = {}
     deadline = time.monotonic() + TIMEOUT
