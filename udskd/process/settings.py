@@ -10,7 +10,7 @@ import os
 import sys
 
 VARIABLE = "UDSKD_PROCESS_SETTINGS"
-SPINS = "10000"  # about 0.1 ms; measured on two cores, idle and beside two busy processes
+SPINS = "10000"  # measured on two cores, idle and beside two busy processes
 TRIM_THRESHOLD, MMAP_MAX = -1, -4  # malloc.h
 INT_MAX = 2**31 - 1
 
